@@ -1,0 +1,48 @@
+"""skeletal: find the few connections of a network worth having before training, and train only those.
+
+The public names are below. They load on first use, so that `skeletal --help` answers without torch
+and `import skeletal` without torchvision, accelerate or matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from skeletal.core.errors import CollapsedError as CollapsedError
+    from skeletal.core.errors import CollapseWarning as CollapseWarning
+    from skeletal.core.errors import MaskError as MaskError
+    from skeletal.core.errors import NonFiniteError as NonFiniteError
+    from skeletal.core.mask import Mask as Mask
+    from skeletal.core.prune import METHODS as METHODS
+    from skeletal.core.prune import Method as Method
+    from skeletal.core.prune import prune as prune
+    from skeletal.harness import models as models
+
+_HOME = {
+    "prune": "skeletal.core.prune:prune",
+    "Mask": "skeletal.core.mask:Mask",
+    "METHODS": "skeletal.core.prune:METHODS",
+    "Method": "skeletal.core.prune:Method",
+    "CollapsedError": "skeletal.core.errors:CollapsedError",
+    "CollapseWarning": "skeletal.core.errors:CollapseWarning",
+    "MaskError": "skeletal.core.errors:MaskError",
+    "NonFiniteError": "skeletal.core.errors:NonFiniteError",
+    "models": "skeletal.harness.models:",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'skeletal' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    found = import_module(module)
+    value = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,123 @@
+"""What a run is made of: three plain records, and presets that fill in what was not said.
+
+A field that is `None` means "as the preset says". `resolve` replaces every `None`, so that what lands in
+`config.json` is complete. This file imports neither torch nor anything else of ours: the command line
+needs it to show its help.
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The network, the data and where they run."""
+
+    model: str = "vgg-mini"
+    """network: one of ours (see `skeletal doctor`), or any torchvision or timm name"""
+    data: str = "digits"
+    """data set: digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, or the path of an ImageFolder"""
+    data_dir: Path | None = None
+    """where the data set lies; by default `./data`, then `~/.cache/skeletal`"""
+    seed: int = 0
+    """seeds the initial weights, the batches, the augmentation and the random scores"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    workers: int = 2
+    """processes that decode images, for data sets too large for memory"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """How the mask is found."""
+
+    method: str = "force"
+    """random, magnitude, snip, force, force-regrow, grasp-it; `dense` trains without a mask"""
+    density: float | None = None
+    """fraction of prunable weights to keep (default 0.1)"""
+    sparsity: float | None = None
+    """1 - density, for those who think in sparsity; give one of the two"""
+    steps: int | None = None
+    """pruning steps T; one-shot methods take 1"""
+    schedule: Literal["exponential", "linear"] = "exponential"
+    """how the number of kept weights falls: Eq. 9 or Eq. 8 of the paper"""
+    batches_per_step: int | None = None
+    """batches whose gradients are averaged at each step; SNIP-MB is snip with many"""
+    prune_batch_size: int | None = None
+    """examples in each of those batches"""
+    bn_mode: Literal["train", "eval"] = "train"
+    """mode of the network while it is scored"""
+    on_collapse: Literal["raise", "keep"] = "raise"
+    """when too few weights have a score: stop, or fill up by position"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the skeleton is trained: SGD with a step schedule, as in the paper's appendix A."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    """learning rate at the start"""
+    momentum: float | None = None
+    weight_decay: float | None = None
+    milestones: tuple[float, ...] | None = None
+    """fractions of the training after which the learning rate is divided by 10"""
+    bf16: bool = False
+    """forward and backward under bf16 autocast"""
+    channels_last: bool = False
+    """keep images and weights in channels-last memory order"""
+    test_every: int = 0
+    """also test every so many epochs; 0 tests once, at the end"""
+
+
+# The paper, section 5.1, 5.2 and appendix A. Milestones are fractions, so that `--epochs` keeps their proportion.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10": dict(
+        epochs=350, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(150 / 350, 250 / 350),
+        steps=300, batches_per_step=1, prune_batch_size=128, density=0.1,
+    ),
+    "cifar100": dict(
+        epochs=350, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(150 / 350, 250 / 350),
+        steps=60, batches_per_step=10, prune_batch_size=128, density=0.1,
+    ),
+    "tiny-imagenet": dict(
+        epochs=300, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(1 / 2, 3 / 4),
+        steps=60, batches_per_step=20, prune_batch_size=128, density=0.1,
+    ),
+    "imagenet": dict(
+        epochs=90, batch_size=256, lr=0.1, momentum=0.9, weight_decay=1e-4, milestones=(30 / 90, 60 / 90),
+        steps=60, batches_per_step=40, prune_batch_size=256, density=0.1,
+    ),
+    "quick": dict(
+        epochs=30, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(1 / 2, 3 / 4),
+        steps=60, batches_per_step=1, prune_batch_size=128, density=0.1,
+    ),
+}  # fmt: skip
+
+ONE_SHOT = ("random", "magnitude", "snip")
+METHODS = ("force", "force-regrow", "grasp-it", *ONE_SHOT)
+
+Record = TypeVar("Record", Setup, Pruning, Training)
+
+
+def resolve(record: Record, preset: str) -> Record:
+    """Fill every field that is `None` from the preset; what was said explicitly wins.
+
+    Raises:
+        ValueError: unknown preset, or `density` and `sparsity` given together.
+
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    known = dict(PRESETS[preset])
+    if isinstance(record, Pruning):
+        if record.density is not None and record.sparsity is not None:
+            raise ValueError(f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})")
+        if record.sparsity is not None:
+            known["density"] = 1 - record.sparsity
+        if record.method in ONE_SHOT:
+            known["steps"] = 1
+    missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}
+    return replace(record, **missing)
