@@ -114,7 +114,9 @@ def resolve(record: Record, preset: str) -> Record:
     known = dict(PRESETS[preset])
     if isinstance(record, Pruning):
         if record.density is not None and record.sparsity is not None:
-            raise ValueError(f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})")
+            raise ValueError(
+                f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
+            )
         if record.sparsity is not None:
             known["density"] = 1 - record.sparsity
         if record.method in ONE_SHOT:

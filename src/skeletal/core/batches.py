@@ -1,0 +1,123 @@
+"""The caller's batches: one continuous stream, and how a batch meets a model and a loss."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from skeletal.core.selection import Tensors
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Cycle:
+    """Cycles through any iterable of batches with one iterator, which is never restarted between steps.
+
+    Raises:
+        ValueError: the iterable is empty, or it was a generator that has run out.
+
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._iterator: Iterator[Any] = iter(batches)
+        self._ahead: list[Any] = []
+        self.taken = 0
+
+    def __next__(self) -> Any:
+        if self._ahead:
+            batch = self._ahead.pop()
+        else:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._iterator = iter(self._batches)
+                try:
+                    batch = next(self._iterator)
+                except StopIteration:
+                    raise ValueError(self._ran_out()) from None
+        self.taken += 1
+        return batch
+
+    def _ran_out(self) -> str:
+        if self.taken:
+            return (
+                f"batches ran out after {self.taken}, and an iterator cannot be restarted:"
+                " pass a list or a DataLoader, or fewer steps or batches_per_step"
+            )
+        return "batches is empty: pass an iterable of (inputs, targets) or of dicts"
+
+    def peek(self) -> Any:
+        """The next batch, without consuming it."""
+        batch = next(self)
+        self._ahead.append(batch)
+        self.taken -= 1
+        return batch
+
+
+def forward(model: nn.Module, state: Tensors, batch: Any) -> Any:
+    """Run the model with `state` in place of its parameters and buffers; the model itself stays as it is.
+
+    Raises:
+        TypeError: a batch that is neither a pair `(inputs, targets)` nor a dict.
+
+    """
+    if isinstance(batch, Mapping):
+        return functional_call(model, state, (), dict(batch))
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+        raise TypeError(f"a batch has to be (inputs, targets) or a dict of the model's arguments, not a {kind}")
+    inputs = batch[0]
+    if isinstance(inputs, Mapping):
+        return functional_call(model, state, (), dict(inputs))
+    return functional_call(model, state, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,))
+
+
+def evaluate(loss: Loss | None, outputs: Any, batch: Any) -> Tensor:
+    """The loss of a batch: `loss(outputs, targets)`, or `loss(outputs, batch)` for a dict.
+
+    Without a loss: cross-entropy for a pair, the output's own `loss` for a dict (as Hugging Face models give).
+
+    Raises:
+        TypeError: the default does not apply, or the loss is not one number.
+
+    """
+    if loss is None and isinstance(batch, Mapping):
+        value = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+        if value is None:
+            raise TypeError(
+                f"the model returned {type(outputs).__name__} without a loss: put labels in the batch,"
+                " or pass loss=, a function of (outputs, batch)"
+            )
+    elif loss is None:
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"cross-entropy needs a tensor of logits, but the model returned {type(outputs).__name__}:"
+                " pass loss=, a function of (outputs, targets)"
+            )
+        value = functional.cross_entropy(outputs, batch[1])
+    else:
+        value = loss(outputs, batch if isinstance(batch, Mapping) else batch[1])
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the loss has to be one number, not {shape}: average it over the batch")
+    return value.reshape(())
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply a function to every tensor of nested tuples, lists and mappings; anything else passes through."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch on the model's device."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)

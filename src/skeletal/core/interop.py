@@ -1,0 +1,34 @@
+"""To and from `torch.nn.utils.prune`, which keeps `<weight>_orig` and a buffer `<weight>_mask` in each layer."""
+
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from skeletal.core.attach import matching_parameters
+from skeletal.core.errors import MaskError
+from skeletal.core.selection import Tensors
+
+
+def to_torch(mask: Tensors, model: nn.Module) -> None:
+    """Apply the mask with `torch.nn.utils.prune.custom_from_mask`; this renames the state_dict keys."""
+    weights = matching_parameters(mask, model)
+    for name, keep in mask.items():
+        module, _, leaf = name.rpartition(".")
+        torch_prune.custom_from_mask(model.get_submodule(module), leaf, keep.to(weights[name].device))
+
+
+def from_torch(model: nn.Module) -> Tensors:
+    """The masks of a model that was pruned with `torch.nn.utils.prune`, under the weights' own names.
+
+    Raises:
+        MaskError: nothing in the model is pruned in this way.
+
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    masks = {
+        name.removesuffix("_mask"): buffer.detach().bool().cpu()
+        for name, buffer in model.named_buffers()
+        if name.endswith("_mask") and name.removesuffix("_mask") + "_orig" in parameters
+    }
+    if not masks:
+        raise MaskError(f"{type(model).__name__} has no layer pruned with torch.nn.utils.prune")
+    return masks

@@ -1,0 +1,256 @@
+"""Algorithm 1 of the paper, and the table of methods that are settings of it."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import skeletal
+from skeletal.core import scores
+from skeletal.core.batches import Cycle, Loss
+from skeletal.core.borrow import borrowed, widen
+from skeletal.core.connectivity import reaches_output
+from skeletal.core.denormals import flush_denormals
+from skeletal.core.errors import CollapsedError, CollapseWarning, NonFiniteError
+from skeletal.core.gradients import mean_gradient
+from skeletal.core.mask import Mask
+from skeletal.core.schedules import SCHEDULES, Schedule, visit
+from skeletal.core.selection import Tensors, flatten, top, unflatten
+from skeletal.core.weights import Selection, count_biases, prunable_weights
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a method is a score, how often it is computed, and whether pruned weights may return."""
+
+    score: scores.Score
+    steps: int
+    """the default number of steps T"""
+    nested: bool = True
+    """once pruned, stays pruned (Eq. 7)"""
+    one_shot: bool = False
+    """one step by definition"""
+    needs_data: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "random": Method(scores.noise, steps=1, one_shot=True, needs_data=False),
+    "magnitude": Method(scores.magnitude, steps=1, one_shot=True, needs_data=False),
+    "snip": Method(scores.connection_sensitivity, steps=1, one_shot=True),
+    "force": Method(scores.connection_sensitivity, steps=60),
+    "force-regrow": Method(scores.regrowing_sensitivity, steps=60, nested=False),
+    "grasp-it": Method(scores.gradient_norm, steps=60),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `on_step` sees after a step: the new mask, and what it was made of."""
+
+    step: int
+    """1 to steps"""
+    steps: int
+    kept: int
+    density: float
+    loss: float | None
+    """mean loss before the step, at the previous mask; None for data-free methods"""
+    mask: Tensors
+    scores: Tensors
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    density: float,
+    method: str = "force",
+    steps: int | None = None,
+    batches_per_step: int = 1,
+    schedule: str | Schedule = "exponential",
+    loss: Loss | None = None,
+    prunable: Selection = None,
+    score: scores.Score | None = None,
+    bn_mode: Literal["train", "eval"] = "train",
+    on_collapse: Literal["raise", "keep"] = "raise",
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+) -> Mask:
+    """Find the few weights of a network worth having, before training (paper, Algorithm 1).
+
+    The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state.
+    `mask.attach(model)` makes it a skeleton.
+
+    Args:
+        model: any module, on any device.
+        batches: an iterable of `(inputs, targets)` or of dicts of the model's arguments. It is cycled, and
+            never restarted between steps. Methods without data (random, magnitude) need none.
+        density: fraction of prunable weights to keep, in (0, 1]; exactly `round(density * total)` are kept,
+            ties going to the first position.
+        method: a row of `skeletal.METHODS`.
+        steps: T of Algorithm 1; by default the method's own.
+        batches_per_step: batches whose gradients are averaged at each step. `snip` with many is SNIP-MB.
+        schedule: "exponential" (Eq. 9), "linear" (Eq. 8), or a function `(total, kept, steps) -> counts`.
+        loss: a function `(outputs, targets) -> scalar`, for dict batches `(outputs, batch) -> scalar`; by default
+            cross-entropy, for dict batches the model's own `outputs.loss`.
+        prunable: which weights; see `prunable_weights`.
+        score: a function of a `Point` that takes the place of the method's own; higher = keep, and exactly
+            0 means that no signal passes.
+        bn_mode: mode of the whole model while it is scored.
+        on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
+            "keep" fills up by position and records it in `mask.metadata["filled"]`.
+        seed: seeds random scores, dropout and any loader that draws on the global random state.
+        on_step: called after each step with a `Step`.
+
+    Returns:
+        The mask, with its making in `mask.metadata`.
+
+    Raises:
+        ValueError: density, steps, method or schedule out of range; no prunable weights; no batches.
+        TypeError: a batch or a loss of the wrong kind.
+        NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
+        CollapsedError: see `on_collapse`; names step, density and empty layers.
+
+    Warns:
+        CollapseWarning: the finished mask leaves no path from input to output.
+
+    """
+    row = _row(method, score, steps)
+    steps = steps or row.steps
+    weights = prunable_weights(model, prunable)
+    total = sum(weight.numel() for weight in weights.values())
+    kept = _kept(density, total)
+    named = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom")
+    counts = visit(_schedule(schedule), total, kept, steps)
+    _choice("bn_mode", bn_mode, ("train", "eval"))
+    _choice("on_collapse", on_collapse, ("raise", "keep"))
+    if batches_per_step < 1:
+        raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
+    if batches is None and row.needs_data:
+        raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")
+    theta = {name: widen(weight.detach()) for name, weight in weights.items()}
+    for name, weight in theta.items():
+        if not torch.isfinite(weight).all():
+            raise NonFiniteError(f"{name} {tuple(weight.shape)} holds NaN or infinite weights")
+
+    filled: list[dict[str, int]] = []
+    connected = None
+    with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
+        stream = None if batches is None else Cycle(batches)
+        example = None if stream is None else stream.peek()
+
+        def differentiate(kept: Tensors) -> tuple[Tensors, float]:
+            if stream is None:
+                raise ValueError("this score asks for a gradient, which needs batches")
+            return mean_gradient(model, kept, stream, batches_per_step, loss)
+
+        generator = torch.Generator().manual_seed(seed)
+        mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
+        for step, count in enumerate(counts, 1):  # Algorithm 1
+            point = scores.Point(theta, mask, differentiate, generator)
+            scored = row.score(point)
+            scores.check_scores(scored, theta)
+            mask, missing = _select(scored, mask, count, row.nested, step, steps, on_collapse)
+            if missing:
+                filled.append({"step": step, "weights": missing})
+            if on_step is not None:
+                on_step(Step(step, steps, count, count / total, point.loss, mask, scored))
+        if example is not None:
+            connected = reaches_output(model, mask, example)
+
+    found = Mask(
+        mask,
+        {
+            "method": method,
+            "score": getattr(row.score, "__name__", "custom"),
+            "density": density,
+            "steps": steps,
+            "schedule": named,
+            "batches_per_step": batches_per_step,
+            "loss": "default" if loss is None else getattr(loss, "__name__", type(loss).__name__),
+            "bn_mode": bn_mode,
+            "seed": seed,
+            "model": type(model).__name__,
+            "biases": count_biases(model, weights),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "filled": filled,
+            "connected": connected,
+            "versions": {"skeletal": skeletal.__version__, "torch": torch.__version__},
+        },
+    )
+    if connected is False:
+        empty = ", ".join(found.empty_layers) or "none, but no path is left through them"
+        warnings.warn(
+            f"no path leads from input to output at density {density:g} with {method!r}: this skeleton cannot learn."
+            f" Empty layers: {empty}",
+            CollapseWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _select(
+    scored: Tensors, mask: Tensors, count: int, nested: bool, step: int, steps: int, on_collapse: str
+) -> tuple[Tensors, int]:
+    """The next mask, and how many of its weights have no score and were only filled in."""
+    for name, score in scored.items():
+        if not torch.isfinite(score).all():
+            raise NonFiniteError(
+                f"the score of {name} {tuple(score.shape)} holds NaN or infinity at step {step} of {steps}"
+            )
+    flat = flatten(scored)
+    eligible = flat != 0
+    alive = flatten(mask).to(flat.device) if nested else torch.ones_like(eligible)
+    eligible &= alive
+    # With everything kept there is nothing to choose, and a weight without a score is no collapse.
+    missing = max(count - int(eligible.sum()), 0) if count < len(flat) else 0
+    if missing and on_collapse == "raise":
+        empty = [name for name, layer in unflatten(eligible, scored).items() if not layer.any()]
+        raise CollapsedError(
+            f"collapsed at step {step} of {steps}, density {count / len(flat):.6g}: {count:,} weights are to be kept"
+            f" but only {count - missing:,} have a finite, non-zero score."
+            f" Layers without any: {', '.join(empty) or 'none'}."
+            " Use more batches_per_step, another number of steps or a higher density,"
+            " or on_collapse='keep' to fill up by position"
+        )
+    flat = torch.where(eligible, flat, torch.finfo(flat.dtype).min)
+    flat = flat.masked_fill(~alive, -torch.inf)
+    return unflatten(top(flat, count), mask), missing
+
+
+def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:
+    _choice("method", method, tuple(METHODS))
+    row = METHODS[method]
+    if score is not None:
+        row = replace(row, score=score, one_shot=False)
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}; it has to be at least 1")
+    if row.one_shot and steps not in (None, 1):
+        hint = " (snip in several steps is method='force')" if method == "snip" else ""
+        raise ValueError(f"{method!r} prunes in one step, not {steps}{hint}")
+    return row
+
+
+def _kept(density: float, total: int) -> int:
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; it is the fraction of weights kept, above 0 and at most 1")
+    kept = round(density * total)
+    if kept == 0:
+        raise ValueError(
+            f"density {density} keeps none of {total:,} prunable weights; at least {0.5 / total:.3g} keeps one"
+        )
+    return kept
+
+
+def _schedule(schedule: str | Schedule) -> Schedule:
+    if callable(schedule):
+        return schedule
+    _choice("schedule", schedule, tuple(SCHEDULES))
+    return SCHEDULES[schedule]
+
+
+def _choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r}; there are {', '.join(choices)}")

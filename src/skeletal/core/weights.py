@@ -1,0 +1,93 @@
+"""Which weights may be pruned: the one definition of "prunable"."""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
+
+Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
+
+
+def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
+    """The names, within the module itself, of what multiplies its input and of what is added to the product."""
+    if isinstance(module, nn.Linear | _ConvNd):
+        return ["weight"], ["bias"]
+    if isinstance(module, nn.MultiheadAttention):  # its output projection is a Linear of its own
+        return ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"], ["in_proj_bias"]
+    return [], []
+
+
+def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn.Parameter]:
+    """The weights of a model that a mask covers, by parameter name, in the order of `named_parameters`.
+
+    By default the weights of every convolution (1d to 3d, transposed, grouped), linear layer and attention
+    projection, as in the paper's appendix A; neither biases nor norm layers, nor anything frozen
+    (`requires_grad` False). A tied weight has one entry, under its first name.
+
+    Args:
+        model: any module.
+        select: a function `(name, weight) -> bool` narrows the default; a collection of parameter names
+            replaces it, and may name any floating-point parameter (norm layers, biases, embeddings).
+
+    Raises:
+        ValueError: nothing is left to prune, an unknown name, or a lazy layer without its shape yet.
+
+    """
+    parameters = dict(model.named_parameters())
+    lazy = [name for name, weight in parameters.items() if isinstance(weight, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} has no shape yet: run the lazy model once on a batch, then prune it")
+
+    if select is None or callable(select):
+        found = _by_layer(model, parameters)
+        if callable(select):
+            found = {name: weight for name, weight in found.items() if select(name, weight)}
+    else:
+        found = _by_name(model, parameters, [select] if isinstance(select, str) else list(select))
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no prunable weights"
+            + (" left after the selection" if select is not None else "")
+            + ": by default these are the trainable weights of convolutions, linear layers and attention;"
+            " name others with prunable=[...]"
+        )
+    return found
+
+
+def _by_layer(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    wanted = {
+        id(weight)
+        for module in model.modules()
+        for name in weights_and_biases(module)[0]
+        if (weight := module._parameters.get(name)) is not None
+    }
+    return {
+        name: weight
+        for name, weight in parameters.items()
+        if id(weight) in wanted and weight.requires_grad and weight.is_floating_point()
+    }
+
+
+def _by_name(model: nn.Module, parameters: dict[str, nn.Parameter], names: list[str]) -> dict[str, nn.Parameter]:
+    every = dict(model.named_parameters(remove_duplicate=False))
+    unknown = [name for name in names if name not in every]
+    if unknown:
+        raise ValueError(f"{type(model).__name__} has no parameter {unknown[0]!r}; it has {', '.join(every)}")
+    chosen = {id(every[name]) for name in names}
+    found = {name: weight for name, weight in parameters.items() if id(weight) in chosen}
+    for name, weight in found.items():
+        if not weight.is_floating_point():
+            raise ValueError(f"{name} is {weight.dtype}; only floating-point weights can be scored")
+    return found
+
+
+def count_biases(model: nn.Module, weights: dict[str, nn.Parameter]) -> int:
+    """How many biases belong to the layers of these weights: for the second of the field's three denominators."""
+    ours = {id(weight) for weight in weights.values()}
+    biases = {}
+    for module in model.modules():
+        multiply, add = weights_and_biases(module)
+        if any(id(module._parameters.get(name)) in ours for name in multiply):
+            biases |= {id(b): b.numel() for name in add if (b := module._parameters.get(name)) is not None}
+    return sum(biases.values())

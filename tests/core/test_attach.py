@@ -1,0 +1,199 @@
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
+
+import skeletal
+from tests.cases import ZOO, Tokens, convnet, images, tokens
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, amsgrad=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.1, initial_accumulator_value=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.9, centered=True),
+}
+
+
+def train(model, optimizer, batches, autocast=False, clip=None):
+    for batch in batches:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if isinstance(batch, dict):
+                loss = model(**batch)["loss"]
+            else:
+                loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+
+def pruned_values(model, mask):
+    return torch.cat([model.get_parameter(name).detach()[~keep] for name, keep in mask.items()])
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pruned_weights_stay_exactly_zero_under_every_optimizer(name, used):
+    model, batches = convnet(), images(4)
+    mask = skeletal.prune(model, batches, density=0.2, method="snip")
+    optimizer = OPTIMIZERS[name](model.parameters())
+    if used:
+        train(model, optimizer, batches)
+    mask.attach(model)  # a used optimizer that attach is not told of
+    for autocast, clip in ((False, None), (True, None), (False, 0.01)):
+        train(model, optimizer, batches, autocast, clip)
+        values = pruned_values(model, mask)
+        assert values.eq(0).all()
+        assert not torch.signbit(values).any()
+        mask.check(model)
+    assert all(model.get_parameter(n).detach()[keep].ne(0).any() for n, keep in mask.items() if keep.any())
+
+
+def test_a_used_optimizer_forgets_pruned_weights():
+    model, batches = convnet(), images(2)
+    mask = skeletal.prune(model, batches, density=0.2, method="snip")
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    train(model, optimizer, batches)
+    mask.attach(model, optimizer)
+    for name, keep in mask.items():
+        weight = model.get_parameter(name)
+        assert weight.grad[~keep].eq(0).all()
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            assert optimizer.state[weight][key][~keep].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_any_model_trains_saves_loads_and_stays_sparse(name, tmp_path):
+    make, data = ZOO[name]
+    model, batches = make(), data()
+    keys = list(model.state_dict())
+    mask = skeletal.prune(model, batches, density=0.3, method="random")
+    mask.attach(model)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
+    mask.check(model)
+    assert list(model.state_dict()) == keys
+    mask.save(tmp_path / "m.safetensors")
+    again = make()
+    again.load_state_dict(model.state_dict())
+    skeletal.Mask.load(tmp_path / "m.safetensors").check(again)
+
+
+def test_same_training_as_multiplying_with_the_mask():
+    """The slower truth: multiply weights and gradients with the mask by hand."""
+    model, batches = convnet().double(), [(x.double(), y) for x, y in images(3)]
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    by_hand = copy.deepcopy(model)
+    mask.attach(model)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
+
+    def multiply(grad=False):
+        with torch.no_grad():
+            for name, keep in mask.items():
+                weight = by_hand.get_parameter(name)
+                (weight.grad if grad else weight).mul_(keep)
+
+    multiply()
+    optimizer = OPTIMIZERS["sgd"](by_hand.parameters())
+    for x, y in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(by_hand(x), y).backward()
+        multiply(grad=True)
+        optimizer.step()
+        multiply()
+    for one, two in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_dense_weights_into_a_skeleton_keeps_it_sparse(assign):
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    mask.attach(model)
+    model.load_state_dict(convnet(seed=5).state_dict(), assign=assign)
+    mask.check(model)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
+    mask.check(model)
+
+
+def test_check_names_the_layer_and_the_first_weight():
+    model = convnet()
+    mask = skeletal.prune(model, images(), density=0.3, method="snip")
+    mask.attach(model)
+    index = tuple((~mask["3.weight"]).nonzero()[0].tolist())
+    for value in (0.5, float("nan")):
+        with torch.no_grad():
+            model[3].weight[index] = value
+        with pytest.raises(
+            skeletal.MaskError, match=r"3\.weight: 1 of \d+ pruned weights are not zero, the first at \("
+        ):
+            mask.check(model)
+
+
+def test_a_deepcopy_carries_no_hooks_and_check_says_so():
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    mask.attach(model)
+    twin = copy.deepcopy(model)
+    mask.check(twin)
+    train(twin, OPTIMIZERS["sgd"](twin.parameters()), batches)
+    with pytest.raises(skeletal.MaskError, match="to every copy"):
+        mask.check(twin)
+    mask.attach(twin)
+    mask.check(twin)
+
+
+def test_detach_leaves_nothing_behind():
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    before = len(_global_optimizer_post_hooks)
+    with mask.attach(model):
+        assert len(_global_optimizer_post_hooks) == before + 1
+    assert len(_global_optimizer_post_hooks) == before
+    assert not any(p._backward_hooks for p in model.parameters())
+    mask.check(model)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
+    with pytest.raises(skeletal.MaskError):
+        mask.check(model)
+
+
+def test_an_attached_mask_keeps_no_model_alive():
+    model = convnet()
+    skeletal.prune(model, images(), density=0.3, method="snip").attach(model)
+    gone = weakref.ref(model[0].weight)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_models_mask_is_refused():
+    mask = skeletal.prune(convnet(), images(), density=0.3, method="snip")
+    with pytest.raises(skeletal.MaskError, match=r"0\.weight is \(4, 3, 3, 3\) in Sequential but \(8, 3, 3, 3\)"):
+        mask.attach(convnet(width=4))
+    with pytest.raises(skeletal.MaskError, match=r"'0\.weight' that Tokens does not have"):
+        mask.check(Tokens())
+
+
+def test_untouched_optimizers_are_left_alone():
+    model, other = convnet(), Tokens()
+    skeletal.prune(model, images(), density=0.3, method="snip").attach(model)
+    train(other, OPTIMIZERS["adamw"](other.parameters()), tokens())
+    assert other.head.weight.ne(0).all()
+
+
+def test_to_and_from_torch():
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    outputs = copy.deepcopy(model)
+    mask.attach(outputs)
+    mask.to_torch(model)
+    assert "0.weight_mask" in model.state_dict()
+    model.eval(), outputs.eval()
+    torch.testing.assert_close(model(batches[0][0]), outputs(batches[0][0]))
+    assert skeletal.Mask.from_torch(model) == mask
+    with pytest.raises(skeletal.MaskError, match="no layer pruned"):
+        skeletal.Mask.from_torch(outputs)

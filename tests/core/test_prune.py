@@ -1,0 +1,370 @@
+import copy
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import skeletal
+from skeletal.core.selection import flatten
+from tests.cases import ZOO, Everything, Residual, Tokens, convnet, images, mlp, tokens
+
+
+def everything_about(model):
+    """All that a caller could notice of a model."""
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict(keep_vars=True).items()},
+        {name: id(p) for name, p in model.named_parameters()},
+        {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        {name: p.requires_grad for name, p in model.named_parameters()},
+        [module.training for module in model.modules()],
+        [(len(m._forward_hooks), len(m._backward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        [len(p._backward_hooks or ()) for p in model.parameters()],
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    )
+
+
+def assert_same(one, two):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, tuple | list):
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == two
+
+
+@pytest.mark.parametrize("method", skeletal.METHODS)
+@pytest.mark.parametrize("name", ZOO)
+def test_any_model_exactly_and_left_as_found(name, method):
+    make, data = ZOO[name]
+    torch.manual_seed(3)
+    model, batches = make(), data()
+    model.train()
+    list(model.modules())[-1].eval()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    next(model.parameters()).register_hook(lambda g: g * 2)
+    before = everything_about(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", skeletal.CollapseWarning)
+        mask = skeletal.prune(
+            model,
+            batches,
+            density=0.3,
+            method=method,
+            steps=None if skeletal.METHODS[method].one_shot else 4,
+            on_collapse="keep",
+        )
+    assert mask.kept == round(0.3 * mask.total)
+    assert_same(before, everything_about(model))
+    mask.attach(model)
+    mask.check(model)
+
+
+def test_default_selection_of_every_kind_of_layer():
+    names = set(skeletal.prune(Everything(), density=0.5, method="random"))
+    assert names == {
+        "grouped.weight",
+        "transposed.weight",
+        "line.weight",
+        "volume.weight",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "tied.weight",
+    }
+    tied = skeletal.prune(Tokens(), density=0.5, method="random")
+    assert "embedding.weight" in tied and "head.weight" not in tied
+    separate = nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
+    assert set(skeletal.prune(separate, density=0.5, method="random")) == {
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+        "out_proj.weight",
+    }
+
+
+def test_own_selection():
+    model = convnet()
+    narrowed = skeletal.prune(model, density=0.5, method="random", prunable=lambda name, weight: weight.dim() == 4)
+    assert set(narrowed) == {"0.weight", "3.weight"}
+    named = skeletal.prune(model, images(), density=0.5, method="snip", prunable=["8.bias", "1.weight"])
+    assert set(named) == {"1.weight", "8.bias"}
+    model[0].weight.requires_grad_(False)
+    assert "0.weight" not in skeletal.prune(model, density=0.5, method="random")
+    assert "0.weight" in skeletal.prune(model, density=0.5, method="random", prunable=["0.weight"])
+
+
+@given(st.floats(0.001, 1), st.integers(0, 5))
+def test_density_is_exact(density, seed):
+    mask = skeletal.prune(mlp(), density=density, method="random", seed=seed)
+    assert mask.kept == round(density * mask.total)
+
+
+def test_ties_go_to_the_first_positions():
+    model = mlp()
+    mask = skeletal.prune(
+        model, density=0.1, score=lambda at: {n: torch.ones_like(w) for n, w in at.weights.items()}, method="magnitude"
+    )
+    flat = flatten(dict(mask))
+    assert flat[: mask.kept].all()
+
+
+def test_force_with_one_step_is_snip_bit_for_bit():
+    for model, batches in ((convnet(), images()), (Residual(), images())):
+        snip = skeletal.prune(model, batches, density=0.1, method="snip", seed=4)
+        assert skeletal.prune(model, batches, density=0.1, method="force", steps=1, seed=4) == snip
+
+
+@pytest.mark.parametrize("method", ["force", "grasp-it"])
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
+def test_masks_are_nested_at_every_step_and_hit_every_count(method, schedule):
+    seen = []
+    model = convnet()
+    mask = skeletal.prune(
+        model,
+        images(),
+        density=0.05,
+        method=method,
+        steps=12,
+        schedule=schedule,
+        on_step=seen.append,
+        on_collapse="keep",
+    )
+    flats = [flatten(step.mask) for step in seen]
+    assert [int(flat.sum()) for flat in flats] == [step.kept for step in seen]
+    for earlier, later in zip(flats, flats[1:], strict=False):
+        assert not (later & ~earlier).any()
+    assert torch.equal(flats[-1], flatten(dict(mask)))
+
+
+def test_recursion_of_nested_masks():
+    """Algorithm 1 written out: each mask is the top k of |θ̄ ⊙ ∇L(θ̄)| at the one before."""
+    model, batches = mlp().double(), [(x.double(), y) for x, y in images(4)]
+    seen = []
+    skeletal.prune(model, batches, density=0.05, steps=6, on_step=seen.append)
+    theta = {name: model.get_parameter(name).detach() for name in seen[0].mask}
+    c = torch.ones(sum(w.numel() for w in theta.values()), dtype=torch.bool)
+    for t, step in enumerate(seen):
+        x, y = batches[t % 4]
+        one, two = theta.values()
+        pieces = c.split([one.numel(), two.numel()])
+        pruned = [(w * p.view_as(w)).requires_grad_() for w, p in zip((one, two), pieces, strict=True)]
+        hidden = torch.tanh(x.flatten(1) @ pruned[0].T + model[1].bias.detach())
+        loss = nn.functional.cross_entropy(hidden @ pruned[1].T + model[3].bias.detach(), y)
+        loss.backward()
+        g = torch.cat([(w.detach() * w.grad).abs().flatten() for w in pruned])
+        c = torch.zeros_like(c)
+        c[g.argsort(descending=True)[: step.kept]] = True
+        assert torch.equal(c, flatten(step.mask))
+
+
+def test_same_seed_same_mask_even_with_dropout_and_a_shuffling_loader():
+    data = torch.utils.data.TensorDataset(*(torch.cat(parts) for parts in zip(*images(4), strict=True)))
+    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
+    masks = [skeletal.prune(Residual_(), loader, density=0.2, steps=5, seed=seed) for seed in (0, 0, 1)]
+    assert masks[0] == masks[1] != masks[2]
+
+
+def Residual_():
+    torch.manual_seed(9)
+    return Residual()
+
+
+def test_batches_are_one_continuous_stream():
+    starts, served = [], []
+
+    class Counting:
+        def __iter__(self):
+            starts.append(len(served))
+            for batch in images(4):
+                served.append(batch)
+                yield batch
+
+    skeletal.prune(mlp(), Counting(), density=0.2, steps=3, batches_per_step=2)
+    assert len(served) == 6
+    assert starts == [0, 4]
+
+
+def test_a_generator_serves_while_it_lasts():
+    skeletal.prune(mlp(), iter(images(3)), density=0.2, steps=3)
+    with pytest.raises(ValueError, match="ran out after 3"):
+        skeletal.prune(mlp(), iter(images(3)), density=0.2, steps=4)
+
+
+def test_own_schedule_score_and_loss():
+    model, batches = mlp(), images()
+
+    def score(at):
+        return {name: at.weights[name].square() * at.gradient[name].abs() for name in at.weights}
+
+    def schedule(total, kept, steps):
+        return [total // 2, kept]
+
+    def loss(outputs, targets):
+        return nn.functional.mse_loss(outputs, nn.functional.one_hot(targets, 10).float())
+
+    seen = []
+    mask = skeletal.prune(model, batches, density=0.1, score=score, schedule=schedule, loss=loss, on_step=seen.append)
+    assert [step.kept for step in seen] == [mask.total // 2, mask.kept]
+    assert (mask.metadata["score"], mask.metadata["schedule"], mask.metadata["loss"]) == (
+        "score",
+        "schedule",
+        "loss",
+    )
+    assert seen[0].loss == pytest.approx(loss(model(batches[0][0]), batches[0][1]).item())
+
+
+def test_dict_batches_use_the_models_own_loss_or_the_callers():
+    torch.manual_seed(0)
+    model = Tokens(tie=False)
+    seen = []
+    skeletal.prune(model, tokens(), density=0.5, steps=2, bn_mode="eval", on_step=seen.append)
+    model.eval()
+    assert seen[0].loss == pytest.approx(model(**tokens()[0])["loss"].item())
+    by_hand = skeletal.prune(
+        model,
+        tokens(),
+        density=0.5,
+        steps=2,
+        bn_mode="eval",
+        loss=lambda out, batch: nn.functional.cross_entropy(out["logits"].flatten(0, 1), batch["labels"].flatten()),
+    )
+    assert by_hand == skeletal.prune(model, tokens(), density=0.5, steps=2, bn_mode="eval")
+
+
+def test_half_precision_weights_do_not_underflow():
+    model = mlp()
+    small = copy.deepcopy(model).to(torch.bfloat16)
+    batches = [(x.to(torch.bfloat16), y) for x, y in images()]
+    mask = skeletal.prune(small, batches, density=0.05, steps=5)
+    assert mask.kept == round(0.05 * mask.total)
+
+
+def test_density_one_keeps_everything_even_dead_weights():
+    model = mlp()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    assert skeletal.prune(model, images(), density=1.0, method="snip").kept == 192 * 20 + 200
+
+
+# What goes wrong
+
+
+def test_collapse_is_refused_and_names_step_density_and_empty_layers():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
+    with torch.no_grad():
+        model[3].bias.fill_(-100)  # no signal passes the second layer
+    with pytest.raises(skeletal.CollapsedError, match=r"step 1 of 4, density 0\..*1\.weight, 3\.weight"):
+        skeletal.prune(model, images(), density=0.1, steps=4)
+    with pytest.warns(skeletal.CollapseWarning):
+        mask = skeletal.prune(model, images(), density=0.1, steps=4, on_collapse="keep")
+    assert mask.kept == round(0.1 * mask.total)
+    assert [fill["step"] for fill in mask.metadata["filled"]] == [1, 2, 3, 4]
+
+
+def test_filling_keeps_what_has_a_score_and_then_the_first_positions():
+    def score(at):
+        scores = {name: torch.zeros_like(weight) for name, weight in at.weights.items()}
+        scores["3.weight"][-1] = 1.0
+        return scores
+
+    mask = skeletal.prune(mlp(), density=0.01, score=score, method="magnitude", on_collapse="keep")
+    assert mask["3.weight"][-1].all()
+    assert mask["1.weight"].flatten()[: mask.kept - 20].all()
+    assert mask.metadata["filled"] == [{"step": 1, "weights": mask.kept - 20}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_never_pass(value):
+    model = mlp()
+    with torch.no_grad():
+        model[3].weight[2, 1] = value
+    with pytest.raises(skeletal.NonFiniteError, match=r"3\.weight"):
+        skeletal.prune(model, images(), density=0.5)
+    batches = images()
+    batches[1][0][0, 0, 0, 0] = value
+    with pytest.raises(skeletal.NonFiniteError, match="batch 2"):
+        skeletal.prune(mlp(), batches, density=0.5, steps=3)
+    with pytest.raises(skeletal.NonFiniteError, match=r"score of 1\.weight .* step 1 of 1"):
+        skeletal.prune(
+            mlp(), density=0.5, method="magnitude", score=lambda at: {n: w * value for n, w in at.weights.items()}
+        )
+
+
+def test_a_gradient_that_overflows_is_named():
+    with pytest.raises(skeletal.NonFiniteError, match=r"gradient of 1\.weight"):
+        skeletal.prune(mlp(), images(), density=0.5, loss=lambda out, _: (out.sum() * 0).sqrt())
+
+
+def test_a_mask_without_a_path_is_returned_with_a_warning():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 50), nn.ReLU(), nn.Linear(50, 10))
+    batches = images()
+
+    def only_the_first_layer(at):
+        return {"1.weight": at.weights["1.weight"].abs() + 1, "3.weight": at.weights["3.weight"].abs() * 1e-3}
+
+    with pytest.warns(skeletal.CollapseWarning, match=r"Empty layers: 3\.weight"):
+        mask = skeletal.prune(model, batches, density=0.1, method="magnitude", score=only_the_first_layer)
+    assert mask.metadata["connected"] is False
+    assert mask.empty_layers == ["3.weight"]
+    assert skeletal.prune(model, batches, density=0.5, method="magnitude").metadata["connected"] is True
+    assert skeletal.prune(model, density=0.5, method="magnitude").metadata["connected"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"density": 0.0}, ValueError, "density is 0.0"),
+        ({"density": -1}, ValueError, "density is -1"),
+        ({"density": 1.5}, ValueError, "density is 1.5"),
+        ({"density": float("nan")}, ValueError, "density is nan"),
+        ({"density": 1e-9}, ValueError, "keeps none of 4,040"),
+        ({"method": "snap"}, ValueError, "unknown method 'snap'; there are random"),
+        ({"method": "snip", "steps": 5}, ValueError, "method='force'"),
+        ({"steps": 0}, ValueError, "steps is 0"),
+        ({"batches_per_step": 0}, ValueError, "batches_per_step is 0"),
+        ({"schedule": "cosine"}, ValueError, "unknown schedule 'cosine'"),
+        ({"bn_mode": "off"}, ValueError, "unknown bn_mode"),
+        ({"on_collapse": "off"}, ValueError, "unknown on_collapse"),
+        ({"batches": []}, ValueError, "batches is empty"),
+        ({"batches": None}, ValueError, "needs batches"),
+        ({"batches": [torch.zeros(2, 192)]}, TypeError, "not a Tensor"),
+        ({"batches": [(1, 2, 3)]}, TypeError, "not a tuple of 3"),
+        ({"batches": [{"input": torch.zeros(2, 3, 8, 8)}]}, TypeError, "without a loss|multiple|required"),
+        ({"loss": lambda out, y: out}, TypeError, r"one number, not \(12, 10\)"),
+        ({"loss": lambda out, y: out.detach().sum()}, ValueError, "does not depend"),
+        ({"loss": lambda out, y: torch.zeros((), requires_grad=True) * 1}, ValueError, "does not depend"),
+        ({"prunable": lambda name, weight: False}, ValueError, "no prunable weights left"),
+        ({"prunable": ["9.weight"]}, ValueError, "no parameter '9.weight'"),
+        ({"score": lambda at: {}}, ValueError, "one tensor for each name"),
+        (
+            {"score": lambda at: {n: w[0] for n, w in at.weights.items()}},
+            ValueError,
+            r"score of 1\.weight is \(192,\)",
+        ),
+    ],
+)
+def test_bad_input_is_a_clear_error_and_changes_nothing(settings, error, message):
+    model = mlp()
+    before = everything_about(model)
+    with pytest.raises(error, match=message):
+        skeletal.prune(model, **{"batches": images(), "density": 0.5, **settings})
+    assert_same(before, everything_about(model))
+
+
+def test_nothing_prunable():
+    with pytest.raises(ValueError, match="BatchNorm1d has no prunable weights"):
+        skeletal.prune(nn.BatchNorm1d(3), images(), density=0.5)
+    with pytest.raises(ValueError, match="no shape yet"):
+        skeletal.prune(nn.LazyLinear(3), images(), density=0.5)
