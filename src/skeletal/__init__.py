@@ -31,7 +31,7 @@ _HOME = {
     "NonFiniteError": "skeletal.core.errors:NonFiniteError",
     "models": "skeletal.harness.models:",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import skeletal
-from skeletal.core import maskfile
 from skeletal.core.maskfile import pack, unpack
 from skeletal.core.weights import count_biases, prunable_weights
 from tests.cases import Residual, convnet, images
@@ -175,7 +174,7 @@ def test_saving_is_all_or_nothing(tmp_path: Path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(maskfile.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         a_mask(0.1).save(path)
     monkeypatch.undo()

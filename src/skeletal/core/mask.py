@@ -1,5 +1,6 @@
 """Mask: which weights of a network are kept."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,14 @@ class Mask(Mapping[str, Tensor]):
     def empty_layers(self) -> list[str]:
         """The layers with no weight left, in order."""
         return [name for name, keep in self.items() if not keep.any()]
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of names, shapes and bits: two masks with the same digest keep the same weights."""
+        digest = hashlib.sha256()
+        for name, keep in sorted(self.items()):
+            digest.update(f"{name} {tuple(keep.shape)} ".encode() + maskfile.pack(keep).numpy().tobytes())
+        return digest.hexdigest()
 
     def densities(self) -> dict[str, float | None]:
         """Density over the field's three denominators: prunable weights, those plus their biases, all parameters.

@@ -8,8 +8,6 @@ a SHA-256 of all of it. It is data only: nothing in it is ever executed.
 import hashlib
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from skeletal.core.errors import MaskError
+from skeletal.core.files import write_atomically
 from skeletal.core.selection import Tensors
 
 FORMAT = 1
@@ -35,17 +34,7 @@ def write(path: str | Path, mask: Tensors, metadata: dict[str, Any]) -> None:
     }
     header["sha256"] = _digest(header, packed)
     content = save(packed, metadata={_KEY: json.dumps(header)})
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, content)
 
 
 def read(path: str | Path) -> tuple[Tensors, dict[str, Any]]:

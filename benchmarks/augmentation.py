@@ -1,0 +1,73 @@
+"""Training batches of CIFAR-10 shape per second on one core: ours, and torchvision image by image, in one run.
+
+    python benchmarks/augmentation.py [--repeats 7]
+
+Ours is a whole batch: gather from 50,000 uint8 images, crop from a border of 4, flip, normalize to float32.
+Theirs is RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize on ready PIL images, stacked to
+batches of the same size: decoding is in neither. The two take turns, so that a busy machine slows both.
+"""
+
+import argparse
+import platform
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+import torchvision
+from PIL import Image
+from torchvision import transforms as T
+
+from skeletal.harness.data.memory import MemorySplit, Part
+from skeletal.harness.data.specs import SPECS
+
+BATCH, OURS, THEIRS = 128, 200, 10  # batch size; batches per timing
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+
+    spec = SPECS["cifar10"]
+    images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
+    split = MemorySplit(Part(images, torch.zeros(50_000, dtype=torch.int64)), torch.arange(50_000), spec)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images[: BATCH * THEIRS]]
+    transform = T.Compose(
+        [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(spec.mean, spec.std)]
+    )
+
+    def ours(epoch: int) -> float:
+        start = perf_counter()
+        for _ in islice(split.batches(BATCH, train=True, epoch=epoch), OURS):
+            pass
+        return BATCH * OURS / (perf_counter() - start)
+
+    def theirs() -> float:
+        start = perf_counter()
+        for k in range(THEIRS):
+            torch.stack([transform(picture) for picture in pictures[k * BATCH : (k + 1) * BATCH]])
+        return BATCH * THEIRS / (perf_counter() - start)
+
+    ours(0), theirs()  # warm up
+    rates = [(ours(epoch), theirs()) for epoch in range(1, repeats + 1)]
+    print(
+        f"{date.today()}  {processor()}, one thread; torch {torch.__version__}, torchvision {torchvision.__version__}"
+    )
+    for name, values in zip(("batched uint8", "torchvision, per image"), zip(*rates, strict=True), strict=True):
+        span = f"{min(values):,.0f} to {max(values):,.0f}"
+        print(f"{name:24s}{median(values):10,.0f} images/s   (median of {repeats}, {span})")
+    print(f"{'ratio':24s}{median(a / b for a, b in rates):10.1f}")
+
+
+if __name__ == "__main__":
+    main()

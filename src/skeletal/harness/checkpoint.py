@@ -1,0 +1,192 @@
+"""One file from which a run goes on.
+
+Not accelerate's `save_state`: that writes several files, which cannot be replaced at once, so that a kill in
+between leaves a model of one step beside the optimizer of another; and its random states are a pickle, which
+may run code when it is loaded. Ours is one file, replaced atomically and read with `weights_only=True`.
+"""
+
+import math
+import pickle
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from skeletal.core.errors import NonFiniteError
+from skeletal.core.files import atomic_file
+from skeletal.harness.evaluate import Tally
+from skeletal.harness.folders import RunFolder
+
+if TYPE_CHECKING:
+    from skeletal.core.mask import Mask
+
+FORMAT = 1
+
+
+def _file(folder: Path) -> Path:
+    return folder / "checkpoint" / "state.pt"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings and containers of them) to `folder/checkpoint/state.pt`."""
+    path = _file(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The last state saved in `folder`, with its tensors on the CPU; `None` if there is none.
+
+    Raises:
+        ValueError: the file is damaged, was not written by `save`, or by a version with another format.
+
+    """
+    path = _file(folder)
+    if not path.exists():
+        return None
+    remedy = "delete it to train from the beginning"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint of skeletal; {remedy}") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"{path} is not a checkpoint of skeletal; {remedy}")
+    if state["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {state['format']!r}, this version of skeletal reads {FORMAT}; "
+            f"go on with the version that wrote it, or {remedy}"
+        )
+    return state
+
+
+@dataclass
+class RunState:
+    """Everything that changes while training, and its way to disk and back.
+
+    Without a folder, `save` and `restore` do nothing.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    scheduler: torch.optim.lr_scheduler.MultiStepLR
+    mask: "Mask | None"
+    folder: RunFolder | None
+    settings: dict[str, Any]
+    """what a resumed run must have in common with the one it continues"""
+    device: torch.device
+    epoch: int = 0
+    batch: int = 0
+    """batches of this epoch that are done"""
+    tally: Tally = field(default_factory=Tally)
+    epoch_seconds: float = 0.0
+    """training time of this epoch so far"""
+    earlier_seconds: float = 0.0
+    """wall clock of earlier sessions"""
+    started: float = field(default_factory=time.perf_counter)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """metrics of the epochs that are done"""
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock over all sessions."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def non_finite(self, name: str, value: object, step: int) -> NonFiniteError:
+        """An error that names the thing, the step of this epoch, and what is left to go on from."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        message = f"{name} is {value} in epoch {self.epoch + 1}, step {step}, at learning rate {rate:g}"
+        if self.folder is not None and _file(self.folder.path).exists():
+            message += f"; {_file(self.folder.path)} holds the last good state"
+        return NonFiniteError(message)
+
+    def settle(self) -> float:
+        """Fetch the losses since the last call; the newest.
+
+        Raises:
+            NonFiniteError: one of them is NaN or infinite.
+
+        """
+        losses = self.tally.settle()
+        for step, loss in enumerate(losses, self.batch - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise self.non_finite("the training loss", loss, step)
+        return losses[-1]
+
+    def check(self) -> None:
+        """Refuse a state that nobody should go on from.
+
+        Raises:
+            MaskError: a pruned weight has moved.
+            NonFiniteError: a parameter is NaN or infinite.
+
+        """
+        if self.mask is not None:
+            self.mask.check(self.model)
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise self.non_finite(name, "not finite", self.batch)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Record the metrics of this epoch and turn to the next."""
+        self.rows.append(row)
+        if self.folder is not None:
+            self.folder.append(row)
+        self.scheduler.step()
+        self.epoch, self.batch, self.tally, self.epoch_seconds = self.epoch + 1, 0, Tally(), 0.0
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self.folder is None:
+            return
+        state = {
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "tally": self.tally.sums(),
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        save(self.folder.path, state)
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint, if there is one; drop metrics that are newer.
+
+        Raises:
+            ValueError: the checkpoint was trained with other settings, or metrics of earlier epochs are gone.
+
+        """
+        if self.folder is None:
+            return
+        state = load(self.folder.path)
+        self.folder.truncate_metrics(0 if state is None else state["epoch"])
+        if state is None:
+            return
+        self.rows = self.folder.metrics()
+        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+        if changed:
+            raise ValueError(
+                f"the checkpoint in {self.folder.path} is of other settings ({', '.join(changed)}); "
+                "open another run folder, or delete the checkpoint to train from the beginning"
+            )
+        if len(self.rows) != state["epoch"]:
+            raise ValueError(
+                f"{self.folder.path / 'metrics.jsonl'} has {len(self.rows)} lines, the checkpoint needs "
+                f"{state['epoch']}; delete the folder to run again"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.batch, self.tally = state["epoch"], state["batch"], Tally(**state["tally"])
+        self.epoch_seconds, self.earlier_seconds = state["epoch_seconds"], state["seconds"]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)

@@ -1,0 +1,51 @@
+"""Data sets as the paper uses them: normalized, cropped and flipped at random, 10% held out for validation.
+
+Digits, Fashion-MNIST, CIFAR and Tiny-ImageNet are held whole in memory as uint8 and augmented in batches;
+ImageNet and other image folders are decoded by worker processes. Nothing is downloaded.
+"""
+
+from pathlib import Path
+
+from skeletal.harness.data import digits, folder, sources
+from skeletal.harness.data.errors import DataError as DataError
+from skeletal.harness.data.errors import DataNotFoundError as DataNotFoundError
+from skeletal.harness.data.memory import assemble
+from skeletal.harness.data.sources import found as found
+from skeletal.harness.data.sources import where as where
+from skeletal.harness.data.specs import NAMES as NAMES
+from skeletal.harness.data.specs import SPECS
+from skeletal.harness.data.splits import Batch as Batch
+from skeletal.harness.data.splits import Batches as Batches
+from skeletal.harness.data.splits import Data as Data
+from skeletal.harness.data.splits import Split as Split
+from skeletal.harness.data.splits import Stream as Stream
+
+
+def load(name: str, data_dir: Path | None = None, *, validation: float = 0.1, seed: int = 0, workers: int = 2) -> Data:
+    """Load a data set by one of `NAMES`, or the image folder at the path `name`.
+
+    The validation split is `round(validation * N)` of the N training examples, drawn at random by `seed`
+    alone; the test set is never part of it. `workers` processes decode the images of `imagenet` and of image
+    folders; 0 decodes in this one.
+
+    Raises:
+        DataNotFoundError: the files are in none of the places `where(name, data_dir)`; says how to get them.
+        DataError: a file is damaged or does not belong to this data set; names it.
+
+    """
+    if name not in SPECS:
+        root = folder.find(Path(name))
+        if root is None:
+            raise sources.unknown(name)
+        return folder.read(root, name=name, validation=validation, seed=seed, workers=workers)
+    spec = SPECS[name]
+    if name == "digits":
+        return assemble(digits.read(spec), spec, validation=validation, seed=seed)
+    match = sources.find(spec, data_dir)
+    if match is None:
+        raise sources.missing(spec, data_dir)
+    layout, place = match
+    if layout == "folder":
+        return folder.read(place, name=name, validation=validation, seed=seed, workers=workers)
+    arrays = sources.IN_MEMORY[layout].read(place, spec)
+    return assemble(arrays, spec, validation=validation, seed=seed)

@@ -1,0 +1,78 @@
+"""Where each data set may lie, where it does lie, and what to say when it does not."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from skeletal.harness.data import cifar, folder, idx, parquet, tiny
+from skeletal.harness.data.errors import DataError, DataNotFoundError
+from skeletal.harness.data.specs import NAMES, SPECS, Spec
+
+IN_MEMORY = {"cifar": cifar, "idx": idx, "parquet": parquet, "tiny": tiny}
+LAYOUTS = {**IN_MEMORY, "folder": folder}
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+
+
+def where(name: str, data_dir: Path | None = None) -> list[Path]:
+    """Return the places looked in for a data set, in order; none for `digits`, one for the path of a folder.
+
+    With `data_dir`: that folder, then `data_dir/<name>`. Without: `data/<name>` and `data` below the working
+    folder, then the same below `~/.cache/skeletal`, then for Fashion-MNIST Debian's folder. An image folder
+    does not say what it holds, so `imagenet` is then looked for only under its own name.
+    """
+    if name not in SPECS:
+        return [Path(name)]
+    if name == "digits":
+        return []
+    if data_dir is not None:
+        return [data_dir, data_dir / name]
+    shared = (Path("data"), Path.home() / ".cache" / "skeletal")
+    places = [place for base in shared for place in (base / name, base)]
+    if name == "imagenet":
+        places = [place for place in places if place.name == name]
+    if name == "fashion-mnist":
+        places.append(DEBIAN_FASHION_MNIST)
+    return places
+
+
+def find(spec: Spec, data_dir: Path | None = None) -> tuple[str, Path] | None:
+    """Return the layout and the folder of the first match; looks at names and schemas, decodes nothing."""
+    for place in where(spec.name, data_dir):
+        for layout in spec.layouts:
+            if found := LAYOUTS[layout].find(place, spec):
+                return layout, found
+    return None
+
+
+def found(data_dir: Path | None = None) -> dict[str, Path | Literal["embedded"] | None]:
+    """Return for each data set the folder it would be read from, "embedded", or None where it is missing."""
+    places: dict[str, Path | Literal["embedded"] | None] = {}
+    for name, spec in SPECS.items():
+        try:
+            match = find(spec, data_dir)
+        except DataError:  # a damaged file: `load` says so, an overview must not fail
+            match = None
+        places[name] = "embedded" if name == "digits" else match and match[1]
+    return places
+
+
+def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
+    """Return the error for a data set that is nowhere."""
+    places = "".join(
+        f"\n  {place}{'' if place.is_dir() else '  (no such folder)'}" for place in where(spec.name, data_dir)
+    )
+    looked_for = ", or ".join(LAYOUTS[layout].LOOKS_FOR for layout in spec.layouts)
+    return DataNotFoundError(
+        f"{spec.name} is not here. Looked in{places}\nfor {looked_for}.\nTo get it: {spec.get}\n"
+        "Or say where it is: --data-dir."
+    )
+
+
+def unknown(name: str) -> DataNotFoundError:
+    """Return the error for something that is neither a known name nor an image folder."""
+    if Path(name).is_dir():
+        return DataNotFoundError(f"{Path(name)} is not {folder.LOOKS_FOR}")
+    close = get_close_matches(name, NAMES, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return DataNotFoundError(f"no data set and no folder {name!r}.{meant} There are {', '.join(NAMES)}.")

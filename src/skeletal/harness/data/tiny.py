@@ -1,0 +1,73 @@
+"""Tiny-ImageNet as Stanford's course CS231n packed it.
+
+    wnids.txt  words.txt  train/<wnid>/images/*.JPEG  val/images/*.JPEG  val/val_annotations.txt
+
+Its `val` is the test set, as in the field, because `test` has no labels. Classes are numbered in the order of
+the sorted wnids.
+"""
+
+from pathlib import Path
+
+import torch
+
+from skeletal.harness.data.errors import DataError
+from skeletal.harness.data.memory import Arrays, Part, checked
+from skeletal.harness.data.pixels import decode
+from skeletal.harness.data.specs import Spec
+
+LOOKS_FOR = "tiny-imagenet-200/ with wnids.txt, train/ and val/val_annotations.txt"
+
+
+def _part(files: list[Path], labels: list[int], spec: Spec, source: Path) -> Part:
+    if not files:
+        raise DataError(f"{source}: no images")
+    images = decode(files, lambda i: str(files[i]), channels=spec.channels, size=spec.image_size)
+    return checked(images, torch.tensor(labels, dtype=torch.int64), spec, source)
+
+
+def _train(folder: Path, number: dict[str, int], spec: Spec) -> Part:
+    files: list[Path] = []
+    labels: list[int] = []
+    for wnid, label in number.items():
+        of_class = sorted((folder / wnid / "images").glob("*.JPEG"))
+        files += of_class
+        labels += [label] * len(of_class)
+    return _part(files, labels, spec, folder)
+
+
+def _test(folder: Path, number: dict[str, int], spec: Spec) -> Part:
+    annotations = folder / "val_annotations.txt"
+    files: list[Path] = []
+    labels: list[int] = []
+    for at, line in enumerate(annotations.read_text().splitlines(), 1):
+        file, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        if wnid not in number or Path(file).name != file:
+            raise DataError(f"{annotations}, line {at}: not a file name and a wnid of wnids.txt: {line!r}")
+        files.append(folder / "images" / file)
+        labels.append(number[wnid])
+    return _part(files, labels, spec, annotations)
+
+
+def _words(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {wnid: words.split(",")[0] for wnid, _, words in (line.partition("\t") for line in lines)}
+
+
+def find(root: Path, spec: Spec) -> Path | None:
+    """Return the unpacked folder: below `root`, or `root` itself."""
+    for folder in (root / "tiny-imagenet-200", root):
+        if (folder / "wnids.txt").is_file() and (folder / "val" / "val_annotations.txt").is_file():
+            return folder
+    return None
+
+
+def read(folder: Path, spec: Spec) -> Arrays:
+    """Decode both parts; a class is named by the first of its words."""
+    wnids = sorted((folder / "wnids.txt").read_text().split())
+    if len(set(wnids)) != spec.num_classes:
+        raise DataError(f"{folder / 'wnids.txt'}: {len(set(wnids))} classes, {spec.name} has {spec.num_classes}")
+    number = {wnid: label for label, wnid in enumerate(wnids)}
+    words = _words(folder / "words.txt")
+    classes = tuple(words.get(wnid, wnid) for wnid in wnids)
+    return Arrays(_train(folder / "train", number, spec), _test(folder / "val", number, spec), classes)

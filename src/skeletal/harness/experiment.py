@@ -1,0 +1,245 @@
+"""The main job: find a mask at initialization, train the skeleton, test it, leave a run folder behind."""
+
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from skeletal.core.mask import Mask
+from skeletal.core.prune import METHODS, Step, prune
+from skeletal.harness import data as data_sets
+from skeletal.harness import models
+from skeletal.harness.config import Pruning, Setup, Training
+from skeletal.harness.data import Data
+from skeletal.harness.devices import pick_device
+from skeletal.harness.evaluate import Scores, evaluate
+from skeletal.harness.folders import RunFolder
+from skeletal.harness.train import train
+
+DENSE = "dense"
+
+# Where things lie and what computes them does not make a run another one.
+_NOT_IDENTITY = ("data_dir", "device", "workers", "sparsity")
+
+
+def load_data(setup: Setup) -> Data:
+    """The data set of a setup, its validation split drawn by the setup's seed."""
+    return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, workers=setup.workers)
+
+
+def create_model(setup: Setup, data: Data) -> nn.Module:
+    """The network of a setup at its initialization, fitted to the data set's classes, channels and size."""
+    return models.create(
+        setup.model,
+        num_classes=data.num_classes,
+        in_channels=data.channels,
+        image_size=data.image_size,
+        seed=setup.seed,
+    )
+
+
+def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, progress: bool = True) -> Mask:
+    """Prune a network at initialization on a data set's training images, augmented as in training.
+
+    Args:
+        model: at its initialization; moved to the setup's device.
+        data: its training split is streamed, never the validation or test split.
+        setup: for seed and device.
+        pruning: resolved, no field `None` except `sparsity`.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: the method is unknown, or dense, which has no mask; and what `prune` raises.
+
+    """
+    if pruning.method not in METHODS:
+        known = ", ".join([*METHODS, DENSE])
+        raise ValueError(f"unknown method {pruning.method!r}; there are {known}")
+    assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
+    model.to(pick_device(setup.device))
+    with _step_bar(pruning.method, progress) as on_step:
+        mask = prune(
+            model,
+            data_sets.Stream(data.train, pruning.prune_batch_size, setup.seed),
+            density=pruning.density,
+            method=pruning.method,
+            steps=pruning.steps,
+            schedule=pruning.schedule,
+            batches_per_step=pruning.batches_per_step,
+            bn_mode=pruning.bn_mode,
+            on_collapse=pruning.on_collapse,
+            seed=setup.seed,
+            on_step=on_step,
+        )
+    mask.metadata |= {"network": setup.model, "data": data.name, "prune_batch_size": pruning.prune_batch_size}
+    return mask
+
+
+def run(
+    setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None, progress: bool = True
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Prune, train and test; the same settings find the same folder, so a killed run goes on.
+
+    A finished run is not repeated: its result is returned. All three records have to be resolved.
+
+    Returns:
+        The run's folder and what is in its `result.json`.
+
+    """
+    name = name or "-".join([setup.model, Path(setup.data).name, pruning.method, f"{pruning.density:g}"])
+    folder = RunFolder.open(root, name.replace(":", "-"), identity(setup, pruning, training))
+    if folder.finished:
+        return folder, folder.result()
+    data = load_data(setup)
+    model = create_model(setup, data)
+    found: dict[str, Any] = {"prune_seconds": 0.0}
+    mask = None
+    if pruning.method != DENSE:
+        mask, found = _mask_of(folder, model, data, setup, pruning, progress)
+    return folder, _train(folder, model, data, setup, training, mask, found, progress)
+
+
+def train_masked(
+    setup: Setup, training: Training, mask_path: Path | None, *, root: Path, progress: bool = True
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train and test with a mask from a file, or dense with None; otherwise as `run`.
+
+    Warns:
+        UserWarning: the mask was found on another network or seed than this setup's.
+
+    """
+    mask = None if mask_path is None else Mask.load(mask_path)
+    method = DENSE if mask is None else mask.metadata.get("method", "mask")
+    name = "-".join([setup.model, Path(setup.data).name, method] + ([] if mask is None else [f"{mask.density:.4g}"]))
+    digest = None if mask is None else mask.digest
+    folder = RunFolder.open(root, name.replace(":", "-"), identity(setup, training) | {"mask": digest})
+    if folder.finished:
+        return folder, folder.result()
+    data = load_data(setup)
+    model = create_model(setup, data)
+    if mask is not None:
+        for what, ours in (("network", setup.model), ("seed", setup.seed)):
+            theirs = mask.metadata.get(what, ours)
+            if theirs != ours:
+                warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=2)
+        mask.save(folder.path / "mask.safetensors")
+    return folder, _train(folder, model, data, setup, training, mask, {}, progress)
+
+
+def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = None, device: str = "auto") -> Scores:
+    """Score the trained network of a run folder again, after making sure that it is as sparse as its mask.
+
+    Args:
+        path: a run folder with `model.safetensors`.
+        split: "train" (as the images are, without augmentation), "validation" or "test".
+        data_dir: where the data set lies.
+        device: see `Setup`.
+
+    Raises:
+        FileNotFoundError: no run there, or it has not finished training.
+        MaskError: a pruned weight is not zero.
+
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = RunFolder.at(path).config
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{path} has no model.safetensors: its training has not finished")
+    setup = Setup(model=config["model"], data=config["data"], seed=config["seed"], data_dir=data_dir, device=device)
+    data = load_data(setup)
+    model = create_model(setup, data)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
+    if (path / "mask.safetensors").exists():
+        Mask.load(path / "mask.safetensors").check(model)
+    part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    return evaluate(model, part.batches(256, train=False), device=pick_device(device))
+
+
+def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
+    """The settings that make a run what it is."""
+    merged: dict[str, Any] = {}
+    for record in records:
+        merged |= {key: value for key, value in asdict(record).items() if key not in _NOT_IDENTITY}
+    return merged
+
+
+def _mask_of(
+    folder: RunFolder, model: nn.Module, data: Data, setup: Setup, pruning: Pruning, progress: bool
+) -> tuple[Mask, dict[str, Any]]:
+    """The mask of an interrupted run, or a new one."""
+    path = folder.path / "mask.safetensors"
+    if path.exists():
+        mask = Mask.load(path)
+        return mask, {"prune_seconds": mask.metadata.get("prune_seconds")}
+    start = time.perf_counter()
+    mask = find_mask(model, data, setup, pruning, progress=progress)
+    mask.metadata["prune_seconds"] = round(time.perf_counter() - start, 3)
+    mask.save(path)
+    return mask, {"prune_seconds": mask.metadata["prune_seconds"]}
+
+
+def _train(
+    folder: RunFolder,
+    model: nn.Module,
+    data: Data,
+    setup: Setup,
+    training: Training,
+    mask: Mask | None,
+    found: dict[str, Any],
+    progress: bool,
+) -> dict[str, Any]:
+    trained = train(
+        model,
+        data,
+        training,
+        mask=mask,
+        folder=folder,
+        seed=setup.seed,
+        device=setup.device,
+        resume_command="skeletal " + shlex.join(sys.argv[1:]),
+        progress=progress,
+    )
+    result: dict[str, Any] = {"model": setup.model, "data": data.name, "seed": setup.seed, **found}
+    if mask is None:
+        result |= {"method": DENSE, "density": 1.0}
+    else:
+        result |= {
+            "method": mask.metadata.get("method"),
+            "density": mask.density,
+            "kept": mask.kept,
+            "prunable": mask.total,
+            "densities": mask.densities(),
+            "empty_layers": mask.empty_layers,
+            "connected": mask.metadata.get("connected"),
+        }
+    result |= asdict(trained)
+    folder.finish(result)
+    return result
+
+
+@contextmanager
+def _step_bar(method: str, shown: bool) -> Iterator[Any]:
+    """A bar over pruning steps, on stderr; hands out the `on_step` that moves it."""
+    console = Console(stderr=True)
+    columns = (TextColumn(f"pruning, {method}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not shown or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def on_step(step: Step) -> None:
+            bar.update(task, completed=step.step, total=step.steps)
+
+        yield on_step

@@ -1,0 +1,119 @@
+"""Tables and figures of masks and results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skeletal.core.mask import Mask
+
+# One colour per method, the same in every figure; Okabe and Ito's palette, which the colour-blind can tell apart.
+COLOURS = {
+    "force": "#D55E00",
+    "force-regrow": "#CC79A7",
+    "grasp-it": "#009E73",
+    "snip": "#0072B2",
+    "snip-mb": "#56B4E9",
+    "magnitude": "#F0E442",
+    "random": "#777777",
+    "dense": "#000000",
+}
+_OTHERS = ("#E69F00", "#882255", "#117733", "#332288")
+_MARKERS = "osD^vP*X"
+
+
+def style(name: str, position: int) -> dict[str, Any]:
+    """Colour and marker of a curve: by the method its name starts with (the longest that fits), else by position."""
+    method = max((m for m in COLOURS if name == m or name.startswith(m)), key=len, default=None)
+    colour = COLOURS[method] if method else _OTHERS[position % len(_OTHERS)]
+    return {"color": colour, "marker": _MARKERS[position % len(_MARKERS)]}
+
+
+def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:
+    """Kept weights per layer, one column a mask; the last rows are totals and the number of empty layers.
+
+    Raises:
+        ValueError: the masks are of different networks.
+
+    """
+    first = next(iter(masks.values()))
+    for name, mask in masks.items():
+        if list(mask) != list(first) or any(mask[layer].shape != first[layer].shape for layer in first):
+            raise ValueError(f"{name} is a mask of another network than {next(iter(masks))}; show them one by one")
+    rows = [["layer", "weights", *masks]]
+    for layer, keep in first.items():
+        kept = (int(mask[layer].sum()) for mask in masks.values())
+        rows.append([layer, f"{keep.numel():,}", *(f"{k:,}" if k else "0 (empty)" for k in kept)])
+    rows.append(["kept", f"{first.total:,}", *(f"{mask.kept:,}" for mask in masks.values())])
+    rows.append(["empty layers", "", *(str(len(mask.empty_layers)) for mask in masks.values())])
+    paths = {True: "yes", False: "no", None: "unknown"}
+    rows.append(["path to output", "", *(paths[mask.metadata.get("connected")] for mask in masks.values())])
+    return _aligned(rows, markdown)
+
+
+def _aligned(rows: list[list[str]], markdown: bool) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells))
+        if markdown and number == 0:
+            lines.append("|" + "|".join(["---"] + ["---:"] * (len(row) - 1)) + "|")
+    return "\n".join(lines)
+
+
+def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
+    """Kept weights of each layer, a curve a mask, log scale; empty layers are crosses on the bottom line."""
+    from matplotlib.figure import Figure
+
+    layers = list(next(iter(masks.values())))
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for position, (name, mask) in enumerate(masks.items()):
+        look = style(name, position)
+        kept = [int(mask[layer].sum()) for layer in layers]
+        shown = [(x, k) for x, k in enumerate(kept) if k]
+        axes.plot(*zip(*shown, strict=True), label=f"{name} ({mask.kept:,})", linewidth=1.5, markersize=5, **look)
+        empty = [x for x, k in enumerate(kept) if not k]
+        axes.plot(empty, [0.5] * len(empty), "x", color=look["color"], markersize=9, markeredgewidth=2.5, clip_on=False)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers], rotation=60, ha="right",
+                    fontsize=8)  # fmt: skip
+    axes.set_ylabel("weights kept (x: empty layer)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    _save(figure, path)
+
+
+def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Test accuracy against sparsity, a curve a method, as in the paper's Figure 1 and 2."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    pruned = [result for result in results if result["method"] != "dense"]
+    densities = sorted({round(result["density"], 4) for result in pruned}, reverse=True)
+    for position, method in enumerate(dict.fromkeys(result["method"] for result in pruned)):
+        top1 = {round(r["density"], 4): r["test"]["top1"] for r in pruned if r["method"] == method}
+        places = [x for x, density in enumerate(densities) if density in top1]
+        axes.plot(places, [top1[densities[x]] for x in places], label=method, linewidth=2, **style(method, position))
+    for dense in (result for result in results if result["method"] == "dense"):
+        axes.axhline(dense["test"]["top1"], color=COLOURS["dense"], linestyle="--", linewidth=1, label="dense")
+    axes.set_xticks(range(len(densities)), [f"{100 * (1 - density):g}%" for density in densities])
+    axes.set_xlabel("sparsity (weights removed before training)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(title)
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure without a date in it, so that the same figure is the same file."""
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"cannot draw into {path}: the name has to end in .png, .svg or .pdf")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
+    figure.savefig(path, dpi=150, metadata=metadata)
