@@ -14,7 +14,8 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.harness import checkpoint
 from skeletal.harness.config import Training
 from skeletal.harness.folders import RunFolder
-from skeletal.harness.train import Interrupted, milestones, train
+from skeletal.harness.interrupt import Interrupted
+from skeletal.harness.train import milestones, train
 
 EXAMPLES, CLASSES, BATCH = 70, 3, 16  # five batches, the last of 6
 TRAINING = Training(epochs=3, batch_size=BATCH, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1 / 3, 2 / 3))

@@ -29,6 +29,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     """
     import warnings
 
+    import torch
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -37,6 +38,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     from skeletal.harness import experiment
     from skeletal.harness.report import plot_accuracy
 
+    torch.set_num_threads(1)  # on 8x8 images threads wait for each other more than they compute
     console = Console(stderr=json)
     setup = Setup(model="vgg-mini", data="digits", seed=seed)
     settings = [(experiment.DENSE, 1.0)] + [(method, density) for method in METHODS for density in DENSITIES]

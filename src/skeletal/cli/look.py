@@ -42,7 +42,8 @@ def evaluate(
         print_json(asdict(scores))
     else:
         print(
-            f"{split} top-1 {scores.top1:.2f}%  top-5 {scores.top5:.2f}%  loss {scores.loss:.4f}  ({scores.examples:,} images)"
+            f"{split} top-1 {scores.top1:.2f}%  top-5 {scores.top5:.2f}%  loss {scores.loss:.4f}"
+            f"  ({scores.examples:,} images)"
         )
 
 

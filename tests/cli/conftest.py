@@ -1,0 +1,42 @@
+import json
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+import pytest
+
+from skeletal.cli import app, main
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.status == 0, self.err
+        return json.loads(self.out)  # raises unless stdout is one document and nothing else
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Run `skeletal` with these arguments, in an empty folder and in this process; what a user would see of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(app, "config", None)  # as in a new process
+
+    def skeletal(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["skeletal", *map(str, arguments)])
+        status: Any = 0
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)  # to be shown, as to a user; all others are errors
+            warnings.filterwarnings("ignore", message="Cyclopts application invoked without tokens under unit-test")
+            try:
+                main()
+            except SystemExit as stopped:
+                status = stopped.code or 0
+        return Outcome(status, *capsys.readouterr())
+
+    return skeletal

@@ -1,0 +1,109 @@
+"""What a user sees of a mistake: one message that names the thing and the remedy, and no traceback."""
+
+from pathlib import Path
+
+import pytest
+
+CHOICES = {
+    "an option": (["run", "--desnity", "0.1"], ["--desnity", "--density"]),
+    "a command": (["rnu"], ["rnu", "run", "doctor"]),
+    "a method": (["prune", "--method", "forc"], ["'forc'", "force", "snip", "random"]),
+    "a method to run": (["run", "--method", "forc"], ["'forc'", "force", "dense"]),
+    "a network": (["run", "--model", "vgg-mni"], ["'vgg-mni'", "vgg-mini"]),
+    "a data set": (["run", "--data", "cifr10"], ["'cifr10'", "cifar10"]),
+    "a preset": (["run", "--preset", "cifar"], ["'cifar'", "cifar10", "quick"]),
+    "a schedule": (["run", "--schedule", "expo"], ["expo", "exponential", "linear"]),
+    "a split": (["eval", "runs", "--split", "tset"], ["tset", "test", "validation"]),
+    "a device": (["run", "--device", "gpu"], ["'gpu'", "cpu"]),
+}
+VALUES = {
+    "density and sparsity": (["run", "--density", "0.1", "--sparsity", "0.9"], ["density", "sparsity", "not both"]),
+    "a density above 1": (["run", "--density", "10"], ["density", "10", "at most 1"]),
+    "a density that keeps nothing": (["prune", "--density", "1e-9"], ["1e-09", "471,584", "at least"]),
+    "no number": (["run", "--density", "much"], ["--density", "much"]),
+    "no value": (["run", "--density"], ["--density", "requires"]),
+    "several steps of a one-shot method": (["run", "--method", "snip", "--steps", "3"], ["snip", "3", "force"]),
+    "no epochs": (["run", "--method", "random", "--epochs", "0"], ["epochs", "at least 1"]),
+    "a name that is a path": (["run", "--name", "a/b"], ["'a/b'", "plain folder name"]),
+    "an image too small": (["run", "--model", "lenet5"], ["lenet5", "8x8", "12x12"]),
+    "no mask there": (["train", "--mask", "mask.safetensors"], ["mask.safetensors"]),
+    "nothing to show": (["show"], ["mask files or run folders"]),
+    "show what is not there": (["show", "mask.safetensors"], ["no mask file", "mask.safetensors"]),
+    "no run there": (["eval", "runs/mine"], ["runs/mine", "config.json"]),
+    "no folder for the mask": (["prune", "--out", "here/mask.safetensors"], ["here/mask.safetensors", "make it first"]),
+    "a config file that is not there": (["run", "--config", "my.toml"], ["my.toml"]),
+    "runs into a file": (["run", "--method", "random", "--out", "a-file"], ["a-file"]),
+}
+
+
+@pytest.mark.parametrize("mistake", [*CHOICES, *VALUES])
+def test_a_mistake_is_one_clear_message(cli, mistake):
+    Path("a-file").touch()
+    arguments, parts = (CHOICES | VALUES)[mistake]
+    shown = cli(*arguments)
+    assert shown.status > 0 and shown.out == ""
+    for part in parts:
+        assert part in shown.err
+    assert "Traceback" not in shown.err and "[Errno" not in shown.err and "Error:" not in shown.err
+
+
+@pytest.mark.parametrize("arguments", [["run", "--desnity", "0.1"], ["rnu"], ["run", "--density", "10"]])
+def test_the_exit_status_of_a_mistake_is_1(cli, arguments):
+    assert cli(*arguments).status == 1
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["a method to run", "a network", "a data set", "a device", "a density above 1", "an image too small", "no epochs"],
+)
+def test_a_mistake_leaves_no_run_folder(cli, mistake, tmp_path):
+    cli(*(CHOICES | VALUES)[mistake][0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_is_no_method_to_prune_with(cli):
+    shown = cli("prune", "--method", "dense")
+    assert shown.status == 1
+    assert "dense" in shown.err and "unknown" not in shown.err  # it is known, and leaves nothing to prune
+
+
+def test_data_that_is_not_there(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shown = cli("run", "--data", "cifar10")
+    assert shown.status == 1
+    for part in ("cifar10 is not here", "data/cifar10", "home/.cache/skeletal", "download=True", "--data-dir"):
+        assert part in shown.err
+    assert "elsewhere/cifar10" in cli("run", "--data", "cifar10", "--data-dir", "elsewhere").err
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("damage", ["foreign", "cut", "flipped"])
+def test_a_damaged_mask_file(cli, damage):
+    file = Path("mask.safetensors")
+    assert cli("prune", "--method", "random", "--out", file).status == 0
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[-1] ^= 1
+    file.write_bytes({"foreign": b"not a mask", "cut": content[:-10], "flipped": content}[damage])
+    for arguments in (["show", file], ["train", "--mask", file]):
+        shown = cli(*arguments)
+        assert shown.status == 1 and shown.out == ""
+        assert "mask.safetensors" in shown.err and "damaged" in shown.err
+    assert not Path("runs").exists()
+
+
+def test_a_mask_of_another_network(cli):
+    assert cli("prune", "--method", "random").status == 0
+    shown = cli("train", "--mask", "mask.safetensors", "--model", "resnet20-cifar", "--epochs", "1")
+    assert shown.status == 1
+    assert "vgg-mini" in shown.err and "resnet20-cifar" in shown.err and "features.0.weight" in shown.err
+    assert not Path("runs").exists()
+
+
+def test_a_defect_of_ours_is_not_dressed_up_as_the_users(cli, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("skeletal.harness.experiment.load_data", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli("run")

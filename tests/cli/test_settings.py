@@ -1,0 +1,84 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from skeletal.harness.config import PRESETS
+
+
+def printed(cli, *arguments):
+    shown = cli(*arguments, "--print-config")
+    assert shown.status == 0, shown.err
+    return shown.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "--preset", "cifar10", "--method", "snip", "--seed", "3"],
+        ["run", "--density", "0.0123", "--lr", "1e-7", "--milestones", "0.2", "--milestones", "0.9", "--bf16"],
+        ["run", "--empty-milestones"],
+        ["run", "--data-dir", 'C:\\my "data" ü'],
+        ["run", "--sparsity", "0.98"],
+        ["prune", "--schedule", "linear", "--steps", "7"],
+        ["train", "--channels-last", "--test-every", "2"],
+    ],
+    ids=" ".join,
+)
+def test_printed_settings_read_back_print_the_same(cli, arguments):
+    first = printed(cli, *arguments)
+    Path("my.toml").write_text(first, encoding="utf-8")
+    command = arguments[0]
+    assert printed(cli, command, "--config", "my.toml") == first
+    assert printed(cli, command, *arguments[1:], "--config", "my.toml") == first
+    assert printed(cli, command, *arguments[1:]) == first  # and the file is not remembered
+
+
+def test_printed_settings_are_complete_and_run_nothing(cli, tmp_path):
+    settings = tomllib.loads(printed(cli, "run", "--preset", "cifar100"))
+    assert settings["preset"] == "cifar100" and settings["model"] == "vgg-mini" and settings["method"] == "force"
+    for key, value in PRESETS["cifar100"].items():
+        assert settings[key] == (list(value) if isinstance(value, tuple) else value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_wins_over_the_file(cli):
+    Path("my.toml").write_text("density = 0.3\nseed = 5\n")
+    settings = tomllib.loads(printed(cli, "run", "--config", "my.toml", "--seed", "6"))
+    assert (settings["density"], settings["seed"]) == (0.3, 6)
+    assert tomllib.loads(printed(cli, "--config", "my.toml", "run"))["seed"] == 5
+
+
+def test_sparsity_on_the_command_line_wins_over_density_in_the_file(cli):
+    Path("my.toml").write_text(printed(cli, "run"))
+    assert tomllib.loads(printed(cli, "run", "--config", "my.toml", "--sparsity", "0.75"))["density"] == 0.25
+
+
+def test_an_unknown_key_in_the_file(cli):
+    Path("my.toml").write_text("densty = 0.1\n")
+    shown = cli("run", "--config", "my.toml")
+    assert shown.status > 0 and shown.out == ""
+    for part in ("densty", "my.toml", "density"):
+        assert part in shown.err
+
+
+@pytest.mark.parametrize("content", ["density = ", 'density = "much"'])
+def test_a_file_that_cannot_be_read_is_named(cli, content):
+    Path("my.toml").write_text(content)
+    shown = cli("run", "--config", "my.toml")
+    assert shown.status > 0 and "my.toml" in shown.err
+
+
+def test_sparsity_is_another_word_for_the_same_settings(cli):
+    settings = ["run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--json"]
+    first = cli(*settings, "--density", "0.02").json
+    second = cli(*settings, "--sparsity", "0.98").json
+    assert first["folder"] == second["folder"]
+    assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_a_file_that_was_not_there_is_forgotten(cli):
+    first = printed(cli, "run")
+    assert cli("run", "--config", "my.toml").status > 0
+    assert printed(cli, "run") == first

@@ -1,0 +1,98 @@
+import json
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from skeletal.harness.config import METHODS, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
+from skeletal.harness.train import milestones
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("record", [Pruning(), Training()])
+def test_every_preset_fills_in_everything(preset, record):
+    resolved = asdict(resolve(record, preset))
+    assert [name for name, value in resolved.items() if value is None] == (
+        ["sparsity"] if isinstance(record, Pruning) else []
+    )
+    assert json.loads(json.dumps(resolved))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_names_fields_that_exist(preset):
+    assert PRESETS[preset].keys() <= {f.name for record in (Pruning, Training) for f in fields(record)}
+
+
+@pytest.mark.parametrize(
+    "preset, epochs, decay_at, batch_size, weight_decay, steps, batches",
+    [
+        ("cifar10", 350, [150, 250], 128, 5e-4, 300, 1),
+        ("cifar100", 350, [150, 250], 128, 5e-4, 60, 10),
+        ("tiny-imagenet", 300, [150, 225], 128, 5e-4, 60, 20),
+        ("imagenet", 90, [30, 60], 256, 1e-4, 60, 40),
+    ],
+)
+def test_the_papers_settings(preset, epochs, decay_at, batch_size, weight_decay, steps, batches):
+    training, pruning = resolve(Training(), preset), resolve(Pruning(), preset)
+    assert training.epochs == epochs and milestones(training) == decay_at
+    assert (training.batch_size, training.lr, training.momentum) == (batch_size, 0.1, 0.9)
+    assert training.weight_decay == weight_decay
+    assert (pruning.steps, pruning.batches_per_step, pruning.prune_batch_size) == (steps, batches, batch_size)
+
+
+def test_fewer_epochs_keep_the_proportion():
+    assert milestones(resolve(Training(epochs=35), "cifar10")) == [15, 25]
+
+
+def test_what_was_said_wins_and_nothing_else_changes():
+    said = Training(epochs=7, lr=0.0, milestones=(), bf16=True)
+    resolved = resolve(said, "imagenet")
+    assert (resolved.epochs, resolved.lr, resolved.milestones, resolved.bf16) == (7, 0.0, (), True)
+    assert resolved.batch_size == 256
+    assert said.batch_size is None
+    assert resolve(Setup(seed=3), "quick") == Setup(seed=3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_one_shot_methods_take_one_step(preset, method):
+    steps = resolve(Pruning(method=method), preset).steps
+    assert steps == (1 if method in ONE_SHOT else PRESETS[preset]["steps"])
+    assert resolve(Pruning(method=method, steps=5), preset).steps == 5  # to be refused by prune, not here
+
+
+def test_the_names_of_methods_are_those_of_the_table():
+    import skeletal
+
+    assert set(METHODS) == set(skeletal.METHODS)
+    assert set(ONE_SHOT) == {name for name, row in skeletal.METHODS.items() if row.one_shot}
+
+
+@pytest.mark.parametrize(
+    "sparsity, density",
+    [(0.9, 0.1), (0.95, 0.05), (0.98, 0.02), (0.99, 0.01), (0.995, 0.005), (0.999, 0.001), (0.25, 0.75), (0.0, 1.0)],
+)
+def test_sparsity_is_another_way_to_write_density(sparsity, density):
+    assert resolve(Pruning(sparsity=sparsity), "quick").density == density
+
+
+def test_sparsity_wins_over_the_presets_density_only():
+    with pytest.raises(ValueError, match=r"not both \(density=0.1, sparsity=0.9\)"):
+        resolve(Pruning(density=0.1, sparsity=0.9), "quick")
+
+
+@pytest.mark.parametrize("record", [Pruning(), Pruning(sparsity=0.98), Training(epochs=3)])
+def test_resolving_twice_changes_nothing(record):
+    once = resolve(record, "cifar10")
+    assert resolve(once, "cifar10") == once
+    assert resolve(once, "imagenet") == once
+
+
+def test_an_unknown_preset():
+    with pytest.raises(ValueError, match="unknown preset 'cifar'; there are cifar10, cifar100, tiny-imagenet"):
+        resolve(Training(), "cifar")
+
+
+def test_records_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Setup().seed = 1
+    assert replace(Setup(), seed=1).seed == 1
