@@ -47,9 +47,11 @@ def test_a_mistake_is_one_clear_message(cli, mistake):
     assert "Traceback" not in shown.err and "[Errno" not in shown.err and "Error:" not in shown.err
 
 
-@pytest.mark.parametrize("arguments", [["run", "--desnity", "0.1"], ["rnu"], ["run", "--density", "10"]])
-def test_the_exit_status_of_a_mistake_is_1(cli, arguments):
-    assert cli(*arguments).status == 1
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["run", "--desnity", "0.1"], 2), (["rnu"], 2), (["run", "--density", "10"], 1)]
+)
+def test_the_exit_status_is_2_for_what_is_not_understood_and_1_for_what_cannot_be_done(cli, arguments, status):
+    assert cli(*arguments).status == status
 
 
 @pytest.mark.parametrize(

@@ -178,11 +178,113 @@ def test_another_models_mask_is_refused():
         mask.check(Tokens())
 
 
+@pytest.mark.parametrize("how", ["deepcopy", "averaged", "pickled"])
+def test_loading_into_a_copy_leaves_the_original_held(how, tmp_path):
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    mask.attach(model)
+    if how == "pickled":
+        torch.save(model, tmp_path / "model.pt")
+        twin = torch.load(tmp_path / "model.pt", weights_only=False)
+        twin.load_state_dict(model.state_dict())
+    elif how == "averaged":
+        twin = torch.optim.swa_utils.AveragedModel(model)
+        twin.load_state_dict(twin.state_dict())
+    else:
+        twin = copy.deepcopy(model)
+        twin.load_state_dict(convnet(seed=3).state_dict())
+        assert twin[0].weight.ne(0).all()  # a copy is the caller's own
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
+    mask.check(model)
+
+
+def test_loading_a_part_of_the_model_keeps_it_sparse():
+    model = convnet()
+    mask = skeletal.prune(model, images(), density=0.3, method="snip")
+    mask.attach(model)
+    model[3].load_state_dict(convnet(seed=5)[3].state_dict())
+    mask.check(model)
+
+
+def test_an_optimizer_step_in_the_middle_of_a_backward_pass():
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    mask.attach(model)
+    optimizers = {weight: torch.optim.SGD([weight], 0.1, momentum=0.9) for weight in model.parameters()}
+    for weight, optimizer in optimizers.items():
+        weight.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+    for x, y in batches:
+        nn.functional.cross_entropy(model(x), y).backward()
+    mask.check(model)
+
+
+def test_weights_unfrozen_later_get_no_gradient_where_pruned():
+    model, batches = convnet(), images()
+    mask = skeletal.prune(model, batches, density=0.3, method="snip")
+    model.requires_grad_(False)
+    mask.attach(model)
+    model.requires_grad_(True)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    train(model, optimizer, batches)
+    assert all(model.get_parameter(name).grad[~keep].eq(0).all() for name, keep in mask.items())
+    mask.check(model)
+
+
+def test_skeletons_do_not_pile_up():
+    before = len(_global_optimizer_post_hooks)
+    for _ in range(3):
+        model = convnet()
+        skeletal.prune(model, images(), density=0.3, method="snip").attach(model)
+    del model
+    gc.collect()
+    assert len(_global_optimizer_post_hooks) == before
+
+
+def test_attaching_again_replaces_what_was_attached():
+    model, batches = convnet(), images()
+    small, large = (skeletal.prune(model, batches, density=d, method="snip") for d in (0.1, 0.3))
+    large.attach(model)
+    before = len(_global_optimizer_post_hooks)
+    large.attach(model)
+    small.attach(model)
+    assert len(_global_optimizer_post_hooks) == before
+    with pytest.warns(UserWarning, match=f"{large.kept - small.kept:,} weights that this mask keeps are zero"):
+        large.attach(model)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
+    large.check(model)
+
+
+def test_something_that_is_no_optimizer_is_refused_before_anything_changes():
+    model = convnet()
+    before = copy.deepcopy(model.state_dict())
+    mask = skeletal.prune(model, images(), density=0.3, method="snip")
+    with pytest.raises(TypeError, match="not str"):
+        mask.attach(model, "adam")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model[0].weight._backward_hooks
+
+
+def test_a_compiled_or_wrapped_model_has_the_names_of_the_plain_one():
+    model, batches = convnet(), images()
+    plain = skeletal.prune(model, batches, density=0.3, method="snip")
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        mask = skeletal.prune(wrapped, batches, density=0.3, method="snip")
+        assert mask == plain
+        with mask.attach(wrapped):
+            mask.check(model)
+
+
 def test_untouched_optimizers_are_left_alone():
     model, other = convnet(), Tokens()
     skeletal.prune(model, images(), density=0.3, method="snip").attach(model)
     train(other, OPTIMIZERS["adamw"](other.parameters()), tokens())
     assert other.head.weight.ne(0).all()
+
+
+def test_to_torch_masks_every_use_of_a_tied_weight():
+    model = Tokens()
+    skeletal.prune(model, tokens(), density=0.3, method="random").to_torch(model)
+    assert torch.equal(model.head.weight, model.embedding.weight)
 
 
 def test_to_and_from_torch():

@@ -1,6 +1,7 @@
 import copy
 import random
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -105,12 +106,14 @@ def test_own_selection():
     assert "0.weight" in skeletal.prune(model, density=0.5, method="random", prunable=["0.weight"])
 
 
+@pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
 @given(st.floats(0.001, 1), st.integers(0, 5))
 def test_density_is_exact(density, seed):
     mask = skeletal.prune(mlp(), density=density, method="random", seed=seed)
     assert mask.kept == round(density * mask.total)
 
 
+@pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
 def test_ties_go_to_the_first_positions():
     model = mlp()
     mask = skeletal.prune(
@@ -256,6 +259,92 @@ def test_density_one_keeps_everything_even_dead_weights():
     with torch.no_grad():
         model[1].weight.zero_()
     assert skeletal.prune(model, images(), density=1.0, method="snip").kept == 192 * 20 + 200
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm, self.head = nn.Linear(192, 20), nn.BatchNorm1d(20), nn.Linear(20, 10)
+        self.middle = nn.Sequential(nn.Linear(20, 20), nn.BatchNorm1d(20), nn.ReLU())
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.norm(self.stem(x.flatten(1)))
+        if self.reentrant is None:
+            return self.head(self.middle(x))
+        return self.head(torch.utils.checkpoint.checkpoint(self.middle, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_changes_neither_mask_nor_model(reentrant):
+    plain = skeletal.prune(Checkpointed(None), images(), density=0.1, steps=4)
+    model = Checkpointed(reentrant)
+    before = everything_about(model)
+    assert skeletal.prune(model, images(), density=0.1, steps=4) == plain
+    assert_same(before[0], everything_about(model)[0])
+
+
+def test_a_forward_pass_that_writes_to_weights_or_inputs():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(192, 10))
+    batches = images()
+    skeletal.prune(model, batches, density=0.5, steps=4)
+    assert all(torch.equal(x, y) for (x, _), (y, _) in zip(batches, images(), strict=True))
+    embedding = nn.Sequential(nn.Embedding(17, 8, max_norm=0.5), nn.Flatten(), nn.Linear(40, 10))
+    weight = embedding[0].weight.detach().clone()
+    ids = [(torch.randint(17, (6, 5)), torch.randint(10, (6,)))]
+    mask = skeletal.prune(embedding, ids, density=0.5, steps=2)
+    assert torch.equal(embedding[0].weight, weight)
+    assert mask.metadata["left_out"] == ["0.weight"]
+    assert "not covered: 1 more weights" in str(mask)
+
+
+def test_a_callback_that_changes_mode_and_draws_numbers_changes_no_mask():
+    def meddle(step):
+        model.eval()
+        torch.rand(3), random.random(), np.random.rand()
+
+    torch.manual_seed(0)
+    model = Residual()
+    plain = skeletal.prune(model, images(), density=0.2, steps=5)
+    assert skeletal.prune(model, images(), density=0.2, steps=5, on_step=meddle) == plain
+    assert model.training
+
+
+def test_numbers_may_come_from_numpy(tmp_path):
+    mask = skeletal.prune(mlp(), images(), density=np.float64(0.25), steps=np.int64(2), seed=np.int64(3))
+    mask.save(tmp_path / "m.safetensors")
+    assert skeletal.Mask.load(tmp_path / "m.safetensors").metadata == mask.metadata
+
+
+def test_named_tuples_and_packed_sequences_are_one_argument():
+    class Pair(NamedTuple):
+        one: torch.Tensor
+        two: torch.Tensor
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 10)
+
+        def forward(self, pair):
+            return self.linear(pair.one + pair.two)
+
+    y = torch.randint(10, (6,))
+    skeletal.prune(Sum(), [(Pair(torch.randn(6, 4), torch.randn(6, 4)), y)], density=0.5, steps=2)
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 5), nn.Linear(5, 10)
+
+        def forward(self, packed):
+            return self.head(self.lstm(packed)[1][0][0])
+
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 4) for n in (5, 4, 4, 3, 2, 1)])
+    mask = skeletal.prune(Recurrent(), [(packed, y)], density=0.5, steps=2)
+    assert set(mask) == {"head.weight"}
+    assert "lstm.weight_ih_l0" in mask.metadata["left_out"]
 
 
 # What goes wrong

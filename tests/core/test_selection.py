@@ -28,3 +28,9 @@ def test_unflatten_inverts_flatten():
     tensors = {"a": torch.randn(2, 3), "b": torch.randn(4), "c": torch.randn(1, 2, 2)}
     back = unflatten(flatten(tensors), tensors)
     assert all(torch.equal(tensors[name], back[name]) for name in tensors)
+
+
+def test_top_of_sorted_scores_does_not_take_forever():
+    for values in (torch.arange(300_000.0), torch.arange(300_000.0).flip(0)):
+        for count in (3, 150_000, 299_000):
+            assert values[top(values, count)].min() == 300_000 - count

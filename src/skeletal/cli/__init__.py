@@ -1,5 +1,6 @@
 """The command `skeletal`: each command is a thin call of a public function."""
 
+import errno
 import os
 import sys
 import warnings
@@ -7,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from cyclopts.config import Toml
 
 from skeletal import __version__
+from skeletal.cli import config_file
 from skeletal.cli.demo import demo
 from skeletal.cli.look import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
@@ -22,6 +23,7 @@ app = App(
     Start with `skeletal demo`: it needs no download and takes a minute or two.
     `skeletal COMMAND --help` shows examples.""",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,
 )
 for name, command in {
     "demo": demo,
@@ -33,6 +35,8 @@ for name, command in {
     "doctor": doctor,
 }.items():
     app.command(command, name=name)
+
+app.meta.suppress_keyboard_interrupt = False
 
 
 @app.meta.default
@@ -48,13 +52,15 @@ def _with_config(
         TOML file of settings, as `--print-config` writes it; what is on the command line wins
 
     """
-    app.config = (Toml(config, must_exist=True, use_commands_as_keys=False),) if config else ()
+    if config is not None:
+        app.config = (config_file.read(config, tokens),)
     return app(tokens)
 
 
 def main() -> None:
     """Run the command line; errors a user can mend are one message and exit status 1, without a traceback."""
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
+    app.config = ()
     try:
         app.meta()
     except KeyboardInterrupt as error:
@@ -64,7 +70,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SKELETAL_TRACEBACK") or not _is_for_the_user(error):
             raise
-        _say("error", "red", f"{error}")
+        _say("error", "red", _message(error))
         sys.exit(1)
 
 
@@ -72,6 +78,18 @@ def _is_for_the_user(error: Exception) -> bool:
     from skeletal.core.errors import CollapsedError
 
     return isinstance(error, ValueError | OSError | CollapsedError)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        about = {
+            "ENOSPC": "make room, then run the same command again",
+            "EACCES": "choose another place, or change its permissions",
+            "ENOTDIR": "a file stands where a folder is wanted; choose another place",
+            "EEXIST": "a file stands where a folder is wanted; choose another place",
+        }.get(errno.errorcode.get(error.errno or 0, ""), "check the path")
+        return f"{error.filename or 'input/output'}: {error.strerror}; {about}"
+    return str(error)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

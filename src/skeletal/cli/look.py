@@ -17,7 +17,7 @@ def evaluate(
 ) -> None:
     """Score the trained network of a run folder again, and make sure it is as sparse as its mask.
 
-    Example:
+    For example:
 
         skeletal eval runs/vgg19-cifar-cifar10-force-0.01-1a2b3c4d --data-dir D
 
@@ -52,8 +52,8 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
 
     Several are shown side by side, one column of kept weights each.
 
-    Examples
-    --------
+    For example:
+
         skeletal show force.safetensors
 
         skeletal show force.safetensors snip.safetensors random.safetensors --plot layers.png
@@ -77,17 +77,23 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     from skeletal.harness.report import layer_table, plot_layers
 
     masks: dict[str, Mask] = {}
-    for path in paths:
+    stems = [path.name.removesuffix(".safetensors") for path in paths]
+    for path, stem in zip(paths, stems, strict=True):
+        file = path
         if path.is_dir():
             folder = RunFolder.at(path)
+            file = path / "mask.safetensors"
             if folder.finished and not json:
                 print(summary(folder.result()), end="\n\n")
-            if (path / "mask.safetensors").exists():
-                masks[path.name] = Mask.load(path / "mask.safetensors")
-            elif not folder.finished:
-                raise ValueError(f"{path} holds neither a mask nor a result yet")
-        else:
-            masks[path.name.removesuffix(".safetensors")] = Mask.load(path)
+            if not file.exists():
+                if not folder.finished:
+                    raise ValueError(f"{path} holds neither a mask nor a result yet")
+                continue  # a dense run
+        masks[stem if stems.count(stem) == 1 else str(path)] = Mask.load(file)
+    if plot is not None:
+        if not masks:
+            raise ValueError("there is no mask to draw: the runs are dense")
+        plot_layers(masks, plot)
     if json:
         return print_json({
             name: {"kept": {layer: int(keep.sum()) for layer, keep in mask.items()}, **mask.metadata}
@@ -99,15 +105,14 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
         print("\n".join(f"{key}: {value}" for key, value in mask.metadata.items()))
     elif masks:
         print(layer_table(masks, markdown=markdown))
-    if plot is not None and masks:
-        plot_layers(masks, plot)
+    if plot is not None:
         print(f"drawn into {plot}")
 
 
 def doctor(*, data_dir: Path | None = None, json: Flag = False) -> None:
     """Tell what skeletal finds here: torch, cores, processor features, networks, data sets.
 
-    Example:
+    For example:
 
         skeletal doctor --data-dir ../data
 

@@ -30,8 +30,8 @@ def run(
 
     The same settings find the same folder: a finished run is not repeated, an interrupted one goes on.
 
-    Examples
-    --------
+    For example:
+
         skeletal run --density 0.02
 
         skeletal run --model vgg19-cifar --data cifar10 --data-dir D --method force --density 0.01 --preset cifar10
@@ -52,9 +52,9 @@ def run(
         print the result as JSON on stdout
 
     """
-    pruning, training = resolved(preset, pruning, training)
     if print_config:
         return print_settings(preset, setup, pruning, training)
+    pruning, training = resolved(preset, pruning, training)
     from skeletal.harness import experiment
 
     folder, result = experiment.run(setup, pruning, training, root=out, name=name, progress=not json)
@@ -73,8 +73,8 @@ def prune(
 ) -> None:
     """Find a mask at initialization and save it, with a table of what is left in each layer.
 
-    Examples
-    --------
+    For example:
+
         skeletal prune --model vgg19-cifar --data cifar10 --data-dir D --density 0.01 --steps 60 --out force.safetensors
 
         skeletal prune --method snip --batches-per-step 60 --density 0.005 --out snip-mb.safetensors
@@ -93,9 +93,9 @@ def prune(
         print the densities as JSON on stdout
 
     """
-    (pruning,) = resolved(preset, pruning)
     if print_config:
         return print_settings(preset, setup, pruning)
+    (pruning,) = resolved(preset, pruning)
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another --out, or --overwrite")
     if not out.parent.is_dir():
@@ -127,8 +127,8 @@ def train(
 
     Use the network and the seed the mask was found with: it was made for those initial weights.
 
-    Examples
-    --------
+    For example:
+
         skeletal train --mask force.safetensors --model vgg19-cifar --data cifar10 --data-dir D --preset cifar10
 
         skeletal train --model resnet20-cifar --data fashion-mnist --epochs 5
@@ -147,9 +147,9 @@ def train(
         print the result as JSON on stdout
 
     """
-    (training,) = resolved(preset, training)
     if print_config:
         return print_settings(preset, setup, training)
+    (training,) = resolved(preset, training)
     from skeletal.harness import experiment
 
     folder, result = experiment.train_masked(setup, training, mask, root=out, progress=not json)

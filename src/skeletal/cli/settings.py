@@ -21,12 +21,21 @@ def resolved(preset: str, *records: Any) -> list[Any]:
 
 
 def print_config(preset: str, *records: Any) -> None:
-    """The resolved settings as TOML, which `--config` reads back."""
-    print(f"preset = {json.dumps(preset)}")
-    for record in records:
-        for key, value in asdict(record).items():
-            if value is not None:  # TOML has no null; and JSON's strings, numbers and lists are TOML's
-                print(f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}")
+    """The settings as TOML, which `--config` reads back; what the preset fills in stands there as comments."""
+    lines = [f"preset = {json.dumps(preset)}"]
+    for record, filled in zip(records, resolved(preset, *records), strict=True):
+        said, known = asdict(record), asdict(filled)
+        for key in said:
+            if said[key] is not None:
+                lines.append(f"{key} = {_toml(said[key])}")
+            elif known[key] is not None and not (key == "density" and said.get("sparsity") is not None):
+                lines.append(f"# {key} = {_toml(known[key])}")
+    print("\n".join(lines))
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers, booleans and lists are TOML's, too.
+    return json.dumps(str(value) if isinstance(value, Path) else value)
 
 
 def print_json(value: Any) -> None:

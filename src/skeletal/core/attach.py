@@ -1,5 +1,6 @@
 """Hold pruned weights at exactly zero, under any optimizer."""
 
+import warnings
 import weakref
 from typing import Any
 
@@ -10,50 +11,47 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from skeletal.core.errors import MaskError
 from skeletal.core.selection import Tensors
+from skeletal.core.weights import unwrap
 
 
 class Skeleton:
     """A model with its mask attached; `detach` lets go of the model and leaves the zeros where they are.
 
     Three hooks keep the promise, and `state_dict` keys stay the user's own. The gradient of a pruned weight
-    is 0, so clipping, gradient norms and new optimizer state never see it. After every step of any optimizer
-    that holds one of the weights they are set to 0 again, which a momentum from before the pruning would
-    undo. And they are set to 0 again after `load_state_dict`. PyTorch copies no hooks with `copy.deepcopy`:
-    attach the mask to the copy, too.
+    is 0, so clipping, gradient norms and new optimizer state never see it. After a step of any optimizer the
+    weights it holds are set to 0 again, which a momentum from before the pruning would undo. And they are set
+    to 0 again after `load_state_dict`. The model keeps the skeleton alive; the skeleton keeps nothing alive.
+    A `deepcopy` of the model, or one that was pickled, carries no hooks: attach the mask to it, too.
     """
 
     def __init__(self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None) -> None:
-        self._mask = mask
-        self._gradient_hooks: list[Any] = []
-        self._bind(model)
-        for pruned in self._pruned:
-            pruned.zero_stale_gradient()
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(f"attach takes a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        model = unwrap(model)
+        parameters = matching_parameters(mask, model)
+        _let_go_of_earlier(parameters, mask, model)
+        self._held = [_Held(parameters[name], keep) for name, keep in mask.items()]
+        for held in self._held:
+            held.zero_stale_gradient()
             if optimizer is not None:
-                pruned.zero_state(optimizer)
+                held.zero_state(optimizer)
         # The hook of all optimizers also covers those made later, and those inside a wrapper.
-        self._other_hooks: list[Any] = [
-            register_optimizer_step_post_hook(self._after_step),
-            model.register_load_state_dict_post_hook(lambda loaded, _: self._after_load(loaded)),
-        ]
-
-    def _bind(self, model: nn.Module) -> None:
-        parameters = matching_parameters(self._mask, model)
-        for hook in self._gradient_hooks:
-            hook.remove()
-        self._pruned = [_Pruned(parameters[name], keep) for name, keep in self._mask.items()]
-        self._ids = {id(weight) for weight in parameters.values()}
-        self._gradient_hooks = [
-            weight.register_hook(pruned.zero_gradient)
-            for weight, pruned in zip(parameters.values(), self._pruned, strict=True)
-            if weight.requires_grad
-        ]
-        self._zero()
+        me: weakref.ref[Any] = weakref.ref(self)
+        self._hooks: list[Any] = [register_optimizer_step_post_hook(lambda used, *_: _after_step(me, used))]
+        weakref.finalize(self, self._hooks[0].remove)
+        ours = {id(weight): held for weight, held in zip(parameters.values(), self._held, strict=True)}
+        for module in model.modules():  # every module that holds a weight, since each can be loaded by itself
+            for leaf, weight in module._parameters.items():
+                if (held := ours.get(id(weight))) is not None:
+                    self._hooks.append(module.register_load_state_dict_post_hook(_AfterLoad(self, module, leaf, held)))
 
     def detach(self) -> None:
         """Remove every hook. Pruned weights stay zero until something moves them."""
-        for hook in [*self._gradient_hooks, *self._other_hooks]:
+        for held in self._held:
+            held.let_go()
+        for hook in self._hooks:
             hook.remove()
-        self._gradient_hooks, self._other_hooks = [], []
+        self._hooks = []
 
     def __enter__(self) -> "Skeleton":
         return self
@@ -61,27 +59,24 @@ class Skeleton:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _zero(self) -> None:
-        for pruned in self._pruned:
-            pruned.zero()
 
-    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
-        if any(id(weight) in self._ids for group in optimizer.param_groups for weight in group["params"]):
-            self._zero()
-
-    def _after_load(self, model: nn.Module) -> None:
-        if {id(weight) for weight in matching_parameters(self._mask, model).values()} != self._ids:
-            self._bind(model)  # load_state_dict(assign=True) has put new parameters in place of ours
-        else:
-            self._zero()
-
-
-class _Pruned:
-    """The pruned positions of one weight; holds the weight weakly, so that hooks keep no model alive."""
+class _Held:
+    """One weight and its pruned positions. Weak, so that hooks keep no model alive."""
 
     def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
+        self._where = ~keep
+        self._hook: Any = None
+        self.bind(weight)
+
+    def bind(self, weight: nn.Parameter) -> None:
+        self.let_go()
         self.weight = weakref.ref(weight)
-        self._where = ~keep.to(weight.device)
+        self.zero()
+
+    def let_go(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def where(self, device: torch.device) -> Tensor:
         if self._where.device != device:
@@ -93,9 +88,13 @@ class _Pruned:
 
     @torch.no_grad()
     def zero(self) -> None:
+        weight = self.weight()
+        if weight is None:
+            return
         # Filling, where multiplying with the mask would leave NaN and -0.
-        if (weight := self.weight()) is not None:
-            weight.masked_fill_(self.where(weight.device), 0)
+        weight.masked_fill_(self.where(weight.device), 0)
+        if self._hook is None and weight.requires_grad:  # also where it was frozen until now
+            self._hook = weight.register_hook(self.zero_gradient)
 
     def zero_stale_gradient(self) -> None:
         if (weight := self.weight()) is not None and weight.grad is not None:
@@ -111,6 +110,64 @@ class _Pruned:
                 value.masked_fill_(self.where(value.device), 0)
 
 
+def _after_step(skeleton: "weakref.ref[Any]", optimizer: Optimizer) -> None:
+    if (alive := skeleton()) is not None and alive._hooks:
+        # Only what the optimizer has stepped: a backward pass under way may still need the other weights.
+        stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        for held in alive._held:
+            if id(held.weight()) in stepped:
+                held.zero()
+
+
+class _AfterLoad:
+    """The hook after `load_state_dict`. It stays behind when its module is copied or pickled."""
+
+    def __init__(self, skeleton: Skeleton, module: nn.Module, leaf: str, held: _Held) -> None:
+        self.skeleton, self.held, self._leaf = skeleton, held, leaf
+        self._module = weakref.ref(module)
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        weight = module._parameters.get(self._leaf)
+        if module is not self._module() or weight is None:
+            return
+        if weight is self.held.weight():
+            self.held.zero()
+        else:
+            self.held.bind(weight)  # load_state_dict(assign=True) has put a new parameter in its place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Any:
+    return _do_nothing
+
+
+def _do_nothing(*_: object) -> None: ...
+
+
+def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model: nn.Module) -> None:
+    """Detach masks attached before: one at a time holds a model."""
+    earlier = {
+        hook.skeleton: None
+        for module in model.modules()
+        for hook in module._load_state_dict_post_hooks.values()
+        if isinstance(hook, _AfterLoad)
+    }
+    names = {id(weight): name for name, weight in parameters.items()}
+    lost = 0
+    for skeleton in earlier:
+        for held in skeleton._held:
+            if (name := names.get(id(held.weight()))) is not None:
+                lost += int((mask[name] & held.where(mask[name].device)).sum())
+        skeleton.detach()
+    if lost:
+        warnings.warn(
+            f"{lost:,} weights that this mask keeps are zero: the mask attached before, now detached, had pruned them",
+            stacklevel=5,
+        )
+
+
 def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Parameter]:
     """The model's parameters of a mask's names.
 
@@ -118,6 +175,7 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
         MaskError: a name the model does not have, or another shape.
 
     """
+    model = unwrap(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, keep in mask.items():
         if name not in parameters:

@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
-
-from skeletal.core.selection import Tensors
+from torch.nn.utils.rnn import PackedSequence
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -58,22 +56,23 @@ class Cycle:
         return batch
 
 
-def forward(model: nn.Module, state: Tensors, batch: Any) -> Any:
-    """Run the model with `state` in place of its parameters and buffers; the model itself stays as it is.
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a batch.
 
     Raises:
         TypeError: a batch that is neither a pair `(inputs, targets)` nor a dict.
 
     """
     if isinstance(batch, Mapping):
-        return functional_call(model, state, (), dict(batch))
+        return model(**batch)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
         raise TypeError(f"a batch has to be (inputs, targets) or a dict of the model's arguments, not a {kind}")
     inputs = batch[0]
     if isinstance(inputs, Mapping):
-        return functional_call(model, state, (), dict(inputs))
-    return functional_call(model, state, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,))
+        return model(**inputs)
+    # Only plain tuples and lists are several arguments; a named tuple or a PackedSequence is one.
+    return model(*inputs) if type(inputs) in (tuple, list) else model(inputs)
 
 
 def evaluate(loss: Loss | None, outputs: Any, batch: Any) -> Tensor:
@@ -111,13 +110,16 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply a function to every tensor of nested tuples, lists and mappings; anything else passes through."""
     if isinstance(tree, Tensor):
         return function(tree)
+    if isinstance(tree, PackedSequence):
+        return tree._replace(data=function(tree.data))
     if isinstance(tree, Mapping):
         return {key: map_tensors(function, value) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return tuple(map_tensors(function, value) for value in tree)
+        mapped = [map_tensors(function, value) for value in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     return tree
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch on the model's device."""
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    """A copy of the batch on the model's device: an in-place first layer must not change the caller's."""
+    return map_tensors(lambda tensor: tensor.detach().to(device, non_blocking=True, copy=True), batch)

@@ -2,29 +2,45 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from skeletal.core.selection import Tensors
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Put the global random states of torch, Python and numpy back as they were."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(numpy_state)
 
 
 @contextmanager
 def borrowed(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
     """Set train or eval mode and seed every global random generator; restore all of it after.
 
-    Parameters and buffers need no restoring: scoring never lets the model use its own (see `state_of`).
+    Parameters and buffers need no restoring: scoring never lets the model use its own (see `within`).
     """
     modes = {module: module.training for module in model.modules()}
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy else None
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+    with random_state_kept(model):
         torch.manual_seed(seed)
         random.seed(seed)
-        if numpy:
+        if numpy := sys.modules.get("numpy"):
             numpy.random.seed(seed % 2**32)
         try:
             model.train(training)
@@ -32,19 +48,37 @@ def borrowed(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
-            random.setstate(python)
-            if numpy:
-                numpy.random.set_state(numpy_state)
 
 
-def state_of(model: nn.Module) -> Tensors:
-    """Stand-ins for a model's parameters and buffers: parameters detached (not copied), buffers cloned.
+def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:
+    """Copies of a model's parameters and buffers, detached, except of the parameters named in `without`.
 
-    A forward pass on them neither writes to the model, as batch norm's running statistics would, nor reaches
-    the hooks of its parameters, nor computes gradients that no one asked for.
+    Copies, since a forward pass may write: batch norm to its statistics, an embedding with `max_norm` to its weight.
     """
-    parameters = {name: weight.detach() for name, weight in model.named_parameters()}
-    return parameters | {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if name not in without
+    }
+
+
+class _Within(nn.Module):
+    def __init__(self, model: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self) -> Any:
+        return self.function()
+
+
+def within(model: nn.Module, state: Tensors, function: Callable[[], Value]) -> Value:
+    """Call a function while `state` stands in place of the model's parameters and buffers.
+
+    The function may run a backward pass, too: activation checkpointing computes parts of the forward pass again
+    there, and has to find the same weights.
+    """
+    stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
+    return functional_call(_Within(model, function), stand_ins, ())
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -18,7 +18,7 @@ _OMP_PAUSE_SOFT = 1
 
 def _flushing() -> bool:
     """Whether the calling thread flushes; torch has a setter but no getter."""
-    smallest = torch.tensor(torch.finfo(torch.float32).tiny)
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float32, device="cpu")
     return bool(smallest / 2 == 0)
 
 

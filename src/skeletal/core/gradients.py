@@ -1,10 +1,10 @@
 """The mean gradient of the loss at any weights, with the model left as found."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skeletal.core.batches import Cycle, Loss, evaluate, forward, to_device
-from skeletal.core.borrow import device_of, state_of, widen
+from skeletal.core.borrow import device_of, state_of, widen, within
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.selection import Tensors
 
@@ -31,29 +31,32 @@ def mean_gradient(
         ValueError: the loss does not depend on any of the weights.
 
     """
-    state, device = state_of(model), device_of(model)
-    leaves = {name: value.to(state[name].dtype).detach().requires_grad_() for name, value in weights.items()}
+    state, device = state_of(model, without=weights), device_of(model)
+    parameters = dict(model.named_parameters())
+    leaves = {name: value.to(parameters[name].dtype).detach().requires_grad_() for name, value in weights.items()}
     total: Tensors = {}
     mean_loss = 0.0
+
+    def backward() -> Tensor:
+        value = evaluate(loss, forward(model, batch), batch)
+        if not torch.isfinite(value):
+            raise NonFiniteError(f"the loss is {value.item()} on batch {batches.taken}: check inputs and weights")
+        if not value.requires_grad:
+            raise ValueError("the loss does not depend on the prunable weights: computed under no_grad, or detached?")
+        # Not `autograd.grad`, which reentrant activation checkpointing refuses. Only the leaves can get a `.grad`.
+        value.backward()
+        return value.detach()
+
     for _ in range(count):
         batch = to_device(next(batches), device)
-        with torch.enable_grad():
-            value = evaluate(loss, forward(model, state | leaves, batch), batch)
-        if not torch.isfinite(value):
-            raise NonFiniteError(
-                f"the loss is {value.item()} on batch {batches.taken}: check the inputs and the weights"
-            )
-        if not value.requires_grad:
-            raise ValueError(
-                "the loss does not depend on the prunable weights: is it computed under no_grad, or detached?"
-            )
-        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        if all(gradient is None for gradient in gradients):
+        with torch.inference_mode(False), torch.enable_grad():
+            mean_loss += within(model, state | leaves, backward).item() / count
+        if all(leaf.grad is None for leaf in leaves.values()):
             raise ValueError("the loss does not depend on any prunable weight: check the loss and the selection")
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-            wide = widen(torch.zeros_like(leaf) if gradient is None else gradient.detach())
+        for name, leaf in leaves.items():
+            wide = widen(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
             total[name] = total[name].add_(wide) if name in total else wide
-        mean_loss += value.item() / count
+            leaf.grad = None
     for name, gradient in total.items():
         gradient.div_(count)
         if not torch.isfinite(gradient).all():

@@ -10,10 +10,15 @@ from skeletal.core.selection import Tensors
 
 def to_torch(mask: Tensors, model: nn.Module) -> None:
     """Apply the mask with `torch.nn.utils.prune.custom_from_mask`; this renames the state_dict keys."""
-    weights = matching_parameters(mask, model)
-    for name, keep in mask.items():
-        module, _, leaf = name.rpartition(".")
-        torch_prune.custom_from_mask(model.get_submodule(module), leaf, keep.to(weights[name].device))
+    masks = {id(weight): mask[name].to(weight.device) for name, weight in matching_parameters(mask, model).items()}
+    uses = [
+        (module, leaf, masks[id(weight)])  # a tied weight has several
+        for module in model.modules()
+        for leaf, weight in module._parameters.items()
+        if id(weight) in masks
+    ]
+    for module, leaf, keep in uses:
+        torch_prune.custom_from_mask(module, leaf, keep)
 
 
 def from_torch(model: nn.Module) -> Tensors:

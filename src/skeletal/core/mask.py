@@ -16,7 +16,7 @@ from skeletal.core.errors import MaskError
 class Mask(Mapping[str, Tensor]):
     """Which weights are kept: bool tensors by parameter name, and how they were found.
 
-    A mapping that cannot be changed; `mask["layer1.0.conv1.weight"]` has the shape of that weight, True where
+    A read-only mapping; `mask["layer1.0.conv1.weight"]` has the shape of that weight, True where
     it is kept. `print(mask)` shows one line per layer.
 
     Args:
@@ -51,7 +51,7 @@ class Mask(Mapping[str, Tensor]):
 
     def __eq__(self, other: object) -> bool:
         """Same layers with the same weights kept; metadata does not count."""
-        if not isinstance(other, Mapping):
+        if not isinstance(other, Mapping) or not all(isinstance(keep, Tensor) for keep in other.values()):
             return NotImplemented
         return self.keys() == other.keys() and all(torch.equal(keep, other[name]) for name, keep in self.items())
 
@@ -70,7 +70,7 @@ class Mask(Mapping[str, Tensor]):
     @property
     def density(self) -> float:
         """Kept / total, over the prunable weights."""
-        return self.kept / self.total
+        return self.kept / max(self.total, 1)
 
     @property
     def sparsity(self) -> float:
@@ -98,7 +98,7 @@ class Mask(Mapping[str, Tensor]):
         biases, parameters = self.metadata.get("biases"), self.metadata.get("parameters")
         kept, total = self.kept, self.total
         return {
-            "prunable": kept / total,
+            "prunable": kept / max(total, 1),
             "prunable + biases": None if biases is None else (kept + biases) / (total + biases),
             "all parameters": None if parameters is None else (kept + parameters - total) / parameters,
         }
@@ -118,6 +118,9 @@ class Mask(Mapping[str, Tensor]):
         for over, density in self.densities().items():
             known = "unknown" if density is None else f"{density:.6f}   sparsity {100 * (1 - density):.3f}%"
             lines.append(f"density over {over + ':':19} {known}")
+        if others := self.metadata.get("left_out"):
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            lines.append(f"not covered: {len(others)} more weights of two and more dimensions ({shown})")
         lines.append(f"kept {self.kept:,} of {self.total:,} prunable weights")
         return "\n".join(lines)
 

@@ -25,12 +25,17 @@ _KEY = "skeletal"
 
 
 def write(path: str | Path, mask: Tensors, metadata: dict[str, Any]) -> None:
-    """Write a mask file at once or not at all: a reader sees the old file or the new one, never half of it."""
+    """Write a mask file at once or not at all: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        TypeError: the metadata holds something that JSON cannot.
+
+    """
     packed = {name: pack(keep) for name, keep in mask.items()}
     header: dict[str, Any] = {
         "format": FORMAT,
         "shapes": {name: list(keep.shape) for name, keep in mask.items()},
-        "metadata": metadata,
+        "metadata": json.loads(json.dumps(metadata)),  # as it will be read: keys become text
     }
     header["sha256"] = _digest(header, packed)
     content = save(packed, metadata={_KEY: json.dumps(header)})
@@ -51,7 +56,7 @@ def read(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise MaskError(
             f"{path} is not a skeletal mask file, or it is damaged ({error}): write it again with mask.save"
         ) from error

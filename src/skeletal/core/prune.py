@@ -1,5 +1,6 @@
 """Algorithm 1 of the paper, and the table of methods that are settings of it."""
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from torch import nn
 import skeletal
 from skeletal.core import scores
 from skeletal.core.batches import Cycle, Loss
-from skeletal.core.borrow import borrowed, widen
+from skeletal.core.borrow import borrowed, random_state_kept, widen
 from skeletal.core.connectivity import reaches_output
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.errors import CollapsedError, CollapseWarning, NonFiniteError
@@ -19,7 +20,7 @@ from skeletal.core.gradients import mean_gradient
 from skeletal.core.mask import Mask
 from skeletal.core.schedules import SCHEDULES, Schedule, visit
 from skeletal.core.selection import Tensors, flatten, top, unflatten
-from skeletal.core.weights import Selection, count_biases, prunable_weights
+from skeletal.core.weights import Selection, count_biases, left_out, prunable_weights, unwrap
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,14 @@ def prune(
 
     """
     row = _row(method, score, steps)
-    steps = steps or row.steps
+    steps, batches_per_step, seed = (operator.index(n) for n in (steps or row.steps, batches_per_step, seed))
+    density = float(density)
+    model = unwrap(model)
     weights = prunable_weights(model, prunable)
     total = sum(weight.numel() for weight in weights.values())
     kept = _kept(density, total)
-    named = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom")
     counts = visit(_schedule(schedule), total, kept, steps)
+    steps = len(counts)
     _choice("bn_mode", bn_mode, ("train", "eval"))
     _choice("on_collapse", on_collapse, ("raise", "keep"))
     if batches_per_step < 1:
@@ -136,7 +139,7 @@ def prune(
             raise NonFiniteError(f"{name} {tuple(weight.shape)} holds NaN or infinite weights")
 
     filled: list[dict[str, int]] = []
-    connected = None
+    connected, why_unknown = None, "no batches were given"
     with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
@@ -144,6 +147,7 @@ def prune(
         def differentiate(kept: Tensors) -> tuple[Tensors, float]:
             if stream is None:
                 raise ValueError("this score asks for a gradient, which needs batches")
+            model.train(bn_mode == "train")  # whatever `on_step` has left behind
             return mean_gradient(model, kept, stream, batches_per_step, loss)
 
         generator = torch.Generator().manual_seed(seed)
@@ -156,9 +160,10 @@ def prune(
             if missing:
                 filled.append({"step": step, "weights": missing})
             if on_step is not None:
-                on_step(Step(step, steps, count, count / total, point.loss, mask, scored))
+                with random_state_kept(model):
+                    on_step(Step(step, steps, count, count / total, point.loss, mask, scored))
         if example is not None:
-            connected = reaches_output(model, mask, example)
+            connected, why_unknown = reaches_output(model, mask, example)
 
     found = Mask(
         mask,
@@ -167,7 +172,7 @@ def prune(
             "score": getattr(row.score, "__name__", "custom"),
             "density": density,
             "steps": steps,
-            "schedule": named,
+            "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom"),
             "batches_per_step": batches_per_step,
             "loss": "default" if loss is None else getattr(loss, "__name__", type(loss).__name__),
             "bn_mode": bn_mode,
@@ -175,20 +180,29 @@ def prune(
             "model": type(model).__name__,
             "biases": count_biases(model, weights),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "left_out": left_out(model, weights),
             "filled": filled,
             "connected": connected,
             "versions": {"skeletal": skeletal.__version__, "torch": torch.__version__},
         },
     )
-    if connected is False:
-        empty = ", ".join(found.empty_layers) or "none, but no path is left through them"
-        warnings.warn(
-            f"no path leads from input to output at density {density:g} with {method!r}: this skeleton cannot learn."
-            f" Empty layers: {empty}",
-            CollapseWarning,
-            stacklevel=2,
-        )
+    _warn_if_collapsed(found, why_unknown)
     return found
+
+
+def _warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
+    made = f"at density {mask.density:.4g} with {mask.metadata['method']!r}"
+    empty = ", ".join(mask.empty_layers)
+    if mask.metadata["connected"] is False:
+        message = (
+            f"no path leads from input to output {made}: this skeleton cannot learn."
+            f" Empty layers: {empty or 'none, but no path is left through them'}"
+        )
+    elif mask.metadata["connected"] is None and empty:
+        message = f"layers are empty {made}: {empty}. Whether a path is left is not known ({why_unknown})"
+    else:
+        return
+    warnings.warn(message, CollapseWarning, stacklevel=3)
 
 
 def _select(
@@ -201,13 +215,13 @@ def _select(
                 f"the score of {name} {tuple(score.shape)} holds NaN or infinity at step {step} of {steps}"
             )
     flat = flatten(scored)
-    eligible = flat != 0
-    alive = flatten(mask).to(flat.device) if nested else torch.ones_like(eligible)
-    eligible &= alive
+    # Nested masks choose among what is left, which soon is little.
+    alive = flatten(mask).to(flat.device) if nested else torch.ones_like(flat, dtype=torch.bool)
+    candidates = flat[alive]
     # With everything kept there is nothing to choose, and a weight without a score is no collapse.
-    missing = max(count - int(eligible.sum()), 0) if count < len(flat) else 0
+    missing = max(count - int(candidates.count_nonzero()), 0) if count < len(flat) else 0
     if missing and on_collapse == "raise":
-        empty = [name for name, layer in unflatten(eligible, scored).items() if not layer.any()]
+        empty = [name for name, score in scored.items() if not (score[mask[name]] if nested else score).any()]
         raise CollapsedError(
             f"collapsed at step {step} of {steps}, density {count / len(flat):.6g}: {count:,} weights are to be kept"
             f" but only {count - missing:,} have a finite, non-zero score."
@@ -215,9 +229,11 @@ def _select(
             " Use more batches_per_step, another number of steps or a higher density,"
             " or on_collapse='keep' to fill up by position"
         )
-    flat = torch.where(eligible, flat, torch.finfo(flat.dtype).min)
-    flat = flat.masked_fill(~alive, -torch.inf)
-    return unflatten(top(flat, count), mask), missing
+    # What has no score comes after everything that has one, even a negative one.
+    ranked = candidates.masked_fill(candidates == 0, torch.finfo(flat.dtype).min)
+    chosen = torch.zeros_like(alive)
+    chosen[alive] = top(ranked, count)
+    return unflatten(chosen, mask), missing
 
 
 def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:

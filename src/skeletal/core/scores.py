@@ -92,3 +92,5 @@ def check_scores(scores: Tensors, weights: Tensors) -> None:
         if not isinstance(score, Tensor) or score.shape != weight.shape:
             shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ValueError(f"score of {name} is {shape}, its weight {tuple(weight.shape)}")
+        if not score.is_floating_point():
+            raise ValueError(f"score of {name} is {score.dtype}; scores are floating-point numbers")

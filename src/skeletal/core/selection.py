@@ -11,7 +11,8 @@ def top(scores: Tensor, count: int) -> Tensor:
 
     A threshold alone would keep every tie, and a full sort costs several times more. So: find the k-th
     largest value by selection, keep what is above it, then as many of its equals, in order of position,
-    as are still missing. Always exactly `count`.
+    as are still missing. Always exactly `count`. (`kthvalue` would select, too, but takes quadratic time on
+    descending scores.)
 
     Args:
         scores: shape (n,), without NaN; -inf marks what must not be kept before anything else.
@@ -23,7 +24,11 @@ def top(scores: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(len(scores) - count + 1).values
+    below = len(scores) - count
+    if count <= below:
+        threshold = scores.topk(count, sorted=False).values.min()
+    else:
+        threshold = scores.topk(below + 1, largest=False, sorted=False).values.max()
     keep = scores > threshold
     missing = count - int(keep.sum())
     keep[(scores == threshold).nonzero().flatten()[:missing]] = True

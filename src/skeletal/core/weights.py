@@ -9,12 +9,25 @@ from torch.nn.parameter import UninitializedParameter
 Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`, whose names it has, unprefixed."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
     """The names, within the module itself, of what multiplies its input and of what is added to the product."""
     if isinstance(module, nn.Linear | _ConvNd):
         return ["weight"], ["bias"]
     if isinstance(module, nn.MultiheadAttention):  # its output projection is a Linear of its own
         return ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"], ["in_proj_bias"]
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        return ["weight"], ["bias"]  # a linear layer with its weight transposed, as in GPT-2
     return [], []
 
 
@@ -35,6 +48,8 @@ def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn
 
     """
     parameters = dict(model.named_parameters())
+    if any(weight.is_meta for weight in parameters.values()):
+        raise ValueError(f"{type(model).__name__} is on the meta device and has no weights: materialize it first")
     lazy = [name for name, weight in parameters.items() if isinstance(weight, UninitializedParameter)]
     if lazy:
         raise ValueError(f"{lazy[0]} has no shape yet: run the lazy model once on a batch, then prune it")
@@ -91,3 +106,12 @@ def count_biases(model: nn.Module, weights: dict[str, nn.Parameter]) -> int:
         if any(id(module._parameters.get(name)) in ours for name in multiply):
             biases |= {id(b): b.numel() for name in add if (b := module._parameters.get(name)) is not None}
     return sum(biases.values())
+
+
+def left_out(model: nn.Module, weights: dict[str, nn.Parameter]) -> list[str]:
+    """Trainable weights of two and more dimensions that are not among these: embeddings, recurrent layers, ..."""
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if name not in weights and weight.requires_grad and weight.dim() > 1
+    ]

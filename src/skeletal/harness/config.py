@@ -6,6 +6,7 @@ needs it to show its help.
 """
 
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -57,11 +58,15 @@ class Training:
     """How the skeleton is trained: SGD with a step schedule, as in the paper's appendix A."""
 
     epochs: int | None = None
+    """passes over the training images"""
     batch_size: int | None = None
+    """images per step"""
     lr: float | None = None
     """learning rate at the start"""
     momentum: float | None = None
+    """of SGD"""
     weight_decay: float | None = None
+    """L2 penalty, on every parameter"""
     milestones: tuple[float, ...] | None = None
     """fractions of the training after which the learning rate is divided by 10"""
     bf16: bool = False
@@ -118,7 +123,10 @@ def resolve(record: Record, preset: str) -> Record:
                 f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
             )
         if record.sparsity is not None:
-            known["density"] = 1 - record.sparsity
+            if not 0 <= record.sparsity < 1:
+                raise ValueError(f"sparsity is {record.sparsity}; it is the fraction pruned, at least 0 and below 1")
+            # In decimals: 1 - 0.98 is 0.02 to whoever writes it, and has to be the same run.
+            record = replace(record, sparsity=None, density=float(1 - Decimal(str(record.sparsity))))
         if record.method in ONE_SHOT:
             known["steps"] = 1
     missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}

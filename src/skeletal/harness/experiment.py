@@ -23,9 +23,10 @@ from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.evaluate import Scores, evaluate
 from skeletal.harness.folders import RunFolder
-from skeletal.harness.train import train
+from skeletal.harness.train import steps_per_epoch, train
 
 DENSE = "dense"
+MASK = "mask.safetensors"
 
 # Where things lie and what computes them does not make a run another one.
 _NOT_IDENTITY = ("data_dir", "device", "workers", "sparsity")
@@ -61,9 +62,8 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
         ValueError: the method is unknown, or dense, which has no mask; and what `prune` raises.
 
     """
-    if pruning.method not in METHODS:
-        known = ", ".join([*METHODS, DENSE])
-        raise ValueError(f"unknown method {pruning.method!r}; there are {known}")
+    if pruning.method == DENSE:
+        raise ValueError("the method dense has no mask: there is nothing to prune; train it with `skeletal train`")
     assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
     model.to(pick_device(setup.device))
     with _step_bar(pruning.method, progress) as on_step:
@@ -95,17 +95,19 @@ def run(
         The run's folder and what is in its `result.json`.
 
     """
-    name = name or "-".join([setup.model, Path(setup.data).name, pruning.method, f"{pruning.density:g}"])
-    folder = RunFolder.open(root, name.replace(":", "-"), identity(setup, pruning, training))
+    dense = pruning.method == DENSE
+    if not dense and pruning.method not in METHODS:
+        raise ValueError(f"unknown method {pruning.method!r}; there are {', '.join([*METHODS, DENSE])}")
+    method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
+    config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
+    place = (root, name or _name(setup, *method), config)
+    folder = RunFolder.find(*place)
     if folder.finished:
         return folder, folder.result()
-    data = load_data(setup)
-    model = create_model(setup, data)
-    found: dict[str, Any] = {"prune_seconds": 0.0}
-    mask = None
-    if pruning.method != DENSE:
-        mask, found = _mask_of(folder, model, data, setup, pruning, progress)
-    return folder, _train(folder, model, data, setup, training, mask, found, progress)
+    data, model = _prepare(setup, training)
+    mask = None if dense else _mask_of(folder, model, data, setup, pruning, progress)
+    folder = RunFolder.open(*place)  # only now: what is wrong with the settings has shown itself
+    return folder, _train(folder, model, data, setup, training, mask, progress)
 
 
 def train_masked(
@@ -118,21 +120,21 @@ def train_masked(
 
     """
     mask = None if mask_path is None else Mask.load(mask_path)
-    method = DENSE if mask is None else mask.metadata.get("method", "mask")
-    name = "-".join([setup.model, Path(setup.data).name, method] + ([] if mask is None else [f"{mask.density:.4g}"]))
-    digest = None if mask is None else mask.digest
-    folder = RunFolder.open(root, name.replace(":", "-"), identity(setup, training) | {"mask": digest})
+    method = [DENSE] if mask is None else [_method(mask), f"{mask.density:.4g}"]
+    config = identity(setup, training) | {"mask": None if mask is None else mask.digest}
+    place = (root, _name(setup, *method), config)
+    folder = RunFolder.find(*place)
     if folder.finished:
         return folder, folder.result()
-    data = load_data(setup)
-    model = create_model(setup, data)
+    data, model = _prepare(setup, training)
     if mask is not None:
         for what, ours in (("network", setup.model), ("seed", setup.seed)):
             theirs = mask.metadata.get(what, ours)
             if theirs != ours:
                 warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=2)
-        mask.save(folder.path / "mask.safetensors")
-    return folder, _train(folder, model, data, setup, training, mask, {}, progress)
+        mask.attach(model).detach()  # refuses another network's mask before there is a folder
+    folder = RunFolder.open(*place)
+    return folder, _train(folder, model, data, setup, training, mask, progress)
 
 
 def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = None, device: str = "auto") -> Scores:
@@ -163,10 +165,12 @@ def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = Non
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
-    if (path / "mask.safetensors").exists():
-        Mask.load(path / "mask.safetensors").check(model)
+    if (path / MASK).exists():
+        Mask.load(path / MASK).check(model)
     part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
-    return evaluate(model, part.batches(256, train=False), device=pick_device(device))
+    batches = part.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
+    options = {name: config[name] for name in ("bf16", "channels_last")}
+    return evaluate(model, batches, device=pick_device(device), **options)
 
 
 def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
@@ -177,19 +181,31 @@ def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
     return merged
 
 
-def _mask_of(
-    folder: RunFolder, model: nn.Module, data: Data, setup: Setup, pruning: Pruning, progress: bool
-) -> tuple[Mask, dict[str, Any]]:
+def _name(setup: Setup, *method: str) -> str:
+    return "-".join([setup.model.replace(":", "-"), Path(setup.data).name, *method])
+
+
+def _method(mask: Mask) -> str:
+    return mask.metadata.get("method", "mask")
+
+
+def _prepare(setup: Setup, training: Training) -> tuple[Data, nn.Module]:
+    """Data and network; whatever is wrong with the settings is refused here, before hours of pruning."""
+    pick_device(setup.device)
+    data = load_data(setup)
+    steps_per_epoch(training, data)
+    return data, create_model(setup, data)
+
+
+def _mask_of(folder: RunFolder, model: nn.Module, data: Data, setup: Setup, pruning: Pruning, progress: bool) -> Mask:
     """The mask of an interrupted run, or a new one."""
-    path = folder.path / "mask.safetensors"
+    path = folder.path / MASK
     if path.exists():
-        mask = Mask.load(path)
-        return mask, {"prune_seconds": mask.metadata.get("prune_seconds")}
+        return Mask.load(path)
     start = time.perf_counter()
     mask = find_mask(model, data, setup, pruning, progress=progress)
     mask.metadata["prune_seconds"] = round(time.perf_counter() - start, 3)
-    mask.save(path)
-    return mask, {"prune_seconds": mask.metadata["prune_seconds"]}
+    return mask
 
 
 def _train(
@@ -199,9 +215,10 @@ def _train(
     setup: Setup,
     training: Training,
     mask: Mask | None,
-    found: dict[str, Any],
     progress: bool,
 ) -> dict[str, Any]:
+    if mask is not None and not (folder.path / MASK).exists():
+        mask.save(folder.path / MASK)
     trained = train(
         model,
         data,
@@ -213,18 +230,19 @@ def _train(
         resume_command="skeletal " + shlex.join(sys.argv[1:]),
         progress=progress,
     )
-    result: dict[str, Any] = {"model": setup.model, "data": data.name, "seed": setup.seed, **found}
+    result: dict[str, Any] = {"model": setup.model, "data": data.name, "seed": setup.seed}
     if mask is None:
         result |= {"method": DENSE, "density": 1.0}
     else:
         result |= {
-            "method": mask.metadata.get("method"),
+            "method": _method(mask),
             "density": mask.density,
             "kept": mask.kept,
             "prunable": mask.total,
             "densities": mask.densities(),
             "empty_layers": mask.empty_layers,
             "connected": mask.metadata.get("connected"),
+            "prune_seconds": mask.metadata.get("prune_seconds"),
         }
     result |= asdict(trained)
     folder.finish(result)

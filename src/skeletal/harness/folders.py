@@ -59,6 +59,17 @@ class RunFolder:
             TypeError: `config` does not fit into JSON (paths do, as text).
 
         """
+        folder = cls.find(root, name, config)
+        file = folder.path / "config.json"
+        if not file.exists():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder.path / "environment.json", _json(environment(), indent=2) + "\n")
+            write_atomically(file, _json({"format": FORMAT, **folder.config}, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def find(cls, root: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+        """Where that run's folder is or would be; creates nothing. Raises as `open` does."""
         if name in ("", ".", "..") or PurePath(name).name != name:
             raise ValueError(f"a run needs a plain folder name, got {name!r}")
         if "format" in config:
@@ -69,10 +80,6 @@ class RunFolder:
         file = folder.path / "config.json"
         if file.exists():
             folder._refuse_other_settings(_read_json(file))
-        else:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.path / "environment.json", _json(environment(), indent=2) + "\n")
-            write_atomically(file, _json({"format": FORMAT, **config}, indent=2) + "\n")
         return folder
 
     @classmethod

@@ -35,10 +35,7 @@ def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:
         ValueError: the masks are of different networks.
 
     """
-    first = next(iter(masks.values()))
-    for name, mask in masks.items():
-        if list(mask) != list(first) or any(mask[layer].shape != first[layer].shape for layer in first):
-            raise ValueError(f"{name} is a mask of another network than {next(iter(masks))}; show them one by one")
+    first = _of_one_network(masks)
     rows = [["layer", "weights", *masks]]
     for layer, keep in first.items():
         kept = (int(mask[layer].sum()) for mask in masks.values())
@@ -48,6 +45,14 @@ def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:
     paths = {True: "yes", False: "no", None: "unknown"}
     rows.append(["path to output", "", *(paths[mask.metadata.get("connected")] for mask in masks.values())])
     return _aligned(rows, markdown)
+
+
+def _of_one_network(masks: Mapping[str, Mask]) -> Mask:
+    first = next(iter(masks.values()))
+    for name, mask in masks.items():
+        if list(mask) != list(first) or any(mask[layer].shape != first[layer].shape for layer in first):
+            raise ValueError(f"{name} is a mask of another network than {next(iter(masks))}; show them one by one")
+    return first
 
 
 def _aligned(rows: list[list[str]], markdown: bool) -> str:
@@ -62,10 +67,15 @@ def _aligned(rows: list[list[str]], markdown: bool) -> str:
 
 
 def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
-    """Kept weights of each layer, a curve a mask, log scale; empty layers are crosses on the bottom line."""
+    """Kept weights of each layer, a curve a mask, log scale; empty layers are crosses on the bottom line.
+
+    Raises:
+        ValueError: the masks are of different networks, or `path` is no picture's name.
+
+    """
     from matplotlib.figure import Figure
 
-    layers = list(next(iter(masks.values())))
+    layers = list(_of_one_network(masks))
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     for position, (name, mask) in enumerate(masks.items()):
@@ -111,9 +121,12 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
 
 def _save(figure: Any, path: Path) -> None:
     """Write a figure without a date in it, so that the same figure is the same file."""
+    from matplotlib import rc_context
+
     path = Path(path)
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"cannot draw into {path}: the name has to end in .png, .svg or .pdf")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
-    figure.savefig(path, dpi=150, metadata=metadata)
+    with rc_context({"svg.hashsalt": "skeletal"}):
+        figure.savefig(path, dpi=150, metadata=metadata)

@@ -92,8 +92,14 @@ def _scores(row: dict[str, Any], prefix: str) -> Scores:
     return Scores(**{f.name: row[f"{prefix}_{f.name}"] for f in fields(Scores)})
 
 
-def _steps_per_epoch(data: "Data", settings: dict[str, Any]) -> int:
-    """The number of batches, after a look at the settings."""
+def steps_per_epoch(training: Training, data: "Data") -> int:
+    """The number of batches in a pass over the training split, after a look at the settings.
+
+    Raises:
+        ValueError: a setting is missing or senseless, or there are no training examples.
+
+    """
+    settings: dict[str, Any] = asdict(training)
     missing = [name for name, value in settings.items() if value is None]
     if missing:
         raise ValueError(f"training needs {', '.join(missing)}: `resolve(training, preset)` fills them in")
@@ -160,7 +166,7 @@ def train(
 
     """
     settings: dict[str, Any] = {**asdict(training), "seed": seed}
-    steps = _steps_per_epoch(data, settings)
+    steps = steps_per_epoch(training, data)
     epochs, batch_size = settings["epochs"], settings["batch_size"]
     with (
         _accelerator(device, training.bf16) as accelerator,

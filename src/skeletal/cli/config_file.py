@@ -1,0 +1,41 @@
+"""`--config file.toml`: settings from a file, which the command line overrules."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from cyclopts.config import Dict
+
+from skeletal.harness.config import Pruning, Setup, Training
+
+_USES = {"run": (Setup, Pruning, Training), "prune": (Setup, Pruning), "train": (Setup, Training)}
+_EVERY = {field.name for record in (Setup, Pruning, Training) for field in fields(record)}
+
+
+def read(path: Path, tokens: Sequence[str]) -> Dict:
+    """The settings of a TOML file, for the command in `tokens`.
+
+    One file serves `run`, `prune` and `train`: what another of them takes is passed over. A density on the
+    command line replaces a sparsity in the file, and the other way round.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML; names file and line.
+
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file at {path}; `skeletal run --print-config > {path}` writes one")
+    try:
+        settings: dict[str, Any] = tomllib.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    takes = {field.name for record in _USES.get(tokens[0] if tokens else "", ()) for field in fields(record)}
+    given = {token.partition("=")[0] for token in tokens}
+    for key in list(settings):
+        passed_over = key in _EVERY and takes and key not in takes
+        overruled = key in ("density", "sparsity") and given & {"--density", "--sparsity"}
+        if passed_over or overruled:
+            del settings[key]
+    return Dict(settings, use_commands_as_keys=False, source=str(path))
