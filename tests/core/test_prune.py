@@ -368,7 +368,8 @@ def test_filling_keeps_what_has_a_score_and_then_the_first_positions():
         scores["3.weight"][-1] = 1.0
         return scores
 
-    mask = skeletal.prune(mlp(), density=0.01, score=score, method="magnitude", on_collapse="keep")
+    with pytest.warns(skeletal.CollapseWarning, match="20 of the 40 weights kept .* carry no signal"):
+        mask = skeletal.prune(mlp(), density=0.01, score=score, method="magnitude", on_collapse="keep")
     assert mask["3.weight"][-1].all()
     assert mask["1.weight"].flatten()[: mask.kept - 20].all()
     assert mask.metadata["filled"] == [{"step": 1, "weights": mask.kept - 20}]

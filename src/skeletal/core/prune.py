@@ -115,7 +115,8 @@ def prune(
         CollapsedError: see `on_collapse`; names step, density and empty layers.
 
     Warns:
-        CollapseWarning: the finished mask leaves no path from input to output.
+        CollapseWarning: the finished mask leaves no path from input to output; or layers are empty and there are
+            no batches to look for one; or weights were filled in at the last step.
 
     """
     row = _row(method, score, steps)
@@ -200,6 +201,10 @@ def _warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
         )
     elif mask.metadata["connected"] is None and empty:
         message = f"layers are empty {made}: {empty}. Whether a path is left is not known ({why_unknown})"
+    elif (filled := mask.metadata["filled"]) and filled[-1]["step"] == mask.metadata["steps"]:
+        message = (
+            f"{filled[-1]['weights']:,} of the {mask.kept:,} weights kept {made} carry no signal: filled by position"
+        )
     else:
         return
     warnings.warn(message, CollapseWarning, stacklevel=3)

@@ -49,8 +49,8 @@ class Pruning:
     """examples in each of those batches"""
     bn_mode: Literal["train", "eval"] = "train"
     """mode of the network while it is scored"""
-    on_collapse: Literal["raise", "keep"] = "raise"
-    """when too few weights have a score: stop, or fill up by position"""
+    on_collapse: Literal["raise", "keep"] = "keep"
+    """when too few weights have a score: stop, or fill up by position and say so"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,31 +67,35 @@ def _aligned(rows: list[list[str]], markdown: bool) -> str:
 
 
 def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
-    """Kept weights of each layer, a curve a mask, log scale; empty layers are crosses on the bottom line.
+    """Kept weights of each layer, a curve a mask, log scale; below 1, a cross for each empty layer.
 
     Raises:
         ValueError: the masks are of different networks, or `path` is no picture's name.
 
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     layers = list(_of_one_network(masks))
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
     for position, (name, mask) in enumerate(masks.items()):
         look = style(name, position)
-        kept = [int(mask[layer].sum()) for layer in layers]
-        shown = [(x, k) for x, k in enumerate(kept) if k]
-        axes.plot(*zip(*shown, strict=True), label=f"{name} ({mask.kept:,})", linewidth=1.5, markersize=5, **look)
-        empty = [x for x, k in enumerate(kept) if not k]
-        axes.plot(empty, [0.5] * len(empty), "x", color=look["color"], markersize=9, markeredgewidth=2.5, clip_on=False)
+        kept = [int(mask[layer].sum()) or float("nan") for layer in layers]  # NaN breaks the line at an empty layer
+        axes.plot(kept, label=name, linewidth=1.5, markersize=5, **look)
+        empty = [x for x, layer in enumerate(layers) if not mask[layer].any()]
+        row = [0.6 * 0.6**position] * len(empty)  # a row a mask, so that none hides another
+        axes.plot(empty, row, "x", color=look["color"], markersize=7, markeredgewidth=2)
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers], rotation=60, ha="right",
-                    fontsize=8)  # fmt: skip
+    axes.set_ylim(bottom=0.6 ** (len(masks) + 1))
+    axes.axhline(0.8, color="black", linewidth=0.6)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
+    axes.yaxis.set_minor_locator(NullLocator())
+    names = [layer.removesuffix(".weight") for layer in layers]
+    axes.set_xticks(range(len(layers)), names, rotation=90, fontsize=8)
     axes.set_ylabel("weights kept (x: empty layer)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     _save(figure, path)
 
 
