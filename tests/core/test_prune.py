@@ -45,8 +45,10 @@ def assert_same(one, two):
         assert one == two
 
 
-@pytest.mark.parametrize("method", skeletal.METHODS)
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in ZOO for method in skeletal.METHODS if (name, method) != ("tokens", "synflow")],
+)
 def test_any_model_exactly_and_left_as_found(name, method):
     make, data = ZOO[name]
     torch.manual_seed(3)

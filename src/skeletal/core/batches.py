@@ -120,6 +120,14 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+def map_inputs(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Apply a function to the inputs of a batch: not to targets, nor to masks of what is hidden."""
+    if isinstance(batch, Mapping):
+        fixed = {key for key in batch if "mask" in str(key) or "label" in str(key)}
+        return {key: value if key in fixed else map_tensors(function, value) for key, value in batch.items()}
+    return map_tensors(function, batch[0]), batch[1]
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """A copy of the batch on the model's device: an in-place first layer must not change the caller's."""
     return map_tensors(lambda tensor: tensor.detach().to(device, non_blocking=True, copy=True), batch)

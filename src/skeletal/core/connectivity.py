@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.batches import forward, map_tensors, to_device
+from skeletal.core.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.borrow import device_of, state_of, within
 from skeletal.core.selection import Tensors
 
@@ -94,7 +94,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
             floats.append(drawn.to(tensor.device, dtype or tensor.dtype).requires_grad_())
             return floats[-1]
 
-        return _map_inputs(positive, batch)
+        return map_inputs(positive, batch)
 
     batch = to_device(batch, device_of(model))
     with torch.inference_mode(False), torch.enable_grad():
@@ -110,7 +110,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
                 if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
                     return True, ""
             return any(map(_differ, one, run(draw(2.0)))), ""
-        others = [_map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
+        others = [map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
         if all(_same(batch, other) for other in others):
             return None, "all the batch's inputs are the same"
         return any(any(map(_differ, one, run(other))) for other in others), ""
@@ -122,14 +122,6 @@ def _exchange(tensor: Tensor, generator: torch.Generator) -> Tensor:
     values = tensor.flatten()
     picks = torch.randint(len(values), tensor.shape, generator=generator)
     return values[picks.to(values.device)]
-
-
-def _map_inputs(function: Any, batch: Any) -> Any:
-    """Apply a function to the inputs of a batch: not to targets, nor to what a mask hides."""
-    if isinstance(batch, Mapping):
-        fixed = {key for key in batch if "mask" in str(key) or "label" in str(key)}
-        return {key: value if key in fixed else map_tensors(function, value) for key, value in batch.items()}
-    return map_tensors(function, batch[0]), batch[1]
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -16,7 +16,7 @@ from skeletal.core.borrow import borrowed, random_state_kept, widen
 from skeletal.core.connectivity import reaches_output
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.errors import CollapsedError, CollapseWarning, NonFiniteError
-from skeletal.core.gradients import mean_gradient
+from skeletal.core.gradients import Derivatives
 from skeletal.core.mask import Mask
 from skeletal.core.schedules import SCHEDULES, Schedule, visit
 from skeletal.core.selection import Tensors, flatten, top, unflatten
@@ -40,10 +40,15 @@ class Method:
 METHODS: dict[str, Method] = {
     "random": Method(scores.noise, steps=1, one_shot=True, needs_data=False),
     "magnitude": Method(scores.magnitude, steps=1, one_shot=True, needs_data=False),
+    "random-uniform": Method(scores.uniform_noise, steps=1, one_shot=True, needs_data=False),
+    "random-erk": Method(scores.erk_noise, steps=1, one_shot=True, needs_data=False),
     "snip": Method(scores.connection_sensitivity, steps=1, one_shot=True),
+    "grasp": Method(scores.gradient_preservation, steps=1, one_shot=True),
     "force": Method(scores.connection_sensitivity, steps=60),
     "force-regrow": Method(scores.regrowing_sensitivity, steps=60, nested=False),
     "grasp-it": Method(scores.gradient_norm, steps=60),
+    "grasp-iterative": Method(scores.gradient_preservation, steps=60),
+    "synflow": Method(scores.flow, steps=100),
 }
 
 
@@ -144,17 +149,11 @@ def prune(
     with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
-
-        def differentiate(kept: Tensors) -> tuple[Tensors, float]:
-            if stream is None:
-                raise ValueError("this score asks for a gradient, which needs batches")
-            model.train(bn_mode == "train")  # whatever `on_step` has left behind
-            return mean_gradient(model, kept, stream, batches_per_step, loss)
-
+        derivatives = None if stream is None else Derivatives(model, stream, batches_per_step, loss, bn_mode)
         generator = torch.Generator().manual_seed(seed)
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
         for step, count in enumerate(counts, 1):  # Algorithm 1
-            point = scores.Point(theta, mask, differentiate, generator)
+            point = scores.Point(theta, mask, count, derivatives, generator)
             scored = row.score(point)
             scores.check_scores(scored, theta)
             mask, missing = _select(scored, mask, count, row.nested, step, steps, on_collapse)
@@ -249,7 +248,8 @@ def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; it has to be at least 1")
     if row.one_shot and steps not in (None, 1):
-        hint = " (snip in several steps is method='force')" if method == "snip" else ""
+        iterated = {"snip": "force", "grasp": "grasp-iterative"}.get(method)
+        hint = f" ({method} in several steps is method={iterated!r})" if iterated else ""
         raise ValueError(f"{method!r} prunes in one step, not {steps}{hint}")
     return row
 

@@ -11,7 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from skeletal.core.selection import Tensors
+from skeletal.core.flow import synaptic_flow
+from skeletal.core.gradients import Derivatives
+from skeletal.core.quotas import erdos_renyi, uniform
+from skeletal.core.selection import Tensors, top
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,10 @@ class Point:
     """the dense initialization θ, in at least float32; shapes of the layers"""
     mask: Tensors
     """the present mask c_t, bool, same shapes; all ones at the first step"""
-    differentiate: Callable[[Tensors], tuple[Tensors, float]]
-    """the mean loss over this step's batches, and its gradient, at any weights"""
+    count: int
+    """how many weights this step keeps"""
+    derivatives: Derivatives | None
+    """of the loss at any weights, over this step's batches; None where no batches were given"""
     generator: torch.Generator
     """seeded by the caller's seed; the only source of randomness a score may use"""
 
@@ -33,18 +38,33 @@ class Point:
         return {name: weight * self.mask[name] for name, weight in self.weights.items()}
 
     @cached_property
-    def _differentiated(self) -> tuple[Tensors, float]:
-        return self.differentiate(self.kept)
+    def _first(self) -> tuple[Tensors, float]:
+        return self._needed().gradient(self.kept)
+
+    @cached_property
+    def _second(self) -> tuple[Tensors, float]:
+        return self._needed().hessian_gradient(self.kept)
+
+    def _needed(self) -> Derivatives:
+        if self.derivatives is None:
+            raise ValueError("this score asks for a derivative, which needs batches")
+        return self.derivatives
 
     @property
     def gradient(self) -> Tensors:
         """∇L(θ̄), averaged over the batches with its sign, for every weight, pruned ones included."""
-        return self._differentiated[0]
+        return self._first[0]
+
+    @property
+    def hessian_gradient(self) -> Tensors:
+        """H g at θ̄, of the mean loss over the batches."""
+        return self._second[0]
 
     @property
     def loss(self) -> float | None:
         """The mean loss at θ̄; None if the score did not need it."""
-        return self._differentiated[1] if "_differentiated" in self.__dict__ else None
+        known = [self.__dict__[name][1] for name in ("_first", "_second") if name in self.__dict__]
+        return known[0] if known else None
 
 
 Score = Callable[[Point], Tensors]
@@ -65,6 +85,17 @@ def gradient_norm(at: Point) -> Tensors:
     return {name: gradient.abs() for name, gradient in at.gradient.items()}
 
 
+def gradient_preservation(at: Point) -> Tensors:
+    """θ̄ ⊙ H g: GRASP prunes the largest -θ_i [Hg]_i (Eq. 4), so the highest of this are kept. Signed."""
+    return {name: at.kept[name] * product for name, product in at.hessian_gradient.items()}
+
+
+def flow(at: Point) -> Tensors:
+    """|θ̄| ⊙ ∂R/∂|θ̄|, R the sum of all paths' products (SynFlow; Tanaka et al. 2020, Eq. 2). In doubles."""
+    derivatives = at._needed()
+    return synaptic_flow(derivatives.model, at.kept, derivatives.batches.peek())
+
+
 def magnitude(at: Point) -> Tensors:
     """|θ|: large initial weights, whatever the data. A baseline."""
     return {name: weight.abs() for name, weight in at.weights.items()}
@@ -76,6 +107,22 @@ def noise(at: Point) -> Tensors:
         name: 1 - torch.rand(weight.shape, dtype=torch.float64, generator=at.generator)
         for name, weight in at.weights.items()
     }
+
+
+def uniform_noise(at: Point) -> Tensors:
+    """Random within each layer, every layer at the same density."""
+    return _fill_quotas(at, uniform({name: weight.shape for name, weight in at.weights.items()}, at.count))
+
+
+def erk_noise(at: Point) -> Tensors:
+    """Random within each layer, densities after Erdős-Rényi-Kernel (Evci et al. 2020, RigL)."""
+    return _fill_quotas(at, erdos_renyi({name: weight.shape for name, weight in at.weights.items()}, at.count))
+
+
+def _fill_quotas(at: Point, quotas: dict[str, int]) -> Tensors:
+    """Scores above 1 for `quotas[name]` random weights of each layer, at most 1 for the others."""
+    scores = noise(at)
+    return {name: score + top(score.flatten(), quotas[name]).view_as(score) for name, score in scores.items()}
 
 
 def check_scores(scores: Tensors, weights: Tensors) -> None:

@@ -34,7 +34,8 @@ class Pruning:
     """How the mask is found."""
 
     method: str = "force"
-    """random, magnitude, snip, force, force-regrow, grasp-it; `dense` trains without a mask"""
+    """force, force-regrow, snip, grasp, grasp-it, grasp-iterative, synflow, magnitude, random, random-uniform,
+    random-erk; `dense` trains without a mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -101,8 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-ONE_SHOT = ("random", "magnitude", "snip")
-METHODS = ("force", "force-regrow", "grasp-it", *ONE_SHOT)
+ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
 
@@ -129,5 +129,7 @@ def resolve(record: Record, preset: str) -> Record:
             record = replace(record, sparsity=None, density=float(1 - Decimal(str(record.sparsity))))
         if record.method in ONE_SHOT:
             known["steps"] = 1
+        elif record.method == "synflow":
+            known["steps"] = 100
     missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}
     return replace(record, **missing)

@@ -1,0 +1,40 @@
+"""How many weights each layer keeps when the layers are told, not chosen: quotas that add up exactly."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def uniform(shapes: Shapes, count: int) -> dict[str, int]:
+    """The same density in every layer, to rounding; the quotas add up to `count`."""
+    return _proportional({name: float(math.prod(shape)) for name, shape in shapes.items()}, shapes, count)
+
+
+def erdos_renyi(shapes: Shapes, count: int) -> dict[str, int]:
+    """Densities proportional to Σ dims / Π dims (Erdős-Rényi-Kernel), so kept weights to the sum of a layer's dims.
+
+    A layer that would be more than dense is dense, and what it has over goes to the others in the same proportion. The
+    quotas add up to `count`. (Evci et al. 2020, "Rigging the Lottery", Eq. in section 3; Mocanu et al. 2018.)
+    """
+    return _proportional({name: float(sum(shape)) for name, shape in shapes.items()}, shapes, count)
+
+
+def _proportional(shares: dict[str, float], shapes: Shapes, count: int) -> dict[str, int]:
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    full: set[str] = set()
+    while True:
+        rest = count - sum(sizes[name] for name in full)
+        open_share = sum(shares[name] for name in shares if name not in full)
+        ideal = {name: rest * shares[name] / open_share for name in shares if name not in full}
+        over = {name for name, wanted in ideal.items() if wanted > sizes[name]}
+        if not over:
+            break
+        full |= over
+    quotas = {name: sizes[name] if name in full else math.floor(ideal[name]) for name in shares}
+    # The largest remainders are rounded up; ties go to the first layer.
+    missing = count - sum(quotas.values())
+    by_remainder = sorted(ideal, key=lambda name: quotas[name] - ideal[name])
+    for name in [name for name in by_remainder if quotas[name] < sizes[name]][:missing]:
+        quotas[name] += 1
+    return quotas
