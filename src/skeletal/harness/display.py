@@ -19,7 +19,7 @@ class Display:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  validation {task.fields[top1]}"),
+            TextColumn("loss {task.fields[loss]}  validation {task.fields[top1]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
@@ -42,13 +42,13 @@ class Display:
             completed=epoch * self._steps + batch,
             epoch=min(epoch + 1, self._epochs),
             epochs=self._epochs,
-            loss=float("nan"),
+            loss="-",
             top1="-",
         )
 
     def step(self, epoch: int, batch: int, loss: float) -> None:
         """One batch is done, the `batch`-th of its epoch."""
-        self._bar.update(self._task, completed=epoch * self._steps + batch, epoch=epoch + 1, loss=loss)
+        self._bar.update(self._task, completed=epoch * self._steps + batch, epoch=epoch + 1, loss=f"{loss:.3f}")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One epoch is done, with these metrics."""
