@@ -37,9 +37,18 @@ def test_find_mask_takes_the_settings_and_leaves_the_weights():
     mask = experiment.find_mask(model, data, SETUP, pruning, progress=False)
     assert mask.kept == round(0.1 * mask.total)
     expected = {**asdict(pruning), "seed": 0, "network": "vgg-mini", "data": "digits"}
-    del expected["sparsity"], expected["on_collapse"]
+    del expected["sparsity"], expected["on_collapse"], expected["loss"]
     assert {name: mask.metadata[name] for name in expected} == expected
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_official_codes_loss_and_the_absolute_average_give_other_masks():
+    found = []
+    for options in ({}, {"loss": "nll"}, {"average": "absolute"}):
+        pruning = resolve(Pruning(method="snip", batches_per_step=2, **options), "quick")
+        found.append(experiment.find_mask(*fresh(), SETUP, pruning, progress=False))
+    assert [mask.metadata["loss"] for mask in found] == ["default", "nll_loss", "default"]
+    assert found[0] != found[1] and found[0] != found[2]
 
 
 def test_the_seed_is_that_of_weights_batches_and_scores():

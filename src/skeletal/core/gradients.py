@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skeletal.core.batches import Cycle, Loss, evaluate, forward, to_device
 from skeletal.core.borrow import device_of, state_of, widen, within
+from skeletal.core.distributed import average_over_ranks, everyone
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.selection import Tensors
 
@@ -17,8 +18,8 @@ from skeletal.core.selection import Tensors
 class Derivatives:
     """Gradient and Hessian-gradient product of the loss, averaged over the next batches of a stream.
 
-    Each batch counts the same, and gradients are averaged with their sign, as in the paper's code: a score takes
-    the absolute value after the average.
+    Each batch counts the same. Under `torch.distributed` the average is over all ranks' batches, too, and every
+    rank gets the same numbers to the bit.
 
     Args:
         model: run in the mode `bn_mode`; nothing of it is written to.
@@ -26,13 +27,22 @@ class Derivatives:
         count: batches averaged over.
         loss: see `prune`.
         bn_mode: "train" or "eval".
+        average: "signed" averages gradients with their sign, as in the paper's code, where a score takes the
+            absolute value after the average; "absolute" averages the absolute values of each batch's gradient.
 
     """
 
     def __init__(
-        self, model: nn.Module, batches: Cycle, count: int, loss: Loss | None = None, bn_mode: str = "train"
+        self,
+        model: nn.Module,
+        batches: Cycle,
+        count: int,
+        loss: Loss | None = None,
+        bn_mode: str = "train",
+        average: str = "signed",
     ) -> None:
-        self.model, self.batches, self.count, self.loss, self.bn_mode = model, batches, count, loss, bn_mode
+        self.model, self.batches, self.count, self.loss = model, batches, count, loss
+        self.bn_mode, self.average = bn_mode, average
 
     def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
         """The mean gradient with respect to some weights, in at least float32, and the mean loss.
@@ -56,8 +66,14 @@ class Derivatives:
 
         Raises:
             NonFiniteError, ValueError: as `gradient`.
+            ValueError: `average` is "absolute".
 
         """
+        if self.average == "absolute":
+            raise ValueError(
+                "average='absolute' has no meaning for a Hessian-gradient product: GRASP's criterion is signed,"
+                " and the sign tells what to prune; use average='signed'"
+            )
         batches = [next(self.batches) for _ in range(self.count)]
         state = torch.get_rng_state()
         gradient, loss = self._gradient(weights, iter(batches))
@@ -115,13 +131,15 @@ class Derivatives:
                 losses.append(within(self.model, state | leaves, run))
             for name, leaf in leaves.items():
                 if leaf.grad is not None:
-                    total[name].add_(leaf.grad)
+                    total[name].add_(leaf.grad.abs() if self.average == "absolute" else leaf.grad)
                     leaf.grad = None
         for name, summed in total.items():
             summed.div_(len(losses))
             if not torch.isfinite(summed).all():
                 raise NonFiniteError(f"the {what} of {name} {tuple(summed.shape)} holds NaN or infinity")
-        return total, sum(losses) / len(losses)
+        means = everyone(sum(losses) / len(losses))  # before the long messages: learns of a rank that has failed
+        average_over_ranks(total)
+        return total, sum(means) / len(means)
 
 
 @contextmanager

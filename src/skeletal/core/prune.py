@@ -15,6 +15,7 @@ from skeletal.core.batches import Cycle, Loss
 from skeletal.core.borrow import borrowed, random_state_kept, widen
 from skeletal.core.connectivity import reaches_output
 from skeletal.core.denormals import flush_denormals
+from skeletal.core.distributed import agree, everyone, ranks, together
 from skeletal.core.errors import CollapsedError, CollapseWarning, NonFiniteError
 from skeletal.core.gradients import Derivatives
 from skeletal.core.mask import Mask
@@ -80,6 +81,7 @@ def prune(
     prunable: Selection = None,
     score: scores.Score | None = None,
     bn_mode: Literal["train", "eval"] = "train",
+    average: Literal["signed", "absolute"] = "signed",
     on_collapse: Literal["raise", "keep"] = "raise",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -88,6 +90,9 @@ def prune(
 
     The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state.
     `mask.attach(model)` makes it a skeleton.
+
+    Under torchrun call it on every rank, with the same arguments and weights, and with each rank's own share of the
+    batches: gradients are averaged over all ranks, and all find the same mask.
 
     Args:
         model: any module, on any device.
@@ -105,6 +110,8 @@ def prune(
         score: a function of a `Point` that takes the place of the method's own; higher = keep, and exactly
             0 means that no signal passes.
         bn_mode: mode of the whole model while it is scored.
+        average: "signed" averages the batches' gradients, and scores take the absolute value after that, as in the
+            paper's code; "absolute" averages each batch's absolute values. The same where there is one batch a step.
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
@@ -114,10 +121,12 @@ def prune(
         The mask, with its making in `mask.metadata`.
 
     Raises:
-        ValueError: density, steps, method or schedule out of range; no prunable weights; no batches.
+        ValueError: density, steps, method or schedule out of range; no prunable weights; no batches; ranks that
+            differ in arguments or weights.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
+        RuntimeError: another rank has failed; names the rank and its error.
 
     Warns:
         CollapseWarning: the finished mask leaves no path from input to output; or layers are empty and there are
@@ -134,22 +143,30 @@ def prune(
     counts = visit(_schedule(schedule), total, kept, steps)
     steps = len(counts)
     _choice("bn_mode", bn_mode, ("train", "eval"))
+    _choice("average", average, ("signed", "absolute"))
     _choice("on_collapse", on_collapse, ("raise", "keep"))
     if batches_per_step < 1:
         raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
     if batches is None and row.needs_data:
         raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")
-    theta = {name: widen(weight.detach()) for name, weight in weights.items()}
-    for name, weight in theta.items():
-        if not torch.isfinite(weight).all():
-            raise NonFiniteError(f"{name} {tuple(weight.shape)} holds NaN or infinite weights")
 
     filled: list[dict[str, int]] = []
     connected, why_unknown = None, "no batches were given"
-    with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
+    with together(), borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
+        settings = dict(method=method, counts=counts, batches_per_step=batches_per_step, bn_mode=bn_mode)
+        settings |= dict(average=average, on_collapse=on_collapse, seed=seed, prunable=list(weights))
+        agree(settings, "call prune with the same arguments on every rank")
+        agree(
+            dict(model.named_parameters()),
+            "create the model from the same seed on every rank, or broadcast it from one, as DDP does",
+        )
+        theta = {name: widen(weight.detach()) for name, weight in weights.items()}
+        for name, weight in theta.items():
+            if not torch.isfinite(weight).all():
+                raise NonFiniteError(f"{name} {tuple(weight.shape)} holds NaN or infinite weights")
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
-        derivatives = None if stream is None else Derivatives(model, stream, batches_per_step, loss, bn_mode)
+        derivatives = None if stream is None else Derivatives(model, stream, batches_per_step, loss, bn_mode, average)
         generator = torch.Generator().manual_seed(seed)
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
         for step, count in enumerate(counts, 1):  # Algorithm 1
@@ -164,6 +181,8 @@ def prune(
                     on_step(Step(step, steps, count, count / total, point.loss, mask, scored))
         if example is not None:
             connected, why_unknown = reaches_output(model, mask, example)
+        connected, why_unknown = everyone((connected, why_unknown))[0]
+        agree(mask, "a score of your own has to be the same function on every rank")
 
     found = Mask(
         mask,
@@ -176,6 +195,8 @@ def prune(
             "batches_per_step": batches_per_step,
             "loss": "default" if loss is None else getattr(loss, "__name__", type(loss).__name__),
             "bn_mode": bn_mode,
+            "average": average,
+            "ranks": ranks(),
             "seed": seed,
             "model": type(model).__name__,
             "biases": count_biases(model, weights),
@@ -183,7 +204,7 @@ def prune(
             "left_out": left_out(model, weights),
             "filled": filled,
             "connected": connected,
-            "versions": {"skeletal": skeletal.__version__, "torch": torch.__version__},
+            "versions": {"skeletal": skeletal.__version__, "torch": str(torch.__version__)},
         },
     )
     _warn_if_collapsed(found, why_unknown)

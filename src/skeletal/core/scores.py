@@ -52,7 +52,7 @@ class Point:
 
     @property
     def gradient(self) -> Tensors:
-        """∇L(θ̄), averaged over the batches with its sign, for every weight, pruned ones included."""
+        """∇L(θ̄) for every weight, pruned ones included, averaged over the batches as `average` of `prune` says."""
         return self._first[0]
 
     @property

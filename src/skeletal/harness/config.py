@@ -48,6 +48,10 @@ class Pruning:
     """batches whose gradients are averaged at each step; SNIP-MB is snip with many"""
     prune_batch_size: int | None = None
     """examples in each of those batches"""
+    loss: Literal["cross-entropy", "nll"] = "cross-entropy"
+    """what is differentiated; nll on raw logits is what the paper's official code scores with"""
+    average: Literal["signed", "absolute"] = "signed"
+    """over a step's batches: gradients with their sign, as the paper's code, or each batch's absolute values"""
     bn_mode: Literal["train", "eval"] = "train"
     """mode of the network while it is scored"""
     on_collapse: Literal["raise", "keep"] = "keep"

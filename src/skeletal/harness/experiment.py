@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+from torch.nn.functional import nll_loss
 
 from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS, Step, prune
@@ -75,6 +76,8 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
             steps=pruning.steps,
             schedule=pruning.schedule,
             batches_per_step=pruning.batches_per_step,
+            loss=nll_loss if pruning.loss == "nll" else None,
+            average=pruning.average,
             bn_mode=pruning.bn_mode,
             on_collapse=pruning.on_collapse,
             seed=setup.seed,
