@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from skeletal.core.diagnose import Diagnosis as Diagnosis
+    from skeletal.core.diagnose import diagnose as diagnose
     from skeletal.core.errors import CollapsedError as CollapsedError
     from skeletal.core.errors import CollapseWarning as CollapseWarning
     from skeletal.core.errors import MaskError as MaskError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from skeletal.core.prune import METHODS as METHODS
     from skeletal.core.prune import Method as Method
     from skeletal.core.prune import prune as prune
+    from skeletal.core.repair import repair as repair
     from skeletal.harness import models as models
 
 _HOME = {
@@ -25,6 +28,9 @@ _HOME = {
     "Mask": "skeletal.core.mask:Mask",
     "METHODS": "skeletal.core.prune:METHODS",
     "Method": "skeletal.core.prune:Method",
+    "diagnose": "skeletal.core.diagnose:diagnose",
+    "Diagnosis": "skeletal.core.diagnose:Diagnosis",
+    "repair": "skeletal.core.repair:repair",
     "CollapsedError": "skeletal.core.errors:CollapsedError",
     "CollapseWarning": "skeletal.core.errors:CollapseWarning",
     "MaskError": "skeletal.core.errors:MaskError",

@@ -2,7 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.image import imread
+
+import skeletal
 
 
 @pytest.fixture
@@ -92,3 +95,24 @@ def test_doctor(cli, tmp_path):
     assert found["data"]["digits"] == "embedded" and "elsewhere" in found["data"]["cifar10"]
     assert found["machine"]["cores"] >= 1 and found["presets"]["cifar10"].startswith("350 epochs")
     assert json.loads(json.dumps(found)) == found and list(tmp_path.iterdir()) == []
+
+
+def test_diagnose_and_repair(cli):
+    assert cli("prune", "--method", "snip", "--density", "0.005", "--out", "snip.safetensors").status == 0
+    shown = cli("diagnose", "snip.safetensors")
+    assert shown.status == 0, shown.err
+    assert "no: this skeleton cannot learn" in shown.out and "MACs per example, training" in shown.out
+    found = cli("diagnose", "snip.safetensors", "--json").json
+    assert found["connected"] is False and found["effective"] == 0
+    mended = cli("diagnose", "snip.safetensors", "--repair", "20", "--out", "mended.safetensors")
+    assert mended.status == 0 and "features.23.weight +20" in mended.out
+    before, after = (skeletal.Mask.load(name) for name in ("snip.safetensors", "mended.safetensors"))
+    assert after.kept == before.kept and not after.empty_layers
+    for mistake in (["--repair", "1"], ["--out", "x"], ["--repair", "1", "--out", "mended.safetensors"]):
+        assert cli("diagnose", "snip.safetensors", *mistake).status == 1
+
+
+def test_diagnose_a_mask_that_does_not_tell_its_network(cli):
+    skeletal.Mask({"w": torch.ones(2, 2)}).save("m.safetensors")
+    shown = cli("diagnose", "m.safetensors")
+    assert shown.status == 1 and "--model" in shown.err

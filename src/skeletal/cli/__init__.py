@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from skeletal import __version__
 from skeletal.cli import config_file
 from skeletal.cli.demo import demo
+from skeletal.cli.diagnose import diagnose
 from skeletal.cli.look import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
 
@@ -32,6 +33,7 @@ for name, command in {
     "train": train,
     "eval": evaluate,
     "show": show,
+    "diagnose": diagnose,
     "doctor": doctor,
 }.items():
     app.command(command, name=name)

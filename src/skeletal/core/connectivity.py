@@ -39,7 +39,7 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
     # Two examples will do for most models; some need their batch whole, some have constants in single precision.
     for examples, dtype in ((2, torch.float64), (None, torch.float64), (None, None)):
         try:
-            return _probe(model, _structure(model, mask, dtype), _shorten(batch, examples), dtype)
+            return _probe(model, _structure(model, mask, dtype), shorten(batch, examples), dtype)
         except Exception as error:  # whatever a stranger's model raises on made-up inputs says nothing of its mask
             reason = f"{type(error).__name__}: {error}"
     return None, reason
@@ -81,7 +81,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
 
     def run(inputs: Any) -> list[Tensor]:
         torch.manual_seed(0)  # a model that is random in eval mode, too, has to be random in the same way
-        found = list(_outputs(within(model, state, lambda: forward(model, inputs))))
+        found = list(outputs_of(within(model, state, lambda: forward(model, inputs))))
         if any(not torch.isfinite(output).all() for output in found):
             raise OverflowError("the probing signal overflows")
         return found
@@ -131,23 +131,25 @@ def _same(one: Any, two: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
 
 
-def _shorten(batch: Any, examples: int | None) -> Any:
+def shorten(batch: Any, examples: int | None) -> Any:
+    """The first examples of a batch, along the first dimension of each tensor; None takes all."""
     return map_tensors(lambda tensor: tensor[:examples] if tensor.dim() else tensor, batch)
 
 
-def _outputs(outputs: Any) -> Iterator[Tensor]:
+def outputs_of(outputs: Any) -> Iterator[Tensor]:
+    """The floating-point tensors a model returned, in whatever it returned them, except a loss."""
     if isinstance(outputs, Tensor):
         if outputs.is_floating_point():
             yield outputs
     elif isinstance(outputs, Mapping):
         for key, value in outputs.items():
             if key != "loss":
-                yield from _outputs(value)
+                yield from outputs_of(value)
     elif isinstance(outputs, tuple | list):
         for value in outputs:
-            yield from _outputs(value)
+            yield from outputs_of(value)
     elif dataclasses.is_dataclass(outputs):
-        yield from _outputs({field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)})
+        yield from outputs_of({field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)})
 
 
 def _differ(one: Tensor, two: Tensor) -> bool:

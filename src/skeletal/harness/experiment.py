@@ -10,13 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn.functional import nll_loss
 
+from skeletal.core.diagnose import Diagnosis, diagnose
 from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS, Step, prune
+from skeletal.core.repair import repair
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
 from skeletal.harness.config import Pruning, Setup, Training
@@ -38,7 +41,7 @@ def load_data(setup: Setup) -> Data:
     return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, workers=setup.workers)
 
 
-def create_model(setup: Setup, data: Data) -> nn.Module:
+def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
     """The network of a setup at its initialization, fitted to the data set's classes, channels and size."""
     return models.create(
         setup.model,
@@ -174,6 +177,35 @@ def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = Non
     batches = part.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
     options = {name: config[name] for name in ("bf16", "channels_last")}
     return evaluate(model, batches, device=pick_device(device), **options)
+
+
+def diagnose_mask(
+    path: Path, *, model: str | None = None, data: str | None = None, data_dir: Path | None = None, repaired: int = 0
+) -> tuple[Mask, Diagnosis]:
+    """The mask of a file or a run folder, repaired if asked for, and what it leaves of its network.
+
+    Args:
+        path: a mask file or a run folder.
+        model: the network; by default the one the mask was found on, as its metadata says.
+        data: the data set, for classes and image size; by default likewise.
+        data_dir: where it lies; only image folders are looked at.
+        repaired: give every layer at least so many weights first (see `repair`); 0 leaves the mask as it is.
+
+    Raises:
+        ValueError: the mask does not know its network or data set, and none was given.
+
+    """
+    mask = Mask.load(path / MASK if path.is_dir() else path)
+    model = model or mask.metadata.get("network")
+    data = data or mask.metadata.get("data")
+    if not model or not data:
+        raise ValueError(f"{path} does not tell its network and data set: say --model and --data")
+    setup = Setup(model=model, data=data, data_dir=data_dir, seed=mask.metadata.get("seed", 0))
+    shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
+    network = create_model(setup, shapes)
+    if repaired:
+        mask = repair(mask, network, repaired)
+    return mask, diagnose(network, mask, torch.zeros(2, shapes.channels, shapes.image_size, shapes.image_size))
 
 
 def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:

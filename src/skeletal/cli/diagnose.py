@@ -1,0 +1,63 @@
+"""`skeletal diagnose`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from skeletal.cli.settings import Flag, print_json
+
+
+def diagnose(
+    path: Path,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    repair: int = 0,
+    out: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Tell what a mask leaves of its network: weights on a path, dead layers and channels, multiply-adds.
+
+    For example:
+
+        skeletal diagnose force.safetensors
+
+        skeletal diagnose snip.safetensors --repair 1 --out repaired.safetensors
+
+    Parameters
+    ----------
+    path
+        a mask file or a run folder
+    model
+        network, where the mask does not tell
+    data
+        data set, for the shape of its images, where the mask does not tell
+    data_dir
+        where an image folder lies; the other sets are not read
+    repair
+        give every layer at least so many weights, taken from the layers with most; needs --out
+    out
+        where to save the repaired mask
+    json
+        print the diagnosis as JSON on stdout
+
+    """
+    from skeletal.harness.experiment import diagnose_mask
+
+    if repair and out is None:
+        raise ValueError("--repair makes a new mask: say where to save it with --out")
+    if out is not None and not repair:
+        raise ValueError("--out is where the repaired mask goes: say how many weights a layer gets with --repair")
+    if out is not None and out.exists():
+        raise ValueError(f"{out} is there already: choose another --out")
+    mask, found = diagnose_mask(path, model=model, data=data, data_dir=data_dir, repaired=repair)
+    if out is not None:
+        mask.save(out)
+    added = mask.metadata.get("repaired", {})
+    if json:
+        derived = ("effective", "effective_density", "dead_layers", "skip_only")
+        return print_json(asdict(found) | {name: getattr(found, name) for name in derived} | {"repaired": added})
+    print(found)
+    if repair:
+        print("\nrepaired: " + (", ".join(f"{layer} +{n}" for layer, n in added.items()) or "nothing was missing"))
+        print(f"saved as {out}")
