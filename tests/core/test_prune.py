@@ -422,7 +422,7 @@ def test_a_mask_without_a_path_is_returned_with_a_warning():
         ({"density": 1.5}, ValueError, "density is 1.5"),
         ({"density": float("nan")}, ValueError, "density is nan"),
         ({"density": 1e-9}, ValueError, "keeps none of 4,040"),
-        ({"method": "snap"}, ValueError, "unknown method 'snap'; there are random"),
+        ({"method": "snap"}, ValueError, r"unknown method 'snap'\. Did you mean 'snip'\? There are random"),
         ({"method": "snip", "steps": 5}, ValueError, "method='force'"),
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"batches_per_step": 0}, ValueError, "batches_per_step is 0"),

@@ -93,7 +93,9 @@ def test_resolving_twice_changes_nothing(record):
 
 
 def test_an_unknown_preset():
-    with pytest.raises(ValueError, match="unknown preset 'cifar'; there are cifar10, cifar100, tiny-imagenet"):
+    with pytest.raises(
+        ValueError, match=r"unknown preset 'cifar'\. Did you mean 'cifar10'\? There are cifar10, cifar100"
+    ):
         resolve(Training(), "cifar")
 
 

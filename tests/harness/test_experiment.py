@@ -61,7 +61,7 @@ def test_the_seed_is_that_of_weights_batches_and_scores():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match=r"unknown method 'forc'; there are .*force"):
+    with pytest.raises(ValueError, match=r"unknown method 'forc'\. Did you mean 'force'\? There are .*force"):
         experiment.find_mask(*fresh(), SETUP, resolve(Pruning(method="forc"), "quick"))
 
 

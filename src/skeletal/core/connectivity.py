@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.batches import forward, map_inputs, map_tensors, to_device
-from skeletal.core.borrow import device_of, state_of, within
+from skeletal.core.borrow import device_of, within
 from skeletal.core.selection import Tensors
-
-_STATISTICS = {"running_mean": 0.0, "running_var": 1.0}
+from skeletal.core.structure import random_positive, stand_ins
 
 
 def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | None, str]:
@@ -19,9 +18,8 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
 
     The network runs in eval mode, on random inputs. So that only the absence of a path can make its output
     independent of them, and no unlucky ReLU or zero weight, whatever cannot open or close a path is made
-    harmless: weights become random and positive, divided by the largest sum that enters a unit (no overflow,
-    however deep), biases 0, norm scales 1, batch-norm statistics 0 and 1, floating-point inputs positive. All
-    in double precision, so that a signal may shrink by many orders of magnitude. Then the output depends on
+    harmless (see `stand_ins`): weights random and positive, biases 0, floating-point inputs positive. All in double
+    precision, so that a signal may shrink by many orders of magnitude. Then the output depends on
     the input if a random projection of it has a non-zero gradient there, or if it changes with it; token
     inputs, which have no gradient, are exchanged for others among the batch's own.
 
@@ -35,44 +33,16 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
 
     """
     reason = ""
+    kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
     model.eval()
     # Two examples will do for most models; some need their batch whole, some have constants in single precision.
     for examples, dtype in ((2, torch.float64), (None, torch.float64), (None, None)):
         try:
-            return _probe(model, _structure(model, mask, dtype), shorten(batch, examples), dtype)
+            state = stand_ins(model, kept, dtype, 0.0, torch.Generator().manual_seed(0))
+            return _probe(model, state, shorten(batch, examples), dtype)
         except Exception as error:  # whatever a stranger's model raises on made-up inputs says nothing of its mask
             reason = f"{type(error).__name__}: {error}"
     return None, reason
-
-
-def _structure(model: nn.Module, mask: Tensors, dtype: torch.dtype | None) -> Tensors:
-    """Stand-ins for all parameters and buffers that let a signal through wherever the mask does."""
-    generator = torch.Generator().manual_seed(0)
-    parameters = {name for name, _ in model.named_parameters()}
-    state = state_of(model)
-    for name, value in state.items():
-        leaf = name.rpartition(".")[2]
-        if not value.is_floating_point():
-            continue
-        if leaf in _STATISTICS:
-            value.fill_(_STATISTICS[leaf])
-        elif name in parameters:
-            if leaf.endswith("bias"):
-                value.zero_()
-            elif name in mask or value.dim() > 1:
-                value.copy_(_random_weights(mask.get(name, torch.ones_like(value)), generator))
-            else:
-                value.fill_(1)
-        state[name] = value if dtype is None else value.to(dtype)
-    return state
-
-
-def _random_weights(keep: Tensor, generator: torch.Generator) -> Tensor:
-    if not keep.numel():
-        return keep
-    size = (0.5 + torch.rand(keep.shape, generator=generator)).to(keep.device) * keep
-    largest = size.flatten(1).sum(1).max() if size.dim() > 1 else size.max()
-    return size / largest.clamp(min=1e-30)
 
 
 def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | None) -> tuple[bool | None, str]:
@@ -90,8 +60,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
         def positive(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
-            drawn = scale * torch.rand(tensor.shape, generator=generator)
-            floats.append(drawn.to(tensor.device, dtype or tensor.dtype).requires_grad_())
+            floats.append((scale * random_positive(tensor, dtype, generator)).requires_grad_())
             return floats[-1]
 
         return map_inputs(positive, batch)
@@ -102,9 +71,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
         if not one:
             return None, "the model returns no floating-point tensor"
         if floats:
-            projection = sum(
-                (output * torch.rand(output.shape, generator=generator).to(output)).sum() for output in one
-            )
+            projection = sum((output * random_positive(output, None, generator)).sum() for output in one)
             if isinstance(projection, Tensor) and projection.requires_grad:
                 gradients = torch.autograd.grad(projection, floats, allow_unused=True)
                 if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):

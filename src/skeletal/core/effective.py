@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.batches import forward, map_inputs, to_device
-from skeletal.core.borrow import device_of, state_of, within
+from skeletal.core.borrow import device_of, within
 from skeletal.core.connectivity import outputs_of, shorten
 from skeletal.core.selection import Tensors
+from skeletal.core.structure import random_positive, stand_ins
 
 Value = TypeVar("Value")
 
-_STATISTICS = {"running_mean": 0.0, "running_var": 1.0}
 _SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one opens what saturates, as ReLU6 after many skips
 _DRAWS = 16
 
@@ -103,17 +103,17 @@ def _reached(model: nn.Module, kept: Tensors, batch: Any, dtype: torch.dtype | N
     found = 0
     for draw in range(_DRAWS):
         scale = _SCALES[draw % len(_SCALES)]
-        state = _stand_ins(model, kept, dtype, scale if biased else 0.0, generator)
+        state = stand_ins(model, kept, dtype, scale if biased else 0.0, generator)
         leaves = {name: state[name].requires_grad_() for name in kept}
 
         def positive(tensor: Tensor, scale: float = scale) -> Tensor:
-            return _random(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
+            return random_positive(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
 
         inputs = map_inputs(positive, batch)
         outputs = list(outputs_of(within(model, state, lambda inputs=inputs: forward(model, inputs))))
         if any(not torch.isfinite(output).all() for output in outputs):
             raise OverflowError("the probing signal overflows")
-        projection = sum((output * _random(output, None, generator)).sum() for output in outputs)
+        projection = sum((output * random_positive(output, None, generator)).sum() for output in outputs)
         if not isinstance(projection, Tensor) or not projection.requires_grad:
             return reached
         gradients = torch.autograd.grad(projection, list(leaves.values()), allow_unused=True)
@@ -124,35 +124,3 @@ def _reached(model: nn.Module, kept: Tensors, batch: Any, dtype: torch.dtype | N
         if found == total or (found == before and draw + 1 >= len(_SCALES)):
             break
     return reached
-
-
-def _stand_ins(
-    model: nn.Module, kept: Tensors, dtype: torch.dtype | None, bias: float, generator: torch.Generator
-) -> Tensors:
-    """All parameters and buffers, made harmless: see `effective_weights`."""
-    parameters = {name for name, _ in model.named_parameters()}
-    state = state_of(model)
-    for name, value in state.items():
-        leaf = name.rpartition(".")[2]
-        if not value.is_floating_point():
-            continue
-        value = value if dtype is None else value.to(dtype)
-        if leaf in _STATISTICS:
-            value.fill_(_STATISTICS[leaf])
-        elif name in parameters:
-            keep = kept.get(name, torch.ones_like(value))
-            if leaf.endswith("bias"):
-                value = _random(value, dtype, generator) * bias * keep
-            elif value.dim() > 1:
-                value = _random(value, dtype, generator) * keep
-                sums = value.flatten(1).sum(1).clamp(min=1e-30)  # into each unit; of each input, where transposed
-                value /= sums.view(-1, *[1] * (value.dim() - 1))
-            else:
-                value = torch.ones_like(value) * keep
-        state[name] = value
-    return state
-
-
-def _random(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
-    """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
-    return (0.5 + torch.rand(like.shape, generator=generator)).to(like.device, dtype or like.dtype)

@@ -13,6 +13,7 @@ import skeletal
 from skeletal.core import scores
 from skeletal.core.batches import Cycle, Loss
 from skeletal.core.borrow import borrowed, random_state_kept, widen
+from skeletal.core.choices import require
 from skeletal.core.connectivity import reaches_output
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.distributed import agree, everyone, ranks, together
@@ -142,9 +143,9 @@ def prune(
     kept = _kept(density, total)
     counts = visit(_schedule(schedule), total, kept, steps)
     steps = len(counts)
-    _choice("bn_mode", bn_mode, ("train", "eval"))
-    _choice("average", average, ("signed", "absolute"))
-    _choice("on_collapse", on_collapse, ("raise", "keep"))
+    require("bn_mode", bn_mode, ("train", "eval"))
+    require("average", average, ("signed", "absolute"))
+    require("on_collapse", on_collapse, ("raise", "keep"))
     if batches_per_step < 1:
         raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
     if batches is None and row.needs_data:
@@ -262,7 +263,7 @@ def _select(
 
 
 def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:
-    _choice("method", method, tuple(METHODS))
+    require("method", method, tuple(METHODS))
     row = METHODS[method]
     if score is not None:
         row = replace(row, score=score, one_shot=False)
@@ -289,10 +290,5 @@ def _kept(density: float, total: int) -> int:
 def _schedule(schedule: str | Schedule) -> Schedule:
     if callable(schedule):
         return schedule
-    _choice("schedule", schedule, tuple(SCHEDULES))
+    require("schedule", schedule, tuple(SCHEDULES))
     return SCHEDULES[schedule]
-
-
-def _choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {what} {value!r}; there are {', '.join(choices)}")

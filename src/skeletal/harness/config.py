@@ -1,7 +1,7 @@
 """What a run is made of: three plain records, and presets that fill in what was not said.
 
 A field that is `None` means "as the preset says". `resolve` replaces every `None`, so that what lands in
-`config.json` is complete. This file imports neither torch nor anything else of ours: the command line
+`config.json` is complete. This file does not import torch: the command line
 needs it to show its help.
 """
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from skeletal.core.choices import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +120,7 @@ def resolve(record: Record, preset: str) -> Record:
         ValueError: unknown preset, or `density` and `sparsity` given together.
 
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    require("preset", preset, PRESETS)
     known = dict(PRESETS[preset])
     if isinstance(record, Pruning):
         if record.density is not None and record.sparsity is not None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.nn.functional import nll_loss
 
+from skeletal.core.choices import require
 from skeletal.core.diagnose import Diagnosis, diagnose
 from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS, Step, prune
@@ -102,8 +103,7 @@ def run(
 
     """
     dense = pruning.method == DENSE
-    if not dense and pruning.method not in METHODS:
-        raise ValueError(f"unknown method {pruning.method!r}; there are {', '.join([*METHODS, DENSE])}")
+    require("method", pruning.method, [*METHODS, DENSE])
     method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
     config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
     place = (root, name or _name(setup, *method), config)

@@ -59,7 +59,8 @@ def _find(name: str, image_size: int) -> tuple[Builder, bool]:
     timm = external.timm_names()
     if library in ("", "timm") and bare.partition(".")[0] in timm:  # a dot starts a pretraining tag
         return partial(external.from_timm, bare), False
-    near = get_close_matches(bare, [*NAMES, *external.torchvision_names(), *timm], cutoff=0.5)
+    every = dict.fromkeys([*NAMES, *external.torchvision_names(), *timm])  # some names are in two libraries
+    near = get_close_matches(bare, list(every), cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else f"; ours are {', '.join(NAMES)}"
     if not timm:
         hint += " For timm's networks: pip install skeletal[timm]"
