@@ -298,6 +298,6 @@ def test_absolute_is_refused_where_the_sign_decides(method):
 
 def test_unknown_average_is_refused_before_any_batch_is_taken():
     batches = iter(images())
-    with pytest.raises(ValueError, match="unknown average 'squared'.*There are signed, absolute"):
+    with pytest.raises(ValueError, match=r"unknown average 'squared'.*There are signed, absolute"):
         skeletal.prune(mlp(), batches, density=0.1, average="squared")
     assert len(list(batches)) == 3

@@ -188,3 +188,27 @@ def test_importing_the_package_imports_no_reader():
     code = "import sys, skeletal.harness.data; print({'torchvision', 'pyarrow', 'PIL', 'sklearn'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_balanced_batches_hold_every_class_equally_often():
+    split = data.load("digits").train
+    batches = list(islice(data.BalancedStream(split, 45, 0, 10), 4))
+    for images, labels in batches:
+        assert labels.bincount().tolist() == [4] * 10
+        assert images.shape == (40, 1, 8, 8)
+    again = next(iter(data.BalancedStream(split, 45, 0, 10)))
+    assert torch.equal(again[0], batches[0][0])
+    assert not torch.equal(batches[0][0], batches[1][0])
+    # The first batch is made of the first examples of each class that the plain stream gives.
+    plain = list(islice(data.Stream(split, 45, 0), 10))
+    images, labels = torch.cat([x for x, _ in plain]), torch.cat([y for _, y in plain])
+    for c in range(10):
+        assert torch.equal(batches[0][0][4 * c : 4 * c + 4], images[labels == c][:4])
+
+
+def test_batches_that_cannot_be_balanced():
+    split = data.load("digits").train
+    with pytest.raises(ValueError, match="an example of each of 10 classes, not 9"):
+        data.BalancedStream(split, 9, 0, 10)
+    with pytest.raises(ValueError, match="no examples of class 10"):
+        data.BalancedStream(split, 20, 0, 11)

@@ -50,6 +50,8 @@ class Pruning:
     """batches whose gradients are averaged at each step; SNIP-MB is snip with many"""
     prune_batch_size: int | None = None
     """examples in each of those batches"""
+    sampling: Literal["plain", "balanced"] = "plain"
+    """batches as the loader gives them, or with equally many examples of each class, as GRASP's public code"""
     loss: Literal["cross-entropy", "nll"] = "cross-entropy"
     """what is differentiated; nll on raw logits is what the paper's official code scores with"""
     average: Literal["signed", "absolute"] = "signed"

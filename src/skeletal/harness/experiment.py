@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -74,7 +74,7 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
     with _step_bar(pruning.method, progress) as on_step:
         mask = prune(
             model,
-            data_sets.Stream(data.train, pruning.prune_batch_size, setup.seed),
+            pruning_batches(data, setup, pruning),
             density=pruning.density,
             method=pruning.method,
             steps=pruning.steps,
@@ -87,8 +87,17 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
             seed=setup.seed,
             on_step=on_step,
         )
-    mask.metadata |= {"network": setup.model, "data": data.name, "prune_batch_size": pruning.prune_batch_size}
+    mask.metadata |= {"network": setup.model, "data": data.name}
+    mask.metadata |= {"prune_batch_size": pruning.prune_batch_size, "sampling": pruning.sampling}
     return mask
+
+
+def pruning_batches(data: Data, setup: Setup, pruning: Pruning) -> Iterable[data_sets.Batch]:
+    """What a mask is found on: training images without end, plain or class-balanced batches."""
+    size = pruning.prune_batch_size or 0
+    if pruning.sampling == "balanced":
+        return data_sets.BalancedStream(data.train, size, setup.seed, data.num_classes)
+    return data_sets.Stream(data.train, size, setup.seed)
 
 
 def run(

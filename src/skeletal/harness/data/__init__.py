@@ -15,6 +15,7 @@ from skeletal.harness.data.sources import where as where
 from skeletal.harness.data.specs import NAMES as NAMES
 from skeletal.harness.data.specs import SPECS as SPECS
 from skeletal.harness.data.specs import Spec as Spec
+from skeletal.harness.data.splits import BalancedStream as BalancedStream
 from skeletal.harness.data.splits import Batch as Batch
 from skeletal.harness.data.splits import Batches as Batches
 from skeletal.harness.data.splits import Data as Data

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
@@ -86,3 +87,39 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         for epoch in count():
             yield from self.split.batches(self.batch_size, train=True, seed=self.seed, epoch=epoch, drop_last=True)
+
+
+class BalancedStream:
+    """Training batches without end that hold equally many examples of every class.
+
+    As GRASP's public code collects them: batches are drawn until every class has its examples, and what is left over is
+    thrown away. The paper prefers plain batches, "since it is simpler" (appendix A), and so do we by default.
+
+    Raises:
+        ValueError: `batch_size` is smaller than the number of classes, or a class has no example.
+
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, num_classes: int) -> None:
+        if batch_size < num_classes:
+            raise ValueError(
+                f"a balanced batch needs an example of each of {num_classes} classes, not {batch_size} in all"
+            )
+        missing = set(range(num_classes)) - set(split.labels.tolist())
+        if missing:
+            raise ValueError(f"there are no examples of class {min(missing)} to balance batches with")
+        self.plain = Stream(split, batch_size, seed)
+        self.per_class, self.num_classes = batch_size // num_classes, num_classes
+
+    def __iter__(self) -> Iterator[Batch]:
+        waiting: list[list[Tensor]] = [[] for _ in range(self.num_classes)]
+        for images, labels in self.plain:
+            for image, label in zip(images, labels.tolist(), strict=True):
+                if len(waiting[label]) < self.per_class:
+                    waiting[label].append(image)
+            if all(len(found) == self.per_class for found in waiting):
+                yield (
+                    torch.stack([image for found in waiting for image in found]),
+                    torch.arange(self.num_classes).repeat_interleave(self.per_class),
+                )
+                waiting = [[] for _ in range(self.num_classes)]
