@@ -5,7 +5,7 @@
 Prints a Markdown table. Each row changes one option; the last rows, other data and other initial weights, say what
 change is none. Columns: overlap (Jaccard) with the first row's mask, which is small for nested methods whatever
 changes; the mean change of the layers' densities, as a factor; effective density; FORCE saliency (Eq. 6) and gradient
-norm of the masked network on four batches that no mask was found on, relative to the first row.
+norm of the masked network on four batches that no mask was found on.
 """
 
 import argparse
@@ -99,16 +99,15 @@ def main():
         found = skeletal.diagnose(model, mask, torch.zeros(2, data.channels, data.image_size, data.image_size))
         saliency, norm = quality(model, mask, data)
         if first is None:
-            first = mask, saliency, norm
-        both = sum(int((mask[layer] & first[0][layer]).sum()) for layer in mask)
-        overlap = both / (mask.kept + first[0].kept - both)
-        relative = [now / then if then else float("nan") for now, then in ((saliency, first[1]), (norm, first[2]))]
+            first = mask
+        both = sum(int((mask[layer] & first[layer]).sum()) for layer in mask)
+        overlap = both / (mask.kept + first.kept - both)
         path = "yes" if found.connected else "no"
         print(
-            f"| {name} | {path} | {len(mask.empty_layers)} | {overlap:.2f} | x{layer_change(mask, first[0]):.2f}",
+            f"| {name} | {path} | {len(mask.empty_layers)} | {overlap:.2f} | x{layer_change(mask, first):.2f}",
             end="",
         )
-        print(f" | {found.effective_density:.5f} | {relative[0]:.2f} | {relative[1]:.2f} | {seconds:.0f} |", flush=True)
+        print(f" | {found.effective_density:.5f} | {saliency:.2e} | {norm:.2e} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
