@@ -31,23 +31,36 @@ def random_state_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Train or eval mode; every module gets its own mode back, as parts of a network may have been frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Gradients, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def borrowed(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
     """Set train or eval mode and seed every global random generator; restore all of it after.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `within`).
     """
-    modes = {module: module.training for module in model.modules()}
-    with random_state_kept(model):
+    with random_state_kept(model), in_mode(model, training=training):
         torch.manual_seed(seed)
         random.seed(seed)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed(seed % 2**32)
-        try:
-            model.train(training)
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        yield
 
 
 def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:

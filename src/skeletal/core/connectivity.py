@@ -1,7 +1,6 @@
 """Does any path lead from the input to the output?"""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from skeletal.core.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.borrow import device_of, within
+from skeletal.core.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
 from skeletal.core.selection import Tensors
 from skeletal.core.structure import random_positive, stand_ins
 
@@ -32,17 +32,17 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
         The answer, None where the network cannot be probed, and then the reason.
 
     """
-    reason = ""
     kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
     model.eval()
-    # Two examples will do for most models; some need their batch whole, some have constants in single precision.
-    for examples, dtype in ((2, torch.float64), (None, torch.float64), (None, None)):
-        try:
-            state = stand_ins(model, kept, dtype, 0.0, torch.Generator().manual_seed(0))
-            return _probe(model, state, shorten(batch, examples), dtype)
-        except Exception as error:  # whatever a stranger's model raises on made-up inputs says nothing of its mask
-            reason = f"{type(error).__name__}: {error}"
-    return None, reason
+
+    def attempt(examples: int | None, dtype: torch.dtype | None) -> tuple[bool | None, str]:
+        state = stand_ins(model, kept, dtype, 0.0, torch.Generator().manual_seed(0))
+        return _probe(model, state, shorten(batch, examples), dtype)
+
+    try:
+        return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
+    except ValueError as error:  # what a model raises on made-up inputs says nothing of its mask
+        return None, str(error)
 
 
 def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | None) -> tuple[bool | None, str]:
@@ -66,21 +66,20 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
         return map_inputs(positive, batch)
 
     batch = to_device(batch, device_of(model))
-    with torch.inference_mode(False), torch.enable_grad():
-        one = run(draw(1.0))
-        if not one:
-            return None, "the model returns no floating-point tensor"
-        if floats:
-            projection = sum((output * random_positive(output, None, generator)).sum() for output in one)
-            if isinstance(projection, Tensor) and projection.requires_grad:
-                gradients = torch.autograd.grad(projection, floats, allow_unused=True)
-                if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
-                    return True, ""
-            return any(map(_differ, one, run(draw(2.0)))), ""
-        others = [map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
-        if all(_same(batch, other) for other in others):
-            return None, "all the batch's inputs are the same"
-        return any(any(map(_differ, one, run(other))) for other in others), ""
+    one = run(draw(1.0))
+    if not one:
+        return None, "the model returns no floating-point tensor"
+    if floats:
+        projection = sum((output * random_positive(output, None, generator)).sum() for output in one)
+        if isinstance(projection, Tensor) and projection.requires_grad:
+            gradients = torch.autograd.grad(projection, floats, allow_unused=True)
+            if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
+                return True, ""
+        return any(map(_differ, one, run(draw(2.0)))), ""
+    others = [map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
+    if all(_same(batch, other) for other in others):
+        return None, "all the batch's inputs are the same"
+    return any(any(map(_differ, one, run(other))) for other in others), ""
 
 
 def _exchange(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,27 +95,6 @@ def _same(one: Any, two: Any) -> bool:
     for tree, found in zip((one, two), flat, strict=True):
         map_tensors(lambda tensor, found=found: found.append(tensor) or tensor, tree)
     return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
-
-
-def shorten(batch: Any, examples: int | None) -> Any:
-    """The first examples of a batch, along the first dimension of each tensor; None takes all."""
-    return map_tensors(lambda tensor: tensor[:examples] if tensor.dim() else tensor, batch)
-
-
-def outputs_of(outputs: Any) -> Iterator[Tensor]:
-    """The floating-point tensors a model returned, in whatever it returned them, except a loss."""
-    if isinstance(outputs, Tensor):
-        if outputs.is_floating_point():
-            yield outputs
-    elif isinstance(outputs, Mapping):
-        for key, value in outputs.items():
-            if key != "loss":
-                yield from outputs_of(value)
-    elif isinstance(outputs, tuple | list):
-        for value in outputs:
-            yield from outputs_of(value)
-    elif dataclasses.is_dataclass(outputs):
-        yield from outputs_of({field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)})
 
 
 def _differ(one: Tensor, two: Tensor) -> bool:

@@ -1,18 +1,17 @@
 """Which kept weights lie on a path from the input to the output, which read only a constant, which do nothing."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skeletal.core.batches import forward, map_inputs, to_device
 from skeletal.core.borrow import device_of, within
-from skeletal.core.connectivity import outputs_of, shorten
+from skeletal.core.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
 from skeletal.core.selection import Tensors
 from skeletal.core.structure import random_positive, stand_ins
-
-Value = TypeVar("Value")
 
 _SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one opens what saturates, as ReLU6 after many skips
 _DRAWS = 16
@@ -56,7 +55,6 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     """
     kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
 
-    # Two examples do for most models; some need their batch whole, some have constants in single precision.
     def sort(examples: int | None, dtype: torch.dtype | None) -> tuple[Tensors, Tensors]:
         few = shorten(to_device(batch, device_of(model)), examples)
         effective = _reached(model, kept, few, dtype, biased=False)
@@ -66,8 +64,7 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
         trained = _reached(model, kept, few, dtype, biased=True)
         return effective, {name: keep & trained[name] for name, keep in left.items()}
 
-    tries = ((2, torch.float64), (None, torch.float64), (None, None))
-    return first_that_runs(model, [lambda t=t: sort(*t) for t in tries])
+    return first_that_runs(model, [partial(sort, *how) for how in ATTEMPTS])
 
 
 def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]:
@@ -81,18 +78,6 @@ def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]
     inputs, outputs = int((~pairs.any(1)).sum()), int((~pairs.any(2)).sum())
     swapped = getattr(owner, "transposed", False) or type(owner).__name__ == "Conv1D"  # (inputs, outputs, ...)
     return (outputs, inputs) if swapped else (inputs, outputs)
-
-
-def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) -> Value:
-    """The value of the first function that does not fail, with gradients enabled."""
-    failed: Exception = RuntimeError("nothing was tried")
-    for function in functions:
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                return function()
-        except Exception as error:  # a stranger's model may raise anything; the last and plainest try is told
-            failed = error
-    raise ValueError(f"{type(model).__name__} does not run on this example: {type(failed).__name__}: {failed}")
 
 
 def _reached(model: nn.Module, kept: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool) -> Tensors:

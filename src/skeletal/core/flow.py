@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.batches import forward, map_inputs, to_device
-from skeletal.core.borrow import device_of, state_of, within
+from skeletal.core.borrow import device_of, differentiable, state_of, within
 from skeletal.core.selection import Tensors
+from skeletal.core.structure import STATISTICS
 
 
 def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
@@ -32,10 +33,10 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
         leaf = name.rpartition(".")[2]
         if value.is_floating_point():
             value = value.double()
-            if leaf == "running_mean" or leaf.endswith("bias"):
+            if leaf in STATISTICS:
+                value.fill_(STATISTICS[leaf])
+            elif leaf.endswith("bias"):
                 value.zero_()
-            elif leaf == "running_var":
-                value.fill_(1)
             elif name in parameters:
                 value.abs_()
         state[name] = value
@@ -51,7 +52,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
     example = map_inputs(ones, to_device(batch, device_of(model)))
     if not floats:
         raise ValueError("synflow sends an input of ones through the network; this one takes no floating-point input")
-    with torch.inference_mode(False), torch.enable_grad():
+    with differentiable():
         for exponent in (0, -300, -600, -900):
             for value in floats:
                 value.fill_(2.0**exponent)

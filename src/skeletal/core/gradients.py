@@ -1,7 +1,6 @@
 """Derivatives of the loss at any weights, with the model left as found."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skeletal.core.batches import Cycle, Loss, evaluate, forward, to_device
-from skeletal.core.borrow import device_of, state_of, widen, within
+from skeletal.core.borrow import device_of, differentiable, random_state_kept, state_of, widen, within
 from skeletal.core.distributed import average_over_ranks, everyone
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.selection import Tensors
@@ -75,9 +74,8 @@ class Derivatives:
                 " and the sign tells what to prune; use average='signed'"
             )
         batches = [next(self.batches) for _ in range(self.count)]
-        state = torch.get_rng_state()
-        gradient, loss = self._gradient(weights, iter(batches))
-        torch.set_rng_state(state)
+        with random_state_kept(self.model):
+            gradient, loss = self._gradient(weights, iter(batches))
 
         def twice(leaves: Tensors, value: Tensor) -> None:
             first = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
@@ -127,7 +125,7 @@ class Derivatives:
                 backward(leaves, value)
                 return value.item()
 
-            with _differentiable():
+            with differentiable():
                 losses.append(within(self.model, state | leaves, run))
             for name, leaf in leaves.items():
                 if leaf.grad is not None:
@@ -140,10 +138,3 @@ class Derivatives:
         means = everyone(sum(losses) / len(losses))  # before the long messages: learns of a rank that has failed
         average_over_ranks(total)
         return total, sum(means) / len(means)
-
-
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    """Whatever the caller has switched off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

@@ -11,8 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from skeletal.core.batches import forward, map_tensors, to_device
 from skeletal.core.borrow import device_of, state_of, within
-from skeletal.core.connectivity import shorten
-from skeletal.core.effective import first_that_runs
+from skeletal.core.probing import first_that_runs, shorten
 from skeletal.core.weights import weights_and_biases
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from skeletal.core.borrow import state_of
 from skeletal.core.selection import Tensors
 
-_STATISTICS = {"running_mean": 0.0, "running_var": 1.0}
+STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that has seen nothing
 
 
 def stand_ins(
@@ -32,8 +32,8 @@ def stand_ins(
         if not value.is_floating_point():
             continue
         value = value if dtype is None else value.to(dtype)
-        if leaf in _STATISTICS:
-            value.fill_(_STATISTICS[leaf])
+        if leaf in STATISTICS:
+            value.fill_(STATISTICS[leaf])
         elif name in parameters:
             keep = kept.get(name, torch.ones_like(value))
             if leaf.endswith("bias"):

@@ -10,18 +10,16 @@ import pickle
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.files import atomic_file
+from skeletal.core.mask import Mask
 from skeletal.harness.evaluate import Tally
 from skeletal.harness.folders import RunFolder
-
-if TYPE_CHECKING:
-    from skeletal.core.mask import Mask
 
 FORMAT = 1
 
@@ -73,7 +71,7 @@ class RunState:
     model: nn.Module
     optimizer: torch.optim.SGD
     scheduler: torch.optim.lr_scheduler.MultiStepLR
-    mask: "Mask | None"
+    mask: Mask | None
     folder: RunFolder | None
     settings: dict[str, Any]
     """what a resumed run must have in common with the one it continues"""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from skeletal.core.denormals import flush_denormals
 from skeletal.harness import data, models
 from skeletal.harness.config import PRESETS
 from skeletal.harness.devices import pick_device
@@ -14,14 +15,6 @@ from skeletal.harness.environment import environment
 def findings(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
     """Versions, processor, data sets and names, by section; nothing is decoded or changed."""
     here = environment()
-    sets = {
-        name: "embedded"
-        if place == "embedded"
-        else f"found in {place}"
-        if place
-        else f"not found; {_looked(name, data_dir)}"
-        for name, place in data.found(data_dir).items()
-    }
     return {
         "versions": {"python": here["python"], **here["versions"]},
         "machine": {
@@ -35,15 +28,17 @@ def findings(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
             "gpus": ", ".join(gpu["name"] for gpu in here["gpus"] or []) or "none",
             "device auto means": str(pick_device("auto")),
         },
-        "data": sets,
+        "data": {name: _place(name, place, data_dir) for name, place in data.found(data_dir).items()},
         "networks": {name: row.about for name, row in models.NAMES.items()}
         | {"others": "any torchvision or timm name"},
         "presets": {name: _preset(settings) for name, settings in PRESETS.items()},
     }
 
 
-def _looked(name: str, data_dir: Path | None) -> str:
-    return "looked in " + ", ".join(map(str, data.where(name, data_dir)))
+def _place(name: str, place: Path | str | None, data_dir: Path | None) -> str:
+    if place is None:
+        return "not found; looked in " + ", ".join(map(str, data.where(name, data_dir)))
+    return place if isinstance(place, str) else f"found in {place}"
 
 
 def _preset(settings: dict[str, Any]) -> str:
@@ -54,7 +49,5 @@ def _preset(settings: dict[str, Any]) -> str:
 
 
 def _flushes_denormals() -> bool:
-    from skeletal.core.denormals import flush_denormals
-
     with flush_denormals():
         return bool(torch.tensor(1e-38) / 4 == 0)

@@ -1,13 +1,14 @@
 """Loss, top-1 and top-5 of a network, weighted by examples."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from skeletal.core.borrow import in_mode
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,6 @@ def place(inputs: Tensor, device: torch.device, channels_last: bool) -> Tensor:
     return inputs.to(device, non_blocking=True, memory_format=torch.channels_last if images else torch.preserve_format)
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own mode back, as parts of a network may have been frozen."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -113,7 +102,7 @@ def evaluate(
     device = torch.device(device)
     model.to(device)
     tally = Tally()
-    with _eval_mode(model):
+    with in_mode(model, training=False):
         for inputs, targets in batches:
             inputs, targets = place(inputs, device, channels_last), targets.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

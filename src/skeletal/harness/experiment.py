@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import nll_loss
 
@@ -166,9 +168,6 @@ def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = Non
         MaskError: a pruned weight is not zero.
 
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config = RunFolder.at(path).config
     weights = path / "model.safetensors"
     if not weights.is_file():

@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.files import write_atomically
+from skeletal.core.mask import Mask
 from skeletal.harness.checkpoint import RunState
 from skeletal.harness.config import Training
+from skeletal.harness.data.splits import Data, Split
 from skeletal.harness.display import Display
 from skeletal.harness.evaluate import Scores, evaluate, place
 from skeletal.harness.folders import RunFolder
@@ -25,9 +28,6 @@ from skeletal.harness.interrupt import Stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from skeletal.core.mask import Mask
-    from skeletal.harness.data.splits import Data, Split
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _scores(row: dict[str, Any], prefix: str) -> Scores:
     return Scores(**{f.name: row[f"{prefix}_{f.name}"] for f in fields(Scores)})
 
 
-def steps_per_epoch(training: Training, data: "Data") -> int:
+def steps_per_epoch(training: Training, data: Data) -> int:
     """The number of batches in a pass over the training split, after a look at the settings.
 
     Raises:
@@ -126,8 +126,6 @@ def _result(run: RunState) -> TrainResult:
 
 def _save_weights(model: nn.Module, folder: RunFolder) -> None:
     """Under the model's own names, tied weights once for each, so that any loader can read them."""
-    from safetensors.torch import save
-
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomically(folder.path / "model.safetensors", save(copies))
@@ -135,10 +133,10 @@ def _save_weights(model: nn.Module, folder: RunFolder) -> None:
 
 def train(
     model: nn.Module,
-    data: "Data",
+    data: Data,
     training: Training,
     *,
-    mask: "Mask | None" = None,
+    mask: Mask | None = None,
     folder: RunFolder | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -216,7 +214,7 @@ def train(
                     break
             run.epoch_seconds = time.perf_counter() - started
 
-        def score(split: "Split") -> Scores:
+        def score(split: Split) -> Scores:
             return evaluate(
                 model,
                 split.batches(batch_size, train=False),
