@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.weights import prunable_weights
+
 
 def images(count: int = 3, size: int = 8, channels: int = 3, examples: int = 12, seed: int = 0) -> list:
     generator = torch.Generator().manual_seed(seed)
@@ -117,3 +119,9 @@ ZOO = {
     "everything": (Everything, lambda: images(channels=4)),
     "tokens": (Tokens, tokens),
 }
+
+
+def random_mask(model: nn.Module, density: float, seed: int = 0) -> dict[str, Tensor]:
+    """Every prunable weight kept with the probability `density`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(w.shape, generator=generator) < density for name, w in prunable_weights(model).items()}
