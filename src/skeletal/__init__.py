@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from skeletal.core.errors import MaskError as MaskError
     from skeletal.core.errors import NonFiniteError as NonFiniteError
     from skeletal.core.mask import Mask as Mask
+    from skeletal.core.optimality import local_optimality as local_optimality
     from skeletal.core.prune import METHODS as METHODS
     from skeletal.core.prune import Method as Method
     from skeletal.core.prune import prune as prune
     from skeletal.core.repair import repair as repair
+    from skeletal.engine.compact import compact as compact
     from skeletal.harness import models as models
 
 _HOME = {
@@ -30,7 +32,9 @@ _HOME = {
     "Method": "skeletal.core.prune:Method",
     "diagnose": "skeletal.core.diagnose:diagnose",
     "Diagnosis": "skeletal.core.diagnose:Diagnosis",
+    "local_optimality": "skeletal.core.optimality:local_optimality",
     "repair": "skeletal.core.repair:repair",
+    "compact": "skeletal.engine.compact:compact",
     "CollapsedError": "skeletal.core.errors:CollapsedError",
     "CollapseWarning": "skeletal.core.errors:CollapseWarning",
     "MaskError": "skeletal.core.errors:MaskError",

@@ -78,6 +78,18 @@ def test_other_settings_are_another_run(cli):
     assert sum(Path(folder).name.startswith("mine-") for folder in folders) == 1
 
 
+def test_a_public_codes_choices_are_in_the_config_and_what_is_said_wins(cli):
+    shown = [
+        cli("run", "--method", "snip", *QUICK, *more, "--json").json["folder"]
+        for more in (["--as-in", "force-code"], ["--loss", "nll"], ["--as-in", "force-code", "--loss", "cross-entropy"])
+    ]
+    configs = [json.loads((Path(folder) / "config.json").read_text()) for folder in shown]
+    assert [config["loss"] for config in configs] == ["nll", "nll", "cross-entropy"]
+    assert shown[0] == shown[1] != shown[2]
+    mask = skeletal.Mask.load(Path(shown[0]) / "mask.safetensors")
+    assert (mask.metadata["as_in"], mask.metadata["loss"]) == ("force-code", "nll_loss")
+
+
 def test_a_dense_run_has_no_density(cli):
     one = cli("run", "--method", "dense", *QUICK, "--json").json
     two = cli("run", "--method", "dense", *QUICK, "--density", "0.5", "--json").json

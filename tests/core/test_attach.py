@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import skeletal
-from tests.cases import ZOO, Tokens, convnet, images, tokens
+from tests.cases import Tokens, convnet, images, tokens
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
@@ -65,22 +65,6 @@ def test_a_used_optimizer_forgets_pruned_weights():
         assert weight.grad[~keep].eq(0).all()
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             assert optimizer.state[weight][key][~keep].eq(0).all()
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_any_model_trains_saves_loads_and_stays_sparse(name, tmp_path):
-    make, data = ZOO[name]
-    model, batches = make(), data()
-    keys = list(model.state_dict())
-    mask = skeletal.prune(model, batches, density=0.3, method="random")
-    mask.attach(model)
-    train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
-    mask.check(model)
-    assert list(model.state_dict()) == keys
-    mask.save(tmp_path / "m.safetensors")
-    again = make()
-    again.load_state_dict(model.state_dict())
-    skeletal.Mask.load(tmp_path / "m.safetensors").check(again)
 
 
 def test_same_training_as_multiplying_with_the_mask():

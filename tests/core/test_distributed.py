@@ -61,6 +61,10 @@ def differing_seeds(rank):
     prune(rank, method="random", seed=rank)
 
 
+def differing_precisions(rank):
+    prune(rank, precision=("float32", "bfloat16")[rank])
+
+
 def nan_on_rank_1_at_step_2(rank):
     batches = halves(rank)
     if rank == 1:
@@ -112,6 +116,7 @@ FAILURES = [
     differing_weights,
     differing_biases_only,
     differing_seeds,
+    differing_precisions,
     nan_on_rank_1_at_step_2,
     nan_in_second_pass_on_rank_0,
     batches_run_out_on_rank_1,
@@ -205,6 +210,7 @@ RAISED = {
     "differing_weights": 2 * [("ValueError", "ranks 0 and 1 differ in 1.weight: create the model from the same seed")],
     "differing_biases_only": 2 * [("ValueError", "differ in 3.bias")],
     "differing_seeds": 2 * [("ValueError", "differ in seed: call prune with the same arguments")],
+    "differing_precisions": 2 * [("ValueError", "differ in precision: call prune with the same arguments")],
     "nan_on_rank_1_at_step_2": [
         ("PeerError", "rank 1 has failed: NonFiniteError"),
         ("NonFiniteError", "the loss is nan on batch 2"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from skeletal.harness import config
-from skeletal.harness.config import ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
+from skeletal.harness.config import AS_IN, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
 from skeletal.harness.train import milestones
 
 
@@ -70,6 +70,33 @@ def test_the_methods_of_the_help_are_those_of_the_table():
     listed = text.partition('"""force, ')[2].partition(";")[0]
     assert {"force", *listed.replace(",", " ").split()} == set(skeletal.METHODS)
     assert resolve(Pruning(method="synflow"), "quick").steps == skeletal.METHODS["synflow"].steps
+
+
+@pytest.mark.parametrize(
+    "code, choices",
+    [
+        ("paper", ("cross-entropy", "signed", "train", "plain")),
+        ("force-code", ("nll", "signed", "train", "plain")),
+        ("grasp-code", ("tempered", "signed", "train", "balanced")),
+        ("synflow-code", ("cross-entropy", "signed", "eval", "plain")),
+        ("pysnip", ("cross-entropy", "absolute", "train", "plain")),
+    ],
+)
+def test_whose_choices_are_followed(code, choices):
+    pruning = resolve(Pruning(as_in=code), "cifar10")
+    assert (pruning.loss, pruning.average, pruning.bn_mode, pruning.sampling) == choices
+    assert replace(pruning, as_in="paper", loss=None, average=None, bn_mode=None, sampling=None) == replace(
+        resolve(Pruning(), "cifar10"), loss=None, average=None, bn_mode=None, sampling=None
+    )  # and nothing else is touched
+    said = resolve(Pruning(as_in=code, loss="cross-entropy", average="absolute", bn_mode="eval"), "cifar10")
+    assert (said.loss, said.average, said.bn_mode, said.sampling) == ("cross-entropy", "absolute", "eval", choices[3])
+
+
+def test_an_unknown_code_and_those_of_the_help():
+    with pytest.raises(ValueError, match=r"unknown as-in 'force-cod'\. Did you mean 'force-code'\? There are paper, "):
+        resolve(Pruning(as_in="force-cod"), "quick")
+    text = Path(config.__file__).read_text().partition("where they are not given: ")[2].partition('"""')[0]
+    assert all(code in text for code in AS_IN)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ def prune(
 
         skeletal prune --method snip --batches-per-step 60 --density 0.005 --out snip-mb.safetensors
 
+        skeletal prune --method force-regrow --as-in force-code --out as-the-official-code.safetensors
+
     Parameters
     ----------
     preset

@@ -128,6 +128,16 @@ def map_inputs(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     return map_tensors(function, batch[0]), batch[1]
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A copy of the batch on the model's device: an in-place first layer must not change the caller's."""
-    return map_tensors(lambda tensor: tensor.detach().to(device, non_blocking=True, copy=True), batch)
+def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) -> Any:
+    """A copy of the batch on the model's device: an in-place first layer must not change the caller's.
+
+    With `channels_last` images, tensors (N, C, H, W) of floating-point numbers, lie in memory as (N, H, W, C); norms,
+    activations and pooling hand that order on, and convolutions bring their weights into it.
+    """
+
+    def copied(tensor: Tensor) -> Tensor:
+        image = channels_last and tensor.dim() == 4 and tensor.is_floating_point()
+        order = torch.channels_last if image else torch.preserve_format
+        return tensor.detach().to(device, non_blocking=True, copy=True, memory_format=order)
+
+    return map_tensors(copied, batch)

@@ -11,7 +11,8 @@ from skeletal.core.batches import Cycle, Loss, evaluate, forward, to_device
 from skeletal.core.borrow import device_of, differentiable, random_state_kept, state_of, widen, within
 from skeletal.core.distributed import average_over_ranks, everyone
 from skeletal.core.errors import NonFiniteError
-from skeletal.core.selection import Tensors
+from skeletal.core.precision import autocast, in_float32
+from skeletal.core.selection import Tensors, all_finite
 
 
 class Derivatives:
@@ -28,6 +29,8 @@ class Derivatives:
         bn_mode: "train" or "eval".
         average: "signed" averages gradients with their sign, as in the paper's code, where a score takes the
             absolute value after the average; "absolute" averages the absolute values of each batch's gradient.
+        precision: "float32", or "bfloat16" for a forward pass under autocast; the loss is float32 in both.
+        channels_last: images go in with their channels innermost in memory; the numbers are the same to rounding.
 
     """
 
@@ -39,9 +42,11 @@ class Derivatives:
         loss: Loss | None = None,
         bn_mode: str = "train",
         average: str = "signed",
+        precision: str = "float32",
+        channels_last: bool = False,
     ) -> None:
         self.model, self.batches, self.count, self.loss = model, batches, count, loss
-        self.bn_mode, self.average = bn_mode, average
+        self.bn_mode, self.average, self.precision, self.channels_last = bn_mode, average, precision, channels_last
 
     def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
         """The mean gradient with respect to some weights, in at least float32, and the mean loss.
@@ -104,37 +109,59 @@ class Derivatives:
     ) -> tuple[Tensors, float]:
         """Sum up what `backward(leaves, loss)` leaves in the leaves' `.grad`, over the batches; no one else has one."""
         self.model.train(self.bn_mode == "train")  # whatever a callback has left behind
-        state, device = state_of(self.model, without=weights), device_of(self.model)
+        state = state_of(self.model, without=weights)
         parameters = dict(self.model.named_parameters())
         leaves = {name: value.to(parameters[name].dtype).detach().requires_grad_() for name, value in weights.items()}
-        total = {name: torch.zeros_like(widen(leaf.detach())) for name, leaf in leaves.items()}
+        total: Tensors = {}
         losses = []
         for batch in batches:
-            batch = to_device(batch, device)
-
-            def run(batch: Any = batch) -> float:
-                value = evaluate(self.loss, forward(self.model, batch), batch)
-                if not torch.isfinite(value):
-                    raise NonFiniteError(
-                        f"the loss is {value.item()} on batch {self.batches.taken}: check inputs and weights"
-                    )
-                if not value.requires_grad:
-                    raise ValueError(
-                        "the loss does not depend on the prunable weights: computed under no_grad, or detached?"
-                    )
-                backward(leaves, value)
-                return value.item()
-
-            with differentiable():
-                losses.append(within(self.model, state | leaves, run))
+            losses.append(self._visit(batch, state, leaves, backward))
             for name, leaf in leaves.items():
                 if leaf.grad is not None:
-                    total[name].add_(leaf.grad.abs() if self.average == "absolute" else leaf.grad)
-                    leaf.grad = None
+                    grad, leaf.grad = widen(leaf.grad), None
+                    grad = grad.abs_() if self.average == "absolute" else grad
+                    total[name] = total[name].add_(grad) if name in total else grad
+        total = {name: total[name] if name in total else torch.zeros_like(widen(leaf)) for name, leaf in leaves.items()}
         for name, summed in total.items():
-            summed.div_(len(losses))
-            if not torch.isfinite(summed).all():
+            if len(losses) > 1:
+                summed.div_(len(losses))
+            if not all_finite(summed):
                 raise NonFiniteError(f"the {what} of {name} {tuple(summed.shape)} holds NaN or infinity")
         means = everyone(sum(losses) / len(losses))  # before the long messages: learns of a rank that has failed
         average_over_ranks(total)
         return total, sum(means) / len(means)
+
+    def _visit(self, batch: Any, state: Tensors, leaves: Tensors, backward: Callable[[Tensors, Tensor], None]) -> float:
+        """Run `backward(leaves, loss)` on a batch; returns the loss."""
+        device, drawn = device_of(self.model), torch.get_rng_state()
+        copied = to_device(batch, device, channels_last=self.channels_last)
+
+        def run() -> float:
+            with autocast(self.precision, device):
+                outputs = forward(self.model, copied)
+            value = evaluate(self.loss, outputs if self.precision == "float32" else in_float32(outputs), copied)
+            if not torch.isfinite(value):
+                raise NonFiniteError(
+                    f"the loss is {value.item()} on batch {self.batches.taken}: check inputs and weights"
+                )
+            if not value.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on the prunable weights: computed under no_grad, or detached?"
+                )
+            backward(leaves, value)
+            return value.item()
+
+        try:
+            with (
+                differentiable(),
+                autocast("float32", device),
+            ):  # the caller's own autocast would reach the backward pass
+                return within(self.model, state | leaves, run)
+        except RuntimeError as error:
+            if not (self.channels_last and "view size is not compatible" in str(error)):
+                raise
+        self.channels_last = False  # the model's code counts on the images' own order
+        torch.set_rng_state(drawn)
+        for leaf in leaves.values():
+            leaf.grad = None
+        return self._visit(batch, state, leaves, backward)

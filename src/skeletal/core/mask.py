@@ -120,7 +120,10 @@ class Mask(Mapping[str, Tensor]):
             lines.append(f"density over {over + ':':19} {known}")
         if others := self.metadata.get("left_out"):
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            lines.append(f"not covered: {len(others)} more weights of two and more dimensions ({shown})")
+            lines.append(
+                f"not covered: {len(others)} more weights of two and more dimensions ({shown});"
+                " prunable=[...] takes weights by name"
+            )
         lines.append(f"kept {self.kept:,} of {self.total:,} prunable weights")
         return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from torch import nn
 import skeletal
 from skeletal.core import scores
 from skeletal.core.batches import Cycle, Loss
-from skeletal.core.borrow import borrowed, random_state_kept, widen
+from skeletal.core.borrow import borrowed, device_of, random_state_kept, widen
 from skeletal.core.choices import require
 from skeletal.core.connectivity import reaches_output
 from skeletal.core.denormals import flush_denormals
@@ -20,8 +20,9 @@ from skeletal.core.distributed import agree, everyone, ranks, together
 from skeletal.core.errors import CollapsedError, CollapseWarning, NonFiniteError
 from skeletal.core.gradients import Derivatives
 from skeletal.core.mask import Mask
+from skeletal.core.precision import PRECISIONS, autocast, prefers_channels_last
 from skeletal.core.schedules import SCHEDULES, Schedule, visit
-from skeletal.core.selection import Tensors, flatten, top, unflatten
+from skeletal.core.selection import Tensors, all_finite, flatten, top, unflatten
 from skeletal.core.weights import Selection, count_biases, left_out, prunable_weights, unwrap
 
 
@@ -83,6 +84,7 @@ def prune(
     score: scores.Score | None = None,
     bn_mode: Literal["train", "eval"] = "train",
     average: Literal["signed", "absolute"] = "signed",
+    precision: Literal["float32", "bfloat16"] = "float32",
     on_collapse: Literal["raise", "keep"] = "raise",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -113,6 +115,9 @@ def prune(
         bn_mode: mode of the whole model while it is scored.
         average: "signed" averages the batches' gradients, and scores take the absolute value after that, as in the
             paper's code; "absolute" averages each batch's absolute values. The same where there is one batch a step.
+        precision: "bfloat16" runs the forward pass under autocast, which takes about half the time and memory (see
+            docs/cost.md); weights, loss, gradients and scores stay float32. The mask differs, as it does with other
+            data. Only for methods that score by the loss; others pay no heed to it.
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
@@ -122,8 +127,8 @@ def prune(
         The mask, with its making in `mask.metadata`.
 
     Raises:
-        ValueError: density, steps, method or schedule out of range; no prunable weights; no batches; ranks that
-            differ in arguments or weights.
+        ValueError: density, steps, method, schedule or another option out of range; no prunable weights; no batches;
+            ranks that differ in arguments or weights; bfloat16 on a device that has no autocast.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
@@ -145,7 +150,9 @@ def prune(
     steps = len(counts)
     require("bn_mode", bn_mode, ("train", "eval"))
     require("average", average, ("signed", "absolute"))
+    require("precision", precision, PRECISIONS)
     require("on_collapse", on_collapse, ("raise", "keep"))
+    autocast(precision, device_of(model))
     if batches_per_step < 1:
         raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
     if batches is None and row.needs_data:
@@ -155,7 +162,8 @@ def prune(
     connected, why_unknown = None, "no batches were given"
     with together(), borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
         settings = dict(method=method, counts=counts, batches_per_step=batches_per_step, bn_mode=bn_mode)
-        settings |= dict(average=average, on_collapse=on_collapse, seed=seed, prunable=list(weights))
+        settings |= dict(average=average, precision=precision, on_collapse=on_collapse, seed=seed)
+        settings |= dict(prunable=list(weights))
         agree(settings, "call prune with the same arguments on every rank")
         agree(
             dict(model.named_parameters()),
@@ -163,11 +171,13 @@ def prune(
         )
         theta = {name: widen(weight.detach()) for name, weight in weights.items()}
         for name, weight in theta.items():
-            if not torch.isfinite(weight).all():
+            if not all_finite(weight):
                 raise NonFiniteError(f"{name} {tuple(weight.shape)} holds NaN or infinite weights")
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
-        derivatives = None if stream is None else Derivatives(model, stream, batches_per_step, loss, bn_mode, average)
+        channels_last = prefers_channels_last(model, precision)
+        options = batches_per_step, loss, bn_mode, average, precision, channels_last
+        derivatives = None if stream is None else Derivatives(model, stream, *options)
         generator = torch.Generator().manual_seed(seed)
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
         for step, count in enumerate(counts, 1):  # Algorithm 1
@@ -180,6 +190,7 @@ def prune(
             if on_step is not None:
                 with random_state_kept(model):
                     on_step(Step(step, steps, count, count / total, point.loss, mask, scored))
+            del point, scored  # four times the weights, while the next step has the activations to hold
         if example is not None:
             connected, why_unknown = reaches_output(model, mask, example)
         connected, why_unknown = everyone((connected, why_unknown))[0]
@@ -197,6 +208,7 @@ def prune(
             "loss": "default" if loss is None else getattr(loss, "__name__", type(loss).__name__),
             "bn_mode": bn_mode,
             "average": average,
+            "precision": precision,
             "ranks": ranks(),
             "seed": seed,
             "model": type(model).__name__,
@@ -236,16 +248,15 @@ def _select(
 ) -> tuple[Tensors, int]:
     """The next mask, and how many of its weights have no score and were only filled in."""
     for name, score in scored.items():
-        if not torch.isfinite(score).all():
+        if not all_finite(score):
             raise NonFiniteError(
                 f"the score of {name} {tuple(score.shape)} holds NaN or infinity at step {step} of {steps}"
             )
     flat = flatten(scored)
-    # Nested masks choose among what is left, which soon is little.
-    alive = flatten(mask).to(flat.device) if nested else torch.ones_like(flat, dtype=torch.bool)
-    candidates = flat[alive]
+    pruned = ~flatten(mask).to(flat.device) if nested else torch.zeros_like(flat, dtype=torch.bool)
+    flat.masked_fill_(pruned, 0)
     # With everything kept there is nothing to choose, and a weight without a score is no collapse.
-    missing = max(count - int(candidates.count_nonzero()), 0) if count < len(flat) else 0
+    missing = max(count - int(flat.count_nonzero()), 0) if count < len(flat) else 0
     if missing and on_collapse == "raise":
         empty = [name for name, score in scored.items() if not (score[mask[name]] if nested else score).any()]
         raise CollapsedError(
@@ -255,11 +266,10 @@ def _select(
             " Use more batches_per_step, another number of steps or a higher density,"
             " or on_collapse='keep' to fill up by position"
         )
-    # What has no score comes after everything that has one, even a negative one.
-    ranked = candidates.masked_fill(candidates == 0, torch.finfo(flat.dtype).min)
-    chosen = torch.zeros_like(alive)
-    chosen[alive] = top(ranked, count)
-    return unflatten(chosen, mask), missing
+    if missing or flat.min() < 0:
+        # What has no score comes after everything that has one, even a negative one; what is pruned does not come.
+        flat.masked_fill_(flat == 0, torch.finfo(flat.dtype).min).masked_fill_(pruned, -torch.inf)
+    return unflatten(top(flat, count), mask), missing
 
 
 def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:

@@ -31,20 +31,31 @@ def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
     return [], []
 
 
+def _of_recurrent(module: nn.Module) -> tuple[list[str], list[str]] | None:
+    """The same of LSTM, GRU and RNN, whose weights are pruned only if they are named."""
+    if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return None
+    names = list(module._parameters)
+    return [name for name in names if name.startswith("weight")], [name for name in names if name.startswith("bias")]
+
+
 def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn.Parameter]:
     """The weights of a model that a mask covers, by parameter name, in the order of `named_parameters`.
 
     By default the weights of every convolution (1d to 3d, transposed, grouped), linear layer and attention
-    projection, as in the paper's appendix A; neither biases nor norm layers, nor anything frozen
-    (`requires_grad` False). A tied weight has one entry, under its first name.
+    projection, as in the paper's appendix A; neither biases, norm layers, embeddings nor recurrent layers, nor
+    anything frozen (`requires_grad` False) or complex. A tied weight has one entry, under its first name, and is
+    prunable if one of its uses is.
 
     Args:
         model: any module.
         select: a function `(name, weight) -> bool` narrows the default; a collection of parameter names
-            replaces it, and may name any floating-point parameter (norm layers, biases, embeddings).
+            replaces it, and may name any floating-point parameter (those of LSTM and GRU, norm layers, biases,
+            embeddings). A frozen weight that is named is pruned, too, and stays frozen.
 
     Raises:
-        ValueError: nothing is left to prune, an unknown name, or a lazy layer without its shape yet.
+        ValueError: nothing is left to prune, an unknown name, a weight that is not of real floating-point numbers,
+            or a lazy layer without its shape yet.
 
     """
     parameters = dict(model.named_parameters())
@@ -65,9 +76,21 @@ def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn
             f"{type(model).__name__} has no prunable weights"
             + (" left after the selection" if select is not None else "")
             + ": by default these are the trainable weights of convolutions, linear layers and attention;"
-            " name others with prunable=[...]"
+            f" name others with prunable=[...]{_what_there_is(parameters)}"
         )
     return found
+
+
+def _what_there_is(parameters: dict[str, nn.Parameter]) -> str:
+    """Weights a caller might have meant, and why they are not prunable as they are."""
+    found = [
+        f"{name!r} {tuple(weight.shape)}"
+        + ("" if weight.is_floating_point() else f" of {weight.dtype}, which has no score")
+        + ("" if weight.requires_grad else ", frozen")
+        for name, weight in parameters.items()
+        if weight.dim() > 1
+    ]
+    return f". It has {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}" if found else ""
 
 
 def _by_layer(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -102,7 +125,7 @@ def count_biases(model: nn.Module, weights: dict[str, nn.Parameter]) -> int:
     ours = {id(weight) for weight in weights.values()}
     biases = {}
     for module in model.modules():
-        multiply, add = weights_and_biases(module)
+        multiply, add = _of_recurrent(module) or weights_and_biases(module)
         if any(id(module._parameters.get(name)) in ours for name in multiply):
             biases |= {id(b): b.numel() for name in add if (b := module._parameters.get(name)) is not None}
     return sum(biases.values())

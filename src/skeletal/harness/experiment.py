@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.functional import nll_loss
 
 from skeletal.core.choices import require
 from skeletal.core.diagnose import Diagnosis, diagnose
@@ -25,6 +24,7 @@ from skeletal.core.prune import METHODS, Step, prune
 from skeletal.core.repair import repair
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
+from skeletal.harness.codes import LOSSES
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
@@ -35,8 +35,8 @@ from skeletal.harness.train import steps_per_epoch, train
 DENSE = "dense"
 MASK = "mask.safetensors"
 
-# Where things lie and what computes them does not make a run another one.
-_NOT_IDENTITY = ("data_dir", "device", "workers", "sparsity")
+# Where things lie, what computes them and whose word the settings are do not make a run another one.
+_NOT_IDENTITY = ("data_dir", "device", "workers", "sparsity", "as_in")
 
 
 def load_data(setup: Setup) -> Data:
@@ -72,6 +72,7 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
     if pruning.method == DENSE:
         raise ValueError("the method dense has no mask: there is nothing to prune; train it with `skeletal train`")
     assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
+    assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
     model.to(pick_device(setup.device))
     with _step_bar(pruning.method, progress) as on_step:
         mask = prune(
@@ -82,15 +83,20 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
             steps=pruning.steps,
             schedule=pruning.schedule,
             batches_per_step=pruning.batches_per_step,
-            loss=nll_loss if pruning.loss == "nll" else None,
+            loss=LOSSES[pruning.loss],
             average=pruning.average,
             bn_mode=pruning.bn_mode,
+            precision=pruning.precision,
             on_collapse=pruning.on_collapse,
             seed=setup.seed,
             on_step=on_step,
         )
     mask.metadata |= {"network": setup.model, "data": data.name}
-    mask.metadata |= {"prune_batch_size": pruning.prune_batch_size, "sampling": pruning.sampling}
+    mask.metadata |= {
+        "prune_batch_size": pruning.prune_batch_size,
+        "sampling": pruning.sampling,
+        "as_in": pruning.as_in,
+    }
     return mask
 
 

@@ -1,0 +1,166 @@
+"""Sparse convolution over kept weights only: forward, backward to the input, gradient of the weights.
+
+All three walk the same tables (see `plan`): tiles of output pixels, and for each output channel the kept weights with
+the places that they read. The batch lies innermost, so every step is a whole vector of examples, and nothing here
+depends on stride, padding, dilation or groups: they are in the tables.
+
+Work is cut into *units*: a band of tiles of one block of examples. Arrays are flat; starts and strides count elements.
+"""
+
+
+from numba import njit
+
+from skeletal.engine.tiles import LANES, inner, product
+
+compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
+    nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
+)
+
+
+@compiled
+def clear_border(out, start, height, width, halo, plane):
+    """Zero what surrounds a map: its halo, and the gap at the end of its plane."""
+    row = (width + 2 * halo) * LANES
+    inside = halo * row + halo * LANES
+    for i in range(start, start + inside):
+        out[i] = 0
+    for h in range(height - 1):  # the end of a row and the start of the next lie side by side
+        begin = start + inside + h * row + width * LANES
+        for i in range(begin, begin + 2 * halo * LANES):
+            out[i] = 0
+    for i in range(start + inside + (height - 1) * row + width * LANES, start + plane):
+        out[i] = 0
+
+
+@compiled
+def clear_lanes(out, start, length, valid):
+    """Zero the examples that are not there, in a row of pixels."""
+    for i in range(start, start + length, LANES):
+        for lane in range(valid, LANES):
+            out[i + lane] = 0
+
+
+@compiled
+def _finish(out, start, length, valid, scale, shift, other, other_start, relu):
+    """`out = out * scale + shift (+ other)`, not below 0 with `relu`; 0 for examples that are not there."""
+    for i in range(length):
+        value = out[start + i] * scale + shift
+        if other.size:
+            value += other[other_start + i]
+        out[start + i] = 0 if relu and value < 0 else value
+    clear_lanes(out, start, length, valid)
+
+
+@compiled
+def convolve(
+    x, x_block, out, out_block, values, offsets, pointers, tiles, bands, strides, grid,
+    scale, shift, other, relu, moments, examples, first, last, thread,
+):  # fmt: skip
+    """Write a sparse convolution of x, with what follows it while it is still in the cache.
+
+    Args:
+        x, out: flat; a block of examples every `x_block` and `out_block` elements.
+        values, offsets: of the kept weights: what each is, and where it reads, relative to the tile.
+        pointers: (phases, blocks of input channels, output channels + 1), into the two.
+        tiles: (tiles, 5): kind, phase, start in x, start in out, pixels.
+        bands: (bands, 4): first and last tile, first and last row of the map.
+        strides: x_row, x_column, out_row, out_column of a tile.
+        grid: height, width, halo, plane of out.
+        scale, shift: for each output channel, applied afterwards; empty for none.
+        other: added afterwards, of the layout of `out`; empty for none.
+        relu: 1 ends with it.
+        moments: (units, output channels, 2), gets sum and sum of squares; empty for none.
+        examples: in the whole batch.
+        first, last: units.
+        thread: unused; see `weight_gradient`.
+
+    """
+    x_row, x_column, out_row, out_column = strides
+    height, width, halo, plane = grid
+    channels = pointers.shape[2] - 1
+    after = scale.size + other.size + relu + moments.size > 0
+    row = (width + 2 * halo) * LANES
+    inside = halo * row + halo * LANES
+    for unit in range(first, last):
+        block, band = unit // bands.shape[0], unit % bands.shape[0]
+        x_at, out_at = block * x_block, block * out_block
+        for tile in range(bands[band, 0], bands[band, 1]):
+            kind, phase = tiles[tile, 0], tiles[tile, 1]
+            x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
+            for part in range(pointers.shape[1]):
+                for channel in range(channels):
+                    product(
+                        kind, min(part, 1), x, x_start, x_row, x_column,
+                        out, out_start + channel * plane, out_row, out_column, offsets, values,
+                        pointers[phase, part, channel], pointers[phase, part, channel + 1],
+                    )  # fmt: skip
+        if band == 0:
+            for channel in range(channels):
+                clear_border(out, out_at + channel * plane, height, width, halo, plane)
+        if after:
+            valid = min(LANES, examples - block * LANES)
+            for channel in range(channels):
+                total = 0.0
+                squares = 0.0
+                for h in range(bands[band, 2], bands[band, 3]):
+                    start = out_at + channel * plane + inside + h * row
+                    if scale.size + other.size + relu > 0:
+                        a, b = (scale[channel], shift[channel]) if scale.size else (1.0, 0.0)
+                        _finish(out, start, width * LANES, valid, a, b, other, start, relu)
+                    if moments.size:
+                        sum_of_row = squares_of_row = out.dtype.type(0)
+                        for i in range(width * LANES):
+                            value = out[start + i]
+                            sum_of_row += value
+                            squares_of_row += value * value
+                        total += sum_of_row
+                        squares += squares_of_row
+                if moments.size:
+                    moments[unit, channel, 0] = total
+                    moments[unit, channel, 1] = squares
+
+
+@compiled
+def weight_gradient(
+    x, x_block, gradient, gradient_block, offsets, pointers, tiles, bands, strides, plane, sums, first, last, thread
+):  # fmt: skip
+    """Add up, for each kept weight, what it read times the gradient of what it was added to.
+
+    Tables as of `convolve`, of the forward plan. `sums` is (threads, kept weights * LANES); each thread
+    writes its own row. `add_up` makes gradients of them.
+    """
+    x_row, x_column, gradient_row, gradient_column = strides
+    channels = pointers.shape[2] - 1
+    mine = sums[thread]
+    mine[:] = 0
+    for unit in range(first, last):
+        block, band = unit // bands.shape[0], unit % bands.shape[0]
+        x_at, gradient_at = block * x_block, block * gradient_block
+        for part in range(pointers.shape[1]):
+            for tile in range(bands[band, 0], bands[band, 1]):
+                kind, phase = tiles[tile, 0], tiles[tile, 1]
+                x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
+                for channel in range(channels):
+                    inner(
+                        kind, x, x_start, x_row, x_column,
+                        gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
+                        pointers[phase, part, channel], pointers[phase, part, channel + 1],
+                    )  # fmt: skip
+
+
+@compiled
+def take(values, order, out):
+    """`out = values[order]`."""
+    for j in range(len(order)):
+        out[j] = values[order[j]]
+
+
+@compiled
+def add_up(sums, order, gradient, first, last, thread):
+    """`gradient[order[j]]` = all that threads and lanes have summed up for j."""
+    for j in range(first, last):
+        total = sums.dtype.type(0)
+        for row in range(sums.shape[0]):
+            for lane in range(LANES):
+                total += sums[row, j * LANES + lane]
+        gradient[order[j]] = total

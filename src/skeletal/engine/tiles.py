@@ -1,0 +1,270 @@
+"""The innermost loops of the sparse kernels, written as vector instructions.
+
+A *tile* is a small rectangle of output pixels of one channel, for `LANES` examples each: few enough that its running
+sums stay in registers while the kept weights pass by. What a kept weight costs is then one load and one fused
+multiply-add per pixel, and one index. numba would keep the sums in memory, so these loops are emitted as LLVM vector
+code; LLVM splits the vectors where the machine's own are shorter.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+_FEATURES = binding.get_host_cpu_features()
+
+LANES = 16 if _FEATURES.get("avx512f") else 8
+"""Examples side by side in memory: as many float32 as one vector register holds, twice that on short ones."""
+
+SHAPES = ((1, 8), (1, 7), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2))
+"""Rows and columns of the tiles there are: for wide maps, for those of ImageNet networks, for what remains."""
+
+STRIDES = (1, 2, None)
+"""Pixels of x from one column of a tile to the next; None takes any number, at run time, and is a little slower."""
+
+_INDEX = ir.IntType(64)
+
+
+def _constant(value: int) -> ir.Constant:
+    return ir.Constant(_INDEX, value)
+
+
+class _Emitter:
+    """What both loops share: where a tile's pixels lie, and vectors of the arrays' type."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> None:
+        self.context, self.builder, self.signature, self.arguments = context, builder, signature, arguments
+        scalar = context.get_value_type(kind)
+        self.vector = ir.VectorType(scalar, LANES)
+        self.zero = ir.Constant(self.vector, [0.0] * LANES)
+        self.bytes = 4 if kind == types.float32 else 8
+        suffix = f"v{LANES}f{8 * self.bytes}"
+        self.fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fma.{suffix}"
+        )
+
+    def data(self, position: int) -> Any:
+        array = self.context.make_array(self.signature.args[position])
+        return array(self.context, self.builder, self.arguments[position]).data
+
+    def spread(self, scalar: Any, vector: Any = None) -> Any:
+        """A vector of one number."""
+        empty = ir.Constant(vector or self.vector, ir.Undefined)
+        first = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        return self.builder.shuffle_vector(first, empty, zeros)
+
+    def pixels(self, start: Any, rows: int, columns: int, row_stride: Any, column_stride: Any) -> list[Any]:
+        """Pointers to a tile's vectors; a stride is a number of elements, known now or at run time."""
+        found = []
+        for row in range(rows):
+            begin = self.builder.gep(start, [self.builder.mul(row_stride, _constant(row))]) if row else start
+            for column in range(columns):
+                if isinstance(column_stride, int):
+                    offset = _constant(column * column_stride)
+                else:
+                    offset = self.builder.mul(column_stride, _constant(column))
+                found.append(self.builder.bitcast(self.builder.gep(begin, [offset]), self.vector.as_pointer()))
+        return found
+
+    def choose(self, kind: Any, cases: list[Callable[[], None]]) -> None:
+        """`cases[kind]()`."""
+        blocks = [self.builder.append_basic_block("case") for _ in cases]
+        end = self.builder.append_basic_block("end")
+        switch = self.builder.switch(kind, end)
+        for number, (block, case) in enumerate(zip(blocks, cases, strict=True)):
+            switch.add_case(_constant(number), block)
+            self.builder.position_at_end(block)
+            case()
+            self.builder.branch(end)
+        self.builder.position_at_end(end)
+
+    def load(self, pointer: Any) -> Any:
+        return self.builder.load(pointer, align=self.bytes)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        self.builder.store(value, pointer, align=self.bytes)
+
+    def over(self, begin: Any, end: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+        """`for j in range(begin, end): carried = body(j, carried)`, with `carried` in registers."""
+        builder = self.builder
+        entry = builder.block
+        loop, done = builder.append_basic_block("kept"), builder.append_basic_block("done")
+        some = builder.icmp_signed("<", begin, end)
+        builder.cbranch(some, loop, done)
+        builder.position_at_end(loop)
+        j = builder.phi(_INDEX)
+        j.add_incoming(begin, entry)
+        values = []
+        for value in carried:
+            phi = builder.phi(value.type)
+            phi.add_incoming(value, entry)
+            values.append(phi)
+        after = body(j, values)
+        following = builder.add(j, _constant(1))
+        j.add_incoming(following, builder.block)
+        for phi, value in zip(values, after, strict=True):
+            phi.add_incoming(value, builder.block)
+        last = builder.block
+        builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
+        builder.position_at_end(done)
+        results = []
+        for value, new in zip(carried, after, strict=True):
+            phi = builder.phi(value.type)
+            phi.add_incoming(value, entry)
+            phi.add_incoming(new, last)
+            results.append(phi)
+        return results
+
+
+def kind_of(rows: int, columns: int, stride: int) -> int:
+    """The number by which the loops know a shape of tile, with the stride of x in it."""
+    known = stride if stride in STRIDES else None
+    return SHAPES.index((rows, columns)) * len(STRIDES) + STRIDES.index(known)
+
+
+_KINDS = [(rows, columns, stride) for rows, columns in SHAPES for stride in STRIDES]
+
+
+@intrinsic
+def product(typing, kind, add, x, x_start, x_row, x_column, out, out_start, out_row, out_column, offsets, values, begin, end):
+    """`out[tile] = Σ_j values[j] x[offsets[j] + tile]`, for j in [begin, end); with `add` 1, `+=`.
+
+    `kind` says the tile's shape (see `kind_of`); rows and columns of a tile lie `x_row` and `x_column` elements apart
+    in x, and `out_row` and `out_column` in `out`.
+    """
+    index = types.int64
+    signature = types.void(
+        index, index, x, index, index, index, out, index, index, index, offsets, values, index, index
+    )
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = _Emitter(context, builder, signature, arguments, x.dtype)
+        kind_, add_, _, x_at, x_row_, x_column_, _, out_at, out_row_, out_column_, _, _, begin_, end_ = arguments
+        start, out_start_ = builder.gep(emit.data(2), [x_at]), builder.gep(emit.data(6), [out_at])
+        offset, value = emit.data(10), emit.data(11)
+
+        def case(rows: int, columns: int, stride: int | None, add: bool) -> None:
+            results = emit.pixels(out_start_, rows, columns, out_row_, out_column_)
+
+            def body(j: Any, sums: list[Any]) -> list[Any]:
+                here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
+                weight = emit.spread(builder.load(builder.gep(value, [j])))
+                pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
+                return [
+                    builder.call(emit.fma, [weight, emit.load(pixel), total])
+                    for pixel, total in zip(pixels, sums, strict=True)
+                ]
+
+            first = [emit.load(pointer) if add else emit.zero for pointer in results]
+            for total, pointer in zip(emit.over(begin_, end_, first, body), results, strict=True):
+                emit.store(total, pointer)
+
+        number = builder.add(builder.mul(kind_, _constant(2)), add_)
+        emit.choose(number, [partial(case, *shape, add) for shape in _KINDS for add in (False, True)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def largest(typing, x, x_start, offsets, positions, begin, end, out, out_start, chosen):
+    """`out[lane] = max_j x[x_start + offsets[j] + lane]`, and in `chosen` the first `positions[j]` where it is.
+
+    For j in [begin, end), of which there has to be one at least. NaN is larger than all, as in torch.
+    """
+    index = types.int64
+    signature = types.void(x, index, offsets, positions, index, index, out, index, chosen)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = _Emitter(context, builder, signature, arguments, x.dtype)
+        _, x_at, _, _, begin_, end_, _, out_at, _ = arguments
+        start, offset, position = builder.gep(emit.data(0), [x_at]), emit.data(2), emit.data(3)
+        bytes_ = ir.VectorType(ir.IntType(8), LANES)
+
+        def read(j: Any) -> tuple[Any, Any]:
+            here = builder.gep(start, [builder.load(builder.gep(offset, [j]))])
+            value = emit.load(builder.bitcast(here, emit.vector.as_pointer()))
+            return value, emit.spread(builder.load(builder.gep(position, [j])), bytes_)
+
+        def body(j: Any, best: list[Any]) -> list[Any]:
+            value, place = read(j)
+            larger = builder.fcmp_unordered(">", value, best[0])  # or one of them is NaN
+            larger = builder.and_(larger, builder.fcmp_ordered("ord", best[0], best[0]))
+            return [builder.select(larger, value, best[0]), builder.select(larger, place, best[1])]
+
+        best = emit.over(builder.add(begin_, _constant(1)), end_, list(read(begin_)), body)
+        emit.store(best[0], builder.bitcast(builder.gep(emit.data(6), [out_at]), emit.vector.as_pointer()))
+        at = builder.bitcast(builder.gep(emit.data(8), [out_at]), bytes_.as_pointer())
+        builder.store(best[1], at, align=1)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, start, chosen):
+    """`out[out_start + offsets[j] + lane] += gradient[lane]` where `chosen` is `positions[j]`: `largest`, backward."""
+    index = types.int64
+    signature = types.void(out, index, offsets, positions, index, index, gradient, index, chosen)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = _Emitter(context, builder, signature, arguments, out.dtype)
+        _, out_at, _, _, begin_, end_, _, at_, _ = arguments
+        target, offset, position = builder.gep(emit.data(0), [out_at]), emit.data(2), emit.data(3)
+        bytes_ = ir.VectorType(ir.IntType(8), LANES)
+        value = emit.load(builder.bitcast(builder.gep(emit.data(6), [at_]), emit.vector.as_pointer()))
+        at = builder.bitcast(builder.gep(emit.data(8), [at_]), bytes_.as_pointer())
+        places = builder.load(at, align=1)
+
+        def body(j: Any, _: list[Any]) -> list[Any]:
+            here = builder.gep(target, [builder.load(builder.gep(offset, [j]))])
+            here = builder.bitcast(here, emit.vector.as_pointer())
+            mine = builder.icmp_unsigned("==", places, emit.spread(builder.load(builder.gep(position, [j])), bytes_))
+            emit.store(builder.fadd(emit.load(here), builder.select(mine, value, emit.zero)), here)
+            return []
+
+        emit.over(begin_, end_, [], body)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def inner(typing, kind, x, x_start, x_row, x_column, y, y_start, y_row, y_column, offsets, sums, begin, end):
+    """`sums[j, lane] += Σ_tile x[offsets[j] + tile] y[tile]`, for j in [begin, end): the gradient of values[j].
+
+    Arguments as of `product`; the tile of y stays in registers.
+    """
+    index = types.int64
+    signature = types.void(index, x, index, index, index, y, index, index, index, offsets, sums, index, index)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = _Emitter(context, builder, signature, arguments, x.dtype)
+        kind_, _, x_at, x_row_, x_column_, _, y_at, y_row_, y_column_, _, _, begin_, end_ = arguments
+        start, y_start_ = builder.gep(emit.data(1), [x_at]), builder.gep(emit.data(5), [y_at])
+        offset, target = emit.data(9), emit.data(10)
+
+        def case(rows: int, columns: int, stride: int | None) -> None:
+            held = [emit.load(pixel) for pixel in emit.pixels(y_start_, rows, columns, y_row_, y_column_)]
+
+            def body(j: Any, _: list[Any]) -> list[Any]:
+                here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
+                at = builder.gep(target, [builder.mul(j, _constant(LANES))])
+                at = builder.bitcast(at, emit.vector.as_pointer())
+                chains = [emit.load(at), emit.zero]  # two, so that an addition need not wait for the one before it
+                pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
+                for i, pixel in enumerate(pixels):
+                    chains[i % 2] = builder.call(emit.fma, [held[i], emit.load(pixel), chains[i % 2]])
+                emit.store(builder.fadd(*chains), at)
+                return []
+
+            emit.over(begin_, end_, [], body)
+
+        emit.choose(kind_, [partial(case, *shape) for shape in _KINDS])
+        return context.get_dummy_value()
+
+    return signature, generate
