@@ -10,6 +10,7 @@ in the JSON file and not computed again. `--last-only` measures the last step al
 
 import argparse
 import json
+import math
 import time
 import warnings
 from dataclasses import asdict
@@ -64,7 +65,7 @@ def measure(model, batches, steps, arguments):
 
 
 def per_cent(share):
-    return f"{100 * share:.2f}%"
+    return f"{100 * share:.2f}%" if math.isfinite(share) else "-"  # S of a network cut in two is 0
 
 
 def against_dense(row):
@@ -79,10 +80,10 @@ def print_table(rows):
     for row in rows:
         last, along = row["last"], row["along"]
         saliency = last["saliency"] or float("nan")
-        cells = [row["steps"], f"{last['before']:,}", f"{saliency:.4g}", per_cent(last["relative"])]
+        cells = [row["steps"], f"{last['before']:,}", f"{last['saliency']:.4g}", per_cent(last["relative"])]
         cells += [per_cent(last["at random"] / saliency), per_cent(against_dense(row))]
         cells += [per_cent(max(step["relative"] for step in along)), f"{last['smoothness']:.3g}"]
-        cells += [f"{last['bound'] / saliency:.1e}"]
+        cells += [f"{last['bound'] / saliency:.1e}" if last["saliency"] else "-"]
         cells += [f"{last['bound'] / last['epsilon']:.0e}" if last["epsilon"] else "-"]
         cells += [f"{sum(step['holds'] for step in along)} of {len(along)}"]
         cells += ["yes" if row["connected"] else "no", f"{row['seconds']:.0f}"]

@@ -9,13 +9,15 @@ the top k of |weight x gradient|. Three steps are timed: at the dense network, a
 does what public codes do, written down plainly below: a deep copy, float32 in the images' own memory order, gradients
 summed with their sign, and a full sort for the threshold; it neither flushes denormals nor keeps memory.
 
-Times are medians over repeats in which all paths take turns; with them the fastest and slowest. Peak memory is the most
-that a fresh process holds (VmHWM) while it runs the first two steps, less the same number after its imports: it counts
-the model, its batch and everything that pruning adds.
+Paths "-pages" run with a malloc that keeps freed memory; "-recompute" lets a network's residual blocks checkpoint
+themselves. Times are medians over repeats in which all paths take turns; with them the fastest and slowest. Peak
+memory is the most that a fresh process holds (VmHWM) while it runs the first two steps, less the same number after its
+imports: it counts the model, its batch and everything that pruning adds.
 """
 
 import argparse
 import copy
+import ctypes
 import json
 import platform
 import statistics
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -33,7 +35,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import skeletal
-from skeletal.core.pages import keep_pages
 from skeletal.core.prune import Step
 from skeletal.harness.models import create
 
@@ -76,6 +77,21 @@ def ours(model, batches, counts, **options):
     return ends
 
 
+@contextmanager
+def keep_pages():
+    """Let glibc keep what is freed, as MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=... do for a whole process."""
+    libc = ctypes.CDLL(None)
+    trim, mmap_threshold, mmap_max, largest = -1, -3, -4, 32 * 2**20  # malloc.h; the last as glibc's own ends up
+    for option, value in ((mmap_max, 0), (trim, 2**31 - 1)):
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in ((mmap_max, 65536), (mmap_threshold, largest), (trim, 2 * largest)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
+
+
 def recomputing(model):
     """A copy that in training holds only its residual blocks' inputs, and runs each block again on the way back."""
 
@@ -95,22 +111,25 @@ def count_weights(model):
 
 def seconds(path, model, batches, counts):
     """Of each step; what comes before the first and after the last is no step's."""
-    start = time.perf_counter()
-    if path == "reference":
-        ends = [time.perf_counter() for _ in reference(model, batches, counts)]
-    else:
-        options = dict(PATHS[path])
-        if options.pop("recompute", False):
-            model = recomputing(model)
-        with keep_pages() if options.pop("pages", False) else nullcontext():
+    options = dict(PATHS[path])
+    pages = options.pop("pages", False)
+    if options.pop("recompute", False):
+        model = recomputing(model)
+    with keep_pages() if pages else nullcontext():
+        start = time.perf_counter()
+        if path.startswith("reference"):
+            ends = [time.perf_counter() for _ in reference(model, batches, counts)]
+        else:
             ends = ours(model, batches, counts, **options)
     return [after - before for before, after in zip([start, *ends], ends, strict=False)]
 
 
 PATHS = {
     "reference": {},
+    "reference-pages": {"pages": True},
     "float32": {},
     "float32-pages": {"pages": True},
+    "float32-recompute": {"recompute": True},
     "float32-recompute-pages": {"pages": True, "recompute": True},
     "bfloat16": {"precision": "bfloat16"},
     "bfloat16-pages": {"precision": "bfloat16", "pages": True},

@@ -152,7 +152,7 @@ def prune(
     require("average", average, ("signed", "absolute"))
     require("precision", precision, PRECISIONS)
     require("on_collapse", on_collapse, ("raise", "keep"))
-    autocast(precision, device_of(model))
+    autocast(precision, device_of(model))  # refuses a device without
     if batches_per_step < 1:
         raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
     if batches is None and row.needs_data:

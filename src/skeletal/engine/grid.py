@@ -48,16 +48,6 @@ class Grid:
         )
 
 
-@dataclass(frozen=True)
-class Blocked:
-    """A batch of maps in blocks: what sparse layers hand to each other in place of a tensor (N, C, H, W)."""
-
-    storage: Tensor
-    """(blocks, channels, grid.plane)"""
-    grid: Grid
-    examples: int
-
-
 def blocks_for(examples: int) -> int:
     """Blocks that a batch takes."""
     return -(-examples // LANES)

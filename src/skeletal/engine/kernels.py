@@ -4,7 +4,7 @@ All three walk the same tables (see `plan`): tiles of output pixels, and for eac
 the places that they read. The batch lies innermost, so every step is a whole vector of examples, and nothing here
 depends on stride, padding, dilation or groups: they are in the tables.
 
-Work is cut into *units*: a band of tiles of one block of examples. Arrays are flat; starts and strides count elements.
+Work is cut into *units*: a band of tiles of one block of examples, for a part of the output channels. Arrays are flat; starts and strides count elements.
 """
 
 
@@ -54,7 +54,7 @@ def _finish(out, start, length, valid, scale, shift, other, other_start, relu):
 @compiled
 def convolve(
     x, x_block, out, out_block, values, offsets, pointers, tiles, bands, strides, grid,
-    scale, shift, other, relu, moments, examples, first, last, thread,
+    scale, shift, other, relu, moments, examples, splits, first, last, thread,
 ):  # fmt: skip
     """Write a sparse convolution of x, with what follows it while it is still in the cache.
 
@@ -69,8 +69,9 @@ def convolve(
         scale, shift: for each output channel, applied afterwards; empty for none.
         other: added afterwards, of the layout of `out`; empty for none.
         relu: 1 ends with it.
-        moments: (units, output channels, 2), gets sum and sum of squares; empty for none.
+        moments: (blocks * bands, output channels, 2), gets sum and sum of squares; empty for none.
         examples: in the whole batch.
+        splits: parts of the output channels; a unit is a block of examples, a band of tiles and such a part.
         first, last: units.
         thread: unused; see `weight_gradient`.
 
@@ -82,24 +83,25 @@ def convolve(
     row = (width + 2 * halo) * LANES
     inside = halo * row + halo * LANES
     for unit in range(first, last):
-        block, band = unit // bands.shape[0], unit % bands.shape[0]
+        block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
+        begin, end = channels * split // splits, channels * (split + 1) // splits
         x_at, out_at = block * x_block, block * out_block
         for tile in range(bands[band, 0], bands[band, 1]):
             kind, phase = tiles[tile, 0], tiles[tile, 1]
             x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
             for part in range(pointers.shape[1]):
-                for channel in range(channels):
+                for channel in range(begin, end):
                     product(
                         kind, min(part, 1), x, x_start, x_row, x_column,
                         out, out_start + channel * plane, out_row, out_column, offsets, values,
                         pointers[phase, part, channel], pointers[phase, part, channel + 1],
                     )  # fmt: skip
         if band == 0:
-            for channel in range(channels):
+            for channel in range(begin, end):
                 clear_border(out, out_at + channel * plane, height, width, halo, plane)
         if after:
             valid = min(LANES, examples - block * LANES)
-            for channel in range(channels):
+            for channel in range(begin, end):
                 total = 0.0
                 squares = 0.0
                 for h in range(bands[band, 2], bands[band, 3]):
@@ -116,13 +118,14 @@ def convolve(
                         total += sum_of_row
                         squares += squares_of_row
                 if moments.size:
-                    moments[unit, channel, 0] = total
-                    moments[unit, channel, 1] = squares
+                    moments[unit // splits, channel, 0] = total
+                    moments[unit // splits, channel, 1] = squares
 
 
 @compiled
 def weight_gradient(
-    x, x_block, gradient, gradient_block, offsets, pointers, tiles, bands, strides, plane, sums, first, last, thread
+    x, x_block, gradient, gradient_block, offsets, pointers, tiles, bands, strides, plane, sums, splits,
+    first, last, thread,
 ):  # fmt: skip
     """Add up, for each kept weight, what it read times the gradient of what it was added to.
 
@@ -134,13 +137,14 @@ def weight_gradient(
     mine = sums[thread]
     mine[:] = 0
     for unit in range(first, last):
-        block, band = unit // bands.shape[0], unit % bands.shape[0]
+        block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
+        begin, end = channels * split // splits, channels * (split + 1) // splits
         x_at, gradient_at = block * x_block, block * gradient_block
         for part in range(pointers.shape[1]):
             for tile in range(bands[band, 0], bands[band, 1]):
                 kind, phase = tiles[tile, 0], tiles[tile, 1]
                 x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
-                for channel in range(channels):
+                for channel in range(begin, end):
                     inner(
                         kind, x, x_start, x_row, x_column,
                         gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena, elementwise, kernels
-from skeletal.engine.grid import Grid, blocks_for, pack, unpack
+from skeletal.engine.grid import Grid, pack, unpack
 from skeletal.engine.plan import Plan, Shape, Tables
 from skeletal.engine.threads import share, thread_count
 from skeletal.engine.tiles import LANES
@@ -33,6 +33,12 @@ def numbers(grid: Grid) -> tuple[int, int, int, int]:
     return grid.height, grid.width, grid.halo, grid.plane
 
 
+def _splits(units: int, channels: int) -> int:
+    """Into how many parts output channels are cut: where there are too few blocks and bands to share among threads."""
+    threads = torch.get_num_threads()
+    return 1 if units >= 4 * threads or threads == 1 else max(1, min(channels, 4 * threads))
+
+
 def run_convolution(
     tables: Tables,
     x: Tensor,
@@ -49,7 +55,9 @@ def run_convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """One pass of `kernels.convolve`: the storage of the output, and sum and sum of squares of its channels."""
     blocks, _, plane = x.shape
+    later, other = (None, other) if tables.whole_rows else (other, None)
     units = blocks * len(tables.bands)
+    splits = _splits(units, channels)
     out = arena.empty((blocks, channels, grid.plane), x.dtype)
     if not units:
         out.zero_()
@@ -58,11 +66,13 @@ def run_convolution(
     weights = np.empty(len(tables.order), out.numpy().dtype)
     kernels.take(flat(values), tables.order.numpy(), weights)
     share(
-        kernels.convolve, units,
+        kernels.convolve, units * splits,
         flat(x), x.shape[1] * plane, flat(out), channels * grid.plane,
         weights, tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides,
-        numbers(grid), flat(scale, x.dtype), flat(shift, x.dtype), flat(other, x.dtype), int(relu), sums, examples,
+        numbers(grid), flat(scale, x.dtype), flat(shift, x.dtype), flat(other, x.dtype), int(relu), sums, examples, splits,
     )  # fmt: skip
+    if later is not None:
+        out.add_(later)
     return out, torch.from_numpy(sums.sum(0)) if moments else None
 
 
@@ -70,11 +80,13 @@ def run_weight_gradient(plan: Plan, x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of the kept weights, in the order of the mask."""
     tables = plan.forward
     units = x.shape[0] * len(tables.bands)
+    splits = _splits(units, plan.outputs)
+    units *= splits
     sums = arena.empty((thread_count(units), plan.kept * LANES), x.dtype)
     share(
         kernels.weight_gradient, units,
         flat(x), x.shape[1] * x.shape[2], flat(gradient), gradient.shape[1] * gradient.shape[2],
-        tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides, plan.target.plane, sums.numpy(),
+        tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides, plan.target.plane, sums.numpy(), splits,
     )  # fmt: skip
     found = torch.empty(plan.kept, dtype=x.dtype)
     share(kernels.add_up, plan.kept, sums.numpy(), tables.order.numpy(), found.numpy())
@@ -310,6 +322,3 @@ def moments_of(x: Tensor, grid: Grid) -> Tensor:
     sums = np.empty((blocks * channels, 2))
     share(elementwise.moments, blocks * channels, flat(x), numbers(grid), channels, sums)
     return torch.from_numpy(sums).view(blocks, channels, 2).sum(0)
-
-
-__all__ = ["Convolve", "GlobalMean", "MaxPool", "Normalise", "Pack", "Unpack", "blocks_for", "moments_of"]

@@ -70,6 +70,8 @@ class Tables:
     tiles: np.ndarray
     bands: np.ndarray
     strides: tuple[int, int, int, int]
+    whole_rows: bool
+    """whether a band makes whole rows of the map, so that what follows can be done band by band"""
 
 
 class Plan:
@@ -136,7 +138,7 @@ class Plan:
                         target = self.source.at(h + first * stride_h, w + at * stride_w)
                         tiles.append((kind_of(tall, wide, 1), phase, grid.at(first, at), target, tall * wide))
                         tile = max(tile, (tall, wide), key=lambda t: t[0] * t[1])
-                    bands.append((start, len(tiles), 0, 0))
+                    bands.append((start, len(tiles), first, first + tall))
                 phase += 1
         met = np.concatenate(order)
         return self._tables(
@@ -166,6 +168,7 @@ class Plan:
             np.array(tiles, np.int64).reshape(-1, 5),
             np.array(bands, np.int64).reshape(-1, 4),
             strides,
+            phases == 1,
         )
 
 

@@ -1,0 +1,278 @@
+"""Rewrite a traced network such that sparse layers follow each other without leaving their memory layout.
+
+Walks the graph once and builds another. Between operations that know blocked maps, maps stay blocked; before one that
+does not, they become a tensor again. Batch norm, addition and ReLU join the convolution before them.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from skeletal.engine import layers
+from skeletal.engine.layers import BlockedMaxPool, ConvNorm, Elementwise, Sparse, SparseConv2d, SparseLinear, ToBlocks
+
+_ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
+_ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
+    torch.relu: torch.relu, torch.relu_: torch.relu, F.relu: torch.relu, F.relu_: torch.relu,
+    "relu": torch.relu, "relu_": torch.relu,
+    F.relu6: F.relu6, F.silu: F.silu, F.gelu: F.gelu, F.hardswish: F.hardswish, torch.tanh: torch.tanh, "tanh": torch.tanh,
+}  # fmt: skip
+_ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+    """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced."""
+    replaced = []
+    seen: dict[int, str] = {}
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        weight = f"{name}.weight" if name else "weight"
+        kind = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}.get(type(layer))
+        if kind is None or weight not in masks or not name or not _plain(layer):
+            continue
+        if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same" and _uneven(layer)):
+            continue
+        seen[id(layer)] = name
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, kind(layer, masks[weight]))
+        replaced.append(name)
+    return replaced
+
+
+def _plain(layer: Any) -> bool:
+    """Whether a layer is nothing but itself: no hooks, no parametrization, real numbers."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    return not hooks and not nn.utils.parametrize.is_parametrized(layer) and layer.weight.dtype in _COMPUTES
+
+
+_COMPUTES = (torch.float32, torch.float64)
+
+
+def _uneven(layer: Any) -> bool:
+    return any(d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph on blocked maps, as code."""
+
+    parts: dict[str, nn.Module]
+    """modules without parameters that the code calls beside those of the network, by name"""
+    forward: Callable[..., Any]
+    """takes a module that has the network's modules and the parts, then the network's arguments"""
+    code: str
+
+
+@dataclass
+class _Pending:
+    """A convolution or a norm that has not run yet, as what follows it may join it."""
+
+    x: "_Value"
+    convolution: tuple[str, SparseConv2d] | None = None
+    norm: nn.BatchNorm2d | None = None
+    other: "_Value | None" = None
+    halo: int = 0
+
+
+@dataclass
+class _Value:
+    """What stands for a node of the old graph in the new one: a node, or what is to become one."""
+
+    node: fx.Node | None
+    blocked: bool
+    pending: _Pending | None = None
+    images: fx.Node | None = None
+    """the same as a tensor, where somebody has asked for that"""
+
+
+def lower(module: fx.GraphModule) -> Lowered:
+    """Code for a network whose sparse convolutions (`path` "sparse") exchange blocked maps.
+
+    Args:
+        module: traced, with `node.meta["shape"]`, its layers made sparse; not changed.
+
+    """
+    return _Lowering(module).run()
+
+
+class _Lowering:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.old = module
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, _Value] = {}
+        self.halos = self._halos()
+        self.parts: dict[str, nn.Module] = {}
+
+    def run(self) -> Lowered:
+        for node in self.old.graph.nodes:
+            value = self._blocked(node)
+            self.values[node] = value if value is not None else _Value(self.graph.node_copy(node, self._plain), False)
+        root = nn.Module()
+        root.__dict__.update(self.old.__dict__)
+        root._modules = self.old._modules | self.parts
+        made = fx.GraphModule(root, self.graph)
+        made.graph.eliminate_dead_code()
+        made.graph.lint()
+        made.recompile()
+        return Lowered(self.parts, type(made).forward, made.code)
+
+    def _halos(self) -> dict[tuple[int, int], int]:
+        """For each size of maps, a halo that all convolutions on it are content with, so that all share a grid."""
+        found: dict[tuple[int, int], int] = {}
+        for node in self.old.graph.nodes:
+            layer = self._module(node)
+            size = self._size(node.args[0]) if node.args else None
+            if isinstance(layer, SparseConv2d) and layer.path == "sparse" and size is not None:
+                for grid in layer.grids(*size):
+                    key = grid.height, grid.width
+                    found[key] = max(found.get(key, 0), grid.halo)
+        return found
+
+    def _module(self, node: fx.Node) -> Any:
+        return self.old.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    @staticmethod
+    def _size(node: Any) -> tuple[int, int] | None:
+        shape = node.meta.get("shape") if isinstance(node, fx.Node) else None
+        return (shape[2], shape[3]) if shape is not None and len(shape) == 4 else None
+
+    def _halo(self, node: fx.Node) -> int:
+        size = self._size(node)
+        return self.halos.get(size, 0) if size else 0
+
+    def _blocked(self, node: fx.Node) -> _Value | None:
+        """The node on blocked maps, or None where it does not know them or has none before it."""
+        layer = self._module(node)
+        inputs = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        if isinstance(layer, SparseConv2d) and layer.path == "sparse" and self._size(node) and len(inputs) == 1:
+            x = self._in_blocks(inputs[0])
+            return _Value(None, True, _Pending(x, (str(node.target), layer), halo=self._halo(node)))
+        if type(layer) is nn.BatchNorm2d and self.values[inputs[0]].blocked:
+            x = self.values[inputs[0]]
+            if x.pending is not None and x.pending.norm is None and self._alone(inputs[0]):
+                return _Value(None, True, replace(x.pending, norm=layer))
+            return _Value(None, True, _Pending(x, norm=layer, halo=self._halo(node)))
+        if node.target in _ADD and len(inputs) == len(node.args) == 2 and not node.kwargs:
+            return self._add(*inputs)
+        if node.target in (torch.cat, torch.concat):
+            return self._concatenate(node)
+        if not inputs or not self.values[inputs[0]].blocked:
+            return None
+        x = self.values[inputs[0]]
+        if isinstance(layer, nn.MaxPool2d) and not layer.ceil_mode and not layer.return_indices:
+            return self._call(BlockedMaxPool(layer, self._halo(node)), x)
+        if self._is_global_mean(node, layer):
+            out = self.graph.call_function(layers.global_mean, (self._run(x),))
+            if len(node.meta["shape"]) == 2:
+                out = self.graph.call_method("flatten", (out, 1))
+            return _Value(out, False)
+        return self._elementwise(node, layer, x)
+
+    def _elementwise(self, node: fx.Node, layer: Any, x: _Value) -> _Value | None:
+        relu = isinstance(layer, nn.ReLU) or _ZERO_FUNCTIONS.get(node.target) is torch.relu
+        if relu and x.pending is not None and x.pending.norm is not None and self._alone(node.args[0]):
+            return _Value(self._start(x.pending, relu=True), True)
+        if isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0):
+            return x if self._alone(node.args[0]) else _Value(self._run(x), True)
+        if isinstance(layer, (*_ZERO_MODULES, nn.Dropout)):
+            function = copy.copy(layer)  # with the mode of its own, which follows the network's
+            if hasattr(function, "inplace"):
+                function.inplace = False  # others may still need what it reads
+            return self._call(Elementwise(function), x)
+        if node.target in _ZERO_FUNCTIONS and len(node.args) == 1 and not set(node.kwargs) - {"inplace"}:
+            return self._call(Elementwise(_ZERO_FUNCTIONS[node.target]), x)
+        return None
+
+    def _add(self, one: fx.Node, two: fx.Node) -> _Value | None:
+        pairs = [(one, self.values[one]), (two, self.values[two])]
+        if not all(value.blocked for _, value in pairs) or one is two or one.meta["shape"] != two.meta["shape"]:
+            return None
+        for (node, value), (_, other) in (pairs[::-1], pairs):
+            pending = value.pending
+            if pending is not None and pending.norm is not None and pending.other is None and self._alone(node):
+                self._run(other)
+                return _Value(None, True, replace(pending, other=other))
+        out = self.graph.call_function(layers.add, tuple(self._run(value) for _, value in pairs))
+        return _Value(out, True)
+
+    def _concatenate(self, node: fx.Node) -> _Value | None:
+        parts = node.args[0]
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if dim not in (1, -3) or not isinstance(parts, (list, tuple)):
+            return None
+        if not all(isinstance(part, fx.Node) and self.values[part].blocked for part in parts):
+            return None
+        maps = [self._run(self.values[part]) for part in parts]
+        return _Value(self.graph.call_function(layers.concatenate, (maps,)), True)
+
+    @staticmethod
+    def _is_global_mean(node: fx.Node, layer: Any) -> bool:
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            return layer.output_size in (1, (1, 1))
+        if node.target is F.adaptive_avg_pool2d:
+            size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
+            return size in (1, (1, 1), [1, 1])
+        if node.target in ("mean", torch.mean):
+            dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            known = set(node.kwargs) <= {"dim", "keepdim"} and len(node.args) <= 3
+            return known and isinstance(dims, (list, tuple)) and {d % 4 for d in dims} == {2, 3}
+        return False
+
+    def _alone(self, node: fx.Node) -> bool:
+        return len(node.users) == 1
+
+    def _call(self, module: nn.Module, x: _Value) -> _Value:
+        return _Value(self.graph.call_module(self._part(module), (self._run(x),)), True)
+
+    def _part(self, module: nn.Module) -> str:
+        name = f"blocked_{len(self.parts)}"
+        self.parts[name] = module
+        return name
+
+    def _run(self, value: _Value) -> fx.Node:
+        """The node of a value, which runs now if it has been pending."""
+        if value.node is None:
+            assert value.pending is not None
+            value.node = self._start(value.pending)
+            value.pending = None
+        return value.node
+
+    def _start(self, pending: _Pending, *, relu: bool = False) -> fx.Node:
+        x, other = self._run(pending.x), pending.other
+        if pending.norm is None:
+            assert pending.convolution is not None
+            pair = self.graph.call_module(pending.convolution[0], (x, pending.halo))
+        else:
+            convolution = None if pending.convolution is None else pending.convolution[1]
+            part = self._part(ConvNorm(convolution, pending.norm, pending.halo, relu))
+            pair = self.graph.call_module(part, (x,) if other is None else (x, self._run(other)))
+        out = self.graph.call_function(layers.first, (pair,))
+        # Whoever reads the input after this reads what the convolution hands on (see `ops.Convolve`).
+        pending.x.node = self.graph.call_function(layers.second, (pair,))
+        return out
+
+    def _in_blocks(self, node: fx.Node) -> _Value:
+        value = self.values[node]
+        if not value.blocked:
+            assert value.node is not None
+            part = self._part(ToBlocks(self._halo(node), self._dtype()))
+            return _Value(self.graph.call_module(part, (value.node,)), True)
+        return value
+
+    def _dtype(self) -> torch.dtype:
+        return next(layer.weight.dtype for layer in self.old.modules() if isinstance(layer, Sparse))
+
+    def _plain(self, node: fx.Node) -> fx.Node:
+        """The node as a tensor."""
+        value = self.values[node]
+        if not value.blocked:
+            assert value.node is not None
+            return value.node
+        if value.images is None:
+            value.images = self.graph.call_function(layers.to_images, (self._run(value),))
+        return value.images
