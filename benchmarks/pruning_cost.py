@@ -193,7 +193,7 @@ def show(where, name, found):
     medians = {path: [statistics.median(column) for column in columns[path]] for path in found}
     for path, one in found.items():
         cells = [f"{statistics.median(c):.2f} ({min(c):.2f}-{max(c):.2f})" for c in columns[path]] or ["-"] * 3
-        ratios = [f"{base / ours:.1f}" for base, ours in zip(medians["reference"], medians[path], strict=True)]
+        ratios = [f"{base / ours:.1f}" for base, ours in zip(medians["reference"], medians[path], strict=False)]
         share = one["peak"] / found["reference"]["peak"] if one["peak"] else float("nan")
         print(f"| {path} | {' | '.join(cells)} | {' / '.join(ratios)} | {one['peak'] / 1e9:.2f} | {share:.0%} |")
 

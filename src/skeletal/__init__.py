@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from skeletal.core.prune import prune as prune
     from skeletal.core.repair import repair as repair
     from skeletal.engine.compact import compact as compact
+    from skeletal.engine.compile import compile as compile
     from skeletal.harness import models as models
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "local_optimality": "skeletal.core.optimality:local_optimality",
     "repair": "skeletal.core.repair:repair",
     "compact": "skeletal.engine.compact:compact",
+    "compile": "skeletal.engine.compile:compile",
     "CollapsedError": "skeletal.core.errors:CollapsedError",
     "CollapseWarning": "skeletal.core.errors:CollapseWarning",
     "MaskError": "skeletal.core.errors:MaskError",

@@ -23,7 +23,7 @@ for arguments in (
         main()
     except SystemExit:
         pass
-    heavy = {{"torch", "torchvision", "numpy", "matplotlib", "accelerate"}} & set(sys.modules)
+    heavy = {{"torch", "torchvision", "numpy", "matplotlib", "accelerate", "numba"}} & set(sys.modules)
     assert not heavy, f"{{arguments}} loads {{heavy}}"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -70,7 +70,7 @@ def test_masks_of_different_networks_are_not_compared(cli, masks):
 
 
 def test_show_a_run(cli):
-    run = ["run", "--epochs", "1", "--batch-size", "256"]
+    run = ["run", "--epochs", "1", "--batch-size", "256", "--engine", "dense"]
     pruned = cli(*run, "--method", "random", "--json").json
     dense = cli(*run, "--method", "dense", "--json").json
     shown = cli("show", pruned["folder"])

@@ -14,6 +14,7 @@ CHOICES = {
     "a preset": (["run", "--preset", "cifar"], ["'cifar'", "cifar10", "quick"]),
     "a schedule": (["run", "--schedule", "expo"], ["expo", "exponential", "linear"]),
     "a split": (["eval", "runs", "--split", "tset"], ["tset", "test", "validation"]),
+    "an engine": (["run", "--engine", "spars"], ["spars", "auto", "dense", "sparse"]),
     "a device": (["run", "--device", "gpu"], ["'gpu'", "cpu"]),
 }
 VALUES = {

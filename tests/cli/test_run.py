@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import skeletal
 
-QUICK = ["--epochs", "1", "--batch-size", "256"]
+DENSE = ["--engine", "dense"]  # what "auto" measures may differ from run to run
+QUICK = ["--epochs", "1", "--batch-size", "256", *DENSE]
 METHODS = {
     "force": ["--method", "force", "--steps", "3", "--density", "0.05"],
     "random": ["--method", "random", "--density", "0.05"],
@@ -49,7 +50,7 @@ def test_a_run_from_end_to_end(cli, method):
 
     result = json.loads((folder / "result.json").read_text())
     assert result["method"] == method and result["epochs"] == 1 and result["seed"] == 0
-    assert {"model", "data", "density", "train", "validation", "test", "seconds"} <= result.keys()
+    assert {"model", "data", "density", "train", "validation", "test", "seconds", "engine"} <= result.keys()
     assert f"{result['test']['top1']:.2f}%" in first.out
     weights = load_file(folder / "model.safetensors")
     if method == "dense":
@@ -99,7 +100,7 @@ def test_a_dense_run_has_no_density(cli):
 
 @pytest.mark.parametrize("how", [["--bf16"], ["--channels-last", "--batch-size", "100"]], ids=" ".join)
 def test_eval_scores_as_training_did(cli, how):
-    result = cli("run", *METHODS["random"], *QUICK[:2], *how, "--json").json
+    result = cli("run", *METHODS["random"], *QUICK[:2], *DENSE, *how, "--json").json
     assert cli("eval", result["folder"], "--json").json == result["test"]
     assert cli("eval", result["folder"], "--split", "validation", "--json").json == result["validation"]
 
@@ -177,7 +178,7 @@ def test_a_mask_of_another_seed_comes_with_a_warning(cli):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(cli, tmp_path):
-    settings = ["run", *METHODS["random"], "--epochs", "5", "--batch-size", "512"]
+    settings = ["run", *METHODS["random"], "--epochs", "5", "--batch-size", "512", *DENSE]
     command = [sys.executable, "-c", "from skeletal.cli import main; main()", *settings, "--out", "it's here"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_read_is_named(cli, content):
 
 
 def test_sparsity_is_another_word_for_the_same_settings(cli):
-    settings = ["run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--json"]
+    settings = ["run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--engine", "dense", "--json"]
     first = cli(*settings, "--density", "0.02").json
     second = cli(*settings, "--sparsity", "0.98").json
     assert first["folder"] == second["folder"]

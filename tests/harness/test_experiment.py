@@ -11,7 +11,7 @@ from skeletal.harness.config import Pruning, Setup, Training, resolve
 
 SETUP = Setup(device="cpu")
 RANDOM = resolve(Pruning(method="random", density=0.05), "quick")
-TRAINING = resolve(Training(epochs=1, batch_size=512), "quick")
+TRAINING = resolve(Training(epochs=1, batch_size=512, engine="dense"), "quick")
 
 
 def run(root, setup=SETUP, pruning=RANDOM, training=TRAINING, **options):
@@ -85,7 +85,7 @@ def test_a_finished_run_is_only_read(tmp_path, monkeypatch):
     again, same = run(tmp_path)
     assert again.path == folder.path and same == result
     elsewhere = replace(SETUP, data_dir=Path("elsewhere"), device="auto", workers=7)
-    assert run(tmp_path, setup=elsewhere)[1] == result
+    assert run(tmp_path, setup=elsewhere, training=replace(TRAINING, engine="sparse"))[1] == result
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from skeletal.harness.interrupt import Interrupted
 from skeletal.harness.train import milestones, train
 
 EXAMPLES, CLASSES, BATCH = 70, 3, 16  # five batches, the last of 6
-TRAINING = Training(epochs=3, batch_size=BATCH, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1 / 3, 2 / 3))
+TRAINING = Training(
+    epochs=3, batch_size=BATCH, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1 / 3, 2 / 3), engine="dense"
+)
 
 
 class Split:
@@ -364,6 +366,7 @@ def test_milestones_keep_their_proportion(epochs, expected):
         ({"lr": None, "epochs": None}, "needs epochs, lr"),
         ({"epochs": 0}, "epochs must"),
         ({"batch_size": 0}, "batch_size must"),
+        ({"engine": "spars"}, "unknown engine 'spars'"),
     ],
 )
 def test_settings_are_checked(change, message):

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 
 from skeletal import __version__
 from skeletal.cli import config_file
+from skeletal.cli.bench import bench
 from skeletal.cli.demo import demo
 from skeletal.cli.diagnose import diagnose
 from skeletal.cli.look import doctor, evaluate, show
@@ -34,6 +35,7 @@ for name, command in {
     "eval": evaluate,
     "show": show,
     "diagnose": diagnose,
+    "bench": bench,
     "doctor": doctor,
 }.items():
     app.command(command, name=name)

@@ -13,6 +13,7 @@ def evaluate(
     split: Literal["test", "validation", "train"] = "test",
     data_dir: Path | None = None,
     device: str = "auto",
+    engine: Literal["auto", "dense", "sparse"] = "auto",
     json: Flag = False,
 ) -> None:
     """Score the trained network of a run folder again, and make sure it is as sparse as its mask.
@@ -31,13 +32,15 @@ def evaluate(
         where the data set lies
     device
         auto, cpu, cuda, cuda:1, mps
+    engine
+        what computes a masked network on a CPU; auto takes what the run was trained by
     json
         print the scores as JSON on stdout
 
     """
     from skeletal.harness.experiment import evaluate_run
 
-    scores = evaluate_run(run, split=split, data_dir=data_dir, device=device)
+    scores = evaluate_run(run, split=split, data_dir=data_dir, device=device, engine=engine)
     if json:
         print_json(asdict(scores))
     else:

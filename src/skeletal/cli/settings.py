@@ -55,8 +55,9 @@ def summary(result: dict[str, Any]) -> str:
         if result["empty_layers"]:
             what += f", {len(result['empty_layers'])} layers empty"
     test = result["test"]
+    by = f", engine {result['engine']}" if result.get("engine", "dense") != "dense" else ""
     return (
         f"{result['model']} on {result['data']}, {what}\n"
         f"test top-1 {test['top1']:.2f}%  top-5 {test['top5']:.2f}%  loss {test['loss']:.4f}"
-        f"  after {result['epochs']} epochs, {result['seconds']:.1f} s"
+        f"  after {result['epochs']} epochs, {result['seconds']:.1f} s{by}"
     )

@@ -115,9 +115,9 @@ def prune(
         bn_mode: mode of the whole model while it is scored.
         average: "signed" averages the batches' gradients, and scores take the absolute value after that, as in the
             paper's code; "absolute" averages each batch's absolute values. The same where there is one batch a step.
-        precision: "bfloat16" runs the forward pass under autocast, which takes about half the time and memory (see
-            docs/cost.md); weights, loss, gradients and scores stay float32. The mask differs, as it does with other
-            data. Only for methods that score by the loss; others pay no heed to it.
+        precision: "bfloat16" runs the forward pass under autocast, in about half the time and, where activations are
+            most of it, two thirds of the memory (docs/cost.md); weights, loss, gradients and scores stay float32. The
+            mask differs, as it does with other data. Only for methods that score by the loss; others pay no heed to it.
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.

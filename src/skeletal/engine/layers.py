@@ -18,6 +18,10 @@ from skeletal.engine.plan import Plan, Shape
 from skeletal.engine.tiles import LANES
 
 
+COMPUTES = (torch.float32, torch.float64)
+"""What the kernels compute in."""
+
+
 @dataclass(frozen=True)
 class Blocked:
     """A batch of maps in blocks (see `grid`): what sparse layers hand to each other instead of a tensor (N, C, H, W)."""
@@ -44,7 +48,7 @@ class Sparse(nn.Module):
         super().__init__()
         self.shape = tuple(weight.shape)
         self.path = "sparse"
-        self.register_buffer("kept", mask.flatten().nonzero().flatten(), persistent=False)
+        self.kept = mask.flatten().nonzero().flatten()  # not a buffer: DDP would send it with every step
         requires_grad = weight.requires_grad
         self.weight = nn.Parameter(weight.detach().flatten()[self.kept].clone(), requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
@@ -59,7 +63,7 @@ class Sparse(nn.Module):
     def dense_weight(self) -> Tensor:
         """The weight as a dense tensor, differentiable."""
         dense = self.weight.new_zeros(math.prod(self.shape))
-        return dense.index_put((self.kept,), self.weight).view(self.shape)
+        return dense.index_put((self.kept.to(dense.device),), self.weight).view(self.shape)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

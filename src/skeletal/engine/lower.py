@@ -6,6 +6,7 @@ does not, they become a tensor again. Batch norm, addition and ReLU join the con
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from skeletal.engine import layers
-from skeletal.engine.layers import BlockedMaxPool, ConvNorm, Elementwise, Sparse, SparseConv2d, SparseLinear, ToBlocks
+from skeletal.engine.layers import COMPUTES, BlockedMaxPool, ConvNorm, Elementwise, Sparse, SparseConv2d, SparseLinear, ToBlocks
 
 _ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
 _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -27,17 +28,19 @@ _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
-    """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced."""
+    """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced.
+
+    Not those whose weight another module shares, nor those with hooks or parametrizations.
+    """
     replaced = []
-    seen: dict[int, str] = {}
-    for name, layer in list(module.named_modules(remove_duplicate=False)):
+    uses = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
+    for name, layer in list(module.named_modules()):
         weight = f"{name}.weight" if name else "weight"
         kind = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}.get(type(layer))
-        if kind is None or weight not in masks or not name or not _plain(layer):
+        if kind is None or weight not in masks or not name or not _plain(layer) or uses[id(layer.weight)] > 1:
             continue
         if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same" and _uneven(layer)):
             continue
-        seen[id(layer)] = name
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, kind(layer, masks[weight]))
         replaced.append(name)
@@ -47,10 +50,7 @@ def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
 def _plain(layer: Any) -> bool:
     """Whether a layer is nothing but itself: no hooks, no parametrization, real numbers."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return not hooks and not nn.utils.parametrize.is_parametrized(layer) and layer.weight.dtype in _COMPUTES
-
-
-_COMPUTES = (torch.float32, torch.float64)
+    return not hooks and not nn.utils.parametrize.is_parametrized(layer) and layer.weight.dtype in COMPUTES
 
 
 def _uneven(layer: Any) -> bool:

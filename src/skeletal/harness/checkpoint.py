@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.files import atomic_file
 from skeletal.core.mask import Mask
+from skeletal.harness.engines import Engine
 from skeletal.harness.evaluate import Tally
 from skeletal.harness.folders import RunFolder
 
@@ -61,6 +61,36 @@ def load(folder: Path) -> dict[str, Any] | None:
     return state
 
 
+def engine_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The `Engine.choice` of a state; those written before there was one are dense."""
+    return state.get("engine", {"asked": "dense"})
+
+
+def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state; of a compiled network by parameter name, as its tensors have no other sign of theirs."""
+    state = optimizer.state_dict()
+    if engine.compiled:
+        names = [name for name, _ in engine.network.named_parameters()]
+        state["state"] = {names[i]: entries for i, entries in state["state"].items()}
+    return state
+
+
+def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    if engine.compiled:
+        parameters = dict(engine.network.named_parameters())
+        for name, entries in state["state"].items():
+            for what, value in entries.items():
+                wanted = tuple(parameters[name].shape) if name in parameters else "nothing"
+                if isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != wanted:
+                    raise ValueError(
+                        f"the checkpoint's {what} of {name} has shape {tuple(value.shape)}, the compiled network needs"
+                        f" {wanted}: another version of skeletal wrote it; delete it to train from the beginning"
+                    )
+        numbers = {name: i for i, name in enumerate(parameters)}
+        state = state | {"state": {numbers[name]: entries for name, entries in state["state"].items()}}
+    optimizer.load_state_dict(state)
+
+
 @dataclass
 class RunState:
     """Everything that changes while training, and its way to disk and back.
@@ -68,7 +98,7 @@ class RunState:
     Without a folder, `save` and `restore` do nothing.
     """
 
-    model: nn.Module
+    engine: Engine
     optimizer: torch.optim.SGD
     scheduler: torch.optim.lr_scheduler.MultiStepLR
     mask: Mask | None
@@ -122,9 +152,10 @@ class RunState:
             NonFiniteError: a parameter is NaN or infinite.
 
         """
-        if self.mask is not None:
-            self.mask.check(self.model)
-        for name, weight in self.model.named_parameters():
+        network = self.engine.network
+        if self.mask is not None and not self.engine.compiled:  # in which there is nothing that could move
+            self.mask.check(network)
+        for name, weight in network.named_parameters():
             if not weight.isfinite().all():
                 raise self.non_finite(name, "not finite", self.batch)
 
@@ -142,8 +173,9 @@ class RunState:
             return
         state = {
             "settings": self.settings,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "engine": self.engine.choice,
+            "model": self.engine.network.state_dict(),
+            "optimizer": _optimizer_state(self.engine, self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -180,8 +212,8 @@ class RunState:
                 f"{self.folder.path / 'metrics.jsonl'} has {len(self.rows)} lines, the checkpoint needs "
                 f"{state['epoch']}; delete the folder to run again"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.network.load_state_dict(state["model"])
+        _load_optimizer_state(self.engine, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch, self.tally = state["epoch"], state["batch"], Tally(**state["tally"])
         self.epoch_seconds, self.earlier_seconds = state["epoch_seconds"], state["seconds"]

@@ -62,7 +62,7 @@ class Pruning:
     bn_mode: Literal["train", "eval"] | None = None
     """mode of the network while it is scored (default train)"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of the forward pass while the network is scored; bfloat16 takes about half the time and memory"""
+    """of the forward pass while the network is scored; bfloat16 takes about half the time"""
     on_collapse: Literal["raise", "keep"] = "keep"
     """when too few weights have a score: stop, or fill up by position and say so"""
 
@@ -89,6 +89,9 @@ class Training:
     """keep images and weights in channels-last memory order"""
     test_every: int = 0
     """also test every so many epochs; 0 tests once, at the end"""
+    engine: Literal["auto", "dense", "sparse"] = "auto"
+    """what computes a masked network on a CPU: torch on the dense weights, our kernels on the kept ones, or whichever
+    is measured to be faster"""
 
 
 # The paper, section 5.1, 5.2 and appendix A. Milestones are fractions, so that `--epochs` keeps their proportion.

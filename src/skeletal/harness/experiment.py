@@ -22,12 +22,13 @@ from skeletal.core.diagnose import Diagnosis, diagnose
 from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS, Step, prune
 from skeletal.core.repair import repair
+from skeletal.harness import checkpoint, models
 from skeletal.harness import data as data_sets
-from skeletal.harness import models
 from skeletal.harness.codes import LOSSES
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
+from skeletal.harness.engines import ENGINES, engine_for
 from skeletal.harness.evaluate import Scores, evaluate
 from skeletal.harness.folders import RunFolder
 from skeletal.harness.train import steps_per_epoch, train
@@ -36,7 +37,7 @@ DENSE = "dense"
 MASK = "mask.safetensors"
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
-_NOT_IDENTITY = ("data_dir", "device", "workers", "sparsity", "as_in")
+_NOT_IDENTITY = ("data_dir", "device", "workers", "engine", "sparsity", "as_in")
 
 
 def load_data(setup: Setup) -> Data:
@@ -160,7 +161,9 @@ def train_masked(
     return folder, _train(folder, model, data, setup, training, mask, progress)
 
 
-def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = None, device: str = "auto") -> Scores:
+def evaluate_run(
+    path: Path, *, split: str = "test", data_dir: Path | None = None, device: str = "auto", engine: str = "auto"
+) -> Scores:
     """Score the trained network of a run folder again, after making sure that it is as sparse as its mask.
 
     Args:
@@ -168,12 +171,14 @@ def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = Non
         split: "train" (as the images are, without augmentation), "validation" or "test".
         data_dir: where the data set lies.
         device: see `Setup`.
+        engine: see `Training`; "auto" scores with what the run was trained by, for the same scores to the last digit.
 
     Raises:
         FileNotFoundError: no run there, or it has not finished training.
         MaskError: a pruned weight is not zero.
 
     """
+    require("engine", engine, ENGINES)
     config = RunFolder.at(path).config
     weights = path / "model.safetensors"
     if not weights.is_file():
@@ -185,12 +190,28 @@ def evaluate_run(path: Path, *, split: str = "test", data_dir: Path | None = Non
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
-    if (path / MASK).exists():
-        Mask.load(path / MASK).check(model)
+    mask = Mask.load(path / MASK) if (path / MASK).exists() else None
+    if mask is not None:
+        mask.check(model)
     part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     batches = part.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
     options = {name: config[name] for name in ("bf16", "channels_last")}
-    return evaluate(model, batches, device=pick_device(device), **options)
+    place = pick_device(device)
+    network = engine_for(
+        model.to(place),
+        mask,
+        engine,
+        device=place,
+        example=lambda: next(iter(batches))[0],
+        autocast=lambda: torch.autocast(place.type, torch.bfloat16, enabled=config["bf16"]),
+        earlier=_trained_by(path) if engine == "auto" and place.type == "cpu" else None,
+    ).network
+    return evaluate(network, batches, device=place, **options)
+
+
+def _trained_by(path: Path) -> dict[str, Any] | None:
+    state = checkpoint.load(path)
+    return None if state is None else checkpoint.engine_of(state)
 
 
 def diagnose_mask(

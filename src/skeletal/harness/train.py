@@ -15,13 +15,15 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from skeletal.core.choices import require
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.files import write_atomically
 from skeletal.core.mask import Mask
-from skeletal.harness.checkpoint import RunState
+from skeletal.harness.checkpoint import RunState, engine_of, load
 from skeletal.harness.config import Training
 from skeletal.harness.data.splits import Data, Split
 from skeletal.harness.display import Display
+from skeletal.harness.engines import ENGINES, Engine, engine_for
 from skeletal.harness.evaluate import Scores, evaluate, place
 from skeletal.harness.folders import RunFolder
 from skeletal.harness.interrupt import Stop
@@ -45,6 +47,8 @@ class TrainResult:
     """wall clock, evaluation included, over all sessions if the run was interrupted"""
     seconds_per_epoch: float
     """mean wall clock of one pass over the training examples"""
+    engine: str
+    """what computed the network: dense, sparse, or "auto: " and what was measured to be fastest"""
 
 
 @contextmanager
@@ -106,10 +110,28 @@ def steps_per_epoch(training: Training, data: Data) -> int:
     for name in ("epochs", "batch_size"):
         if settings[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {settings[name]}")
+    require("engine", training.engine, ENGINES)
     steps = len(data.train.batches(settings["batch_size"], train=True))
     if steps == 0:
         raise ValueError("there is nothing to train on: the training split is empty")
     return steps
+
+
+def _engine(
+    model: nn.Module, mask: Mask | None, data: Data, training: Training, folder: RunFolder | None, accelerator: Any
+) -> Engine:
+    """What the folder's checkpoint was trained by, or what the settings ask for."""
+    state = None if folder is None else load(folder.path)
+    batch_size = training.batch_size or 0
+    return engine_for(
+        model,
+        mask,
+        training.engine,
+        device=accelerator.device,
+        example=lambda: next(iter(data.train.batches(batch_size, train=False)))[0],
+        autocast=accelerator.autocast,
+        earlier=None if state is None else engine_of(state),
+    )
 
 
 def _result(run: RunState) -> TrainResult:
@@ -121,6 +143,7 @@ def _result(run: RunState) -> TrainResult:
         test=_scores(last, "test"),
         seconds=run.seconds,
         seconds_per_epoch=sum(row["seconds"] for row in run.rows) / run.epoch,
+        engine=run.engine.name,
     )
 
 
@@ -152,18 +175,22 @@ def train(
     SIGINT (Ctrl-C) and SIGTERM let the current step finish, write the checkpoint, print `resume_command` and
     raise `Interrupted`; a second SIGINT interrupts at once. Signals are handled in the main thread only.
 
+    A masked model on a CPU may be trained by a compiled network in its place (`training.engine`); its values come
+    back into the model in the end. "auto" measures once, and a resumed run keeps to what was chosen then.
+
     The model moves to `device` and stays there, in training mode; `training.channels_last` changes the memory
     order of its weights. torch's global random state is seeded with `seed`, or restored when resuming.
 
     Raises:
         ValueError: a setting is missing or senseless, there are no training examples, or the folder's
-            checkpoint belongs to another run.
+            checkpoint belongs to another run, or to another engine than the one asked for.
         NonFiniteError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
         MaskError: the mask does not fit the model, or a pruned weight has moved.
         Interrupted: a signal came.
 
     """
     settings: dict[str, Any] = {**asdict(training), "seed": seed}
+    del settings["engine"]  # the checkpoint says what came of it
     steps = steps_per_epoch(training, data)
     epochs, batch_size = settings["epochs"], settings["batch_size"]
     with (
@@ -176,31 +203,35 @@ def train(
         model.to(accelerator.device)
         if training.channels_last:
             _to_channels_last(model)
+        engine = _engine(model, mask, data, training, folder, accelerator)
+        network = engine.network
+        if engine.compiled:
+            attached.callback(lambda: model.train().load_state_dict(network.state_dict()))
         optimizer = torch.optim.SGD(
-            model.parameters(),
+            network.parameters(),
             lr=settings["lr"],
             momentum=settings["momentum"],
             weight_decay=settings["weight_decay"],
         )
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(training), gamma=0.1)
-        if mask is not None:
+        if mask is not None and not engine.compiled:
             attached.callback(mask.attach(model, optimizer).detach)
         torch.manual_seed(seed)
-        run = RunState(model, optimizer, scheduler, mask, folder, settings, accelerator.device)
+        run = RunState(engine, optimizer, scheduler, mask, folder, settings, accelerator.device)
         run.restore()
         display.begin(run.epoch, run.batch)
 
         def train_epoch() -> None:
             started = time.perf_counter() - run.epoch_seconds
             look_every = 1 if accelerator.device.type == "cpu" else 20  # looking makes a GPU wait
-            model.train()
+            network.train()
             batches = data.train.batches(batch_size, train=True, seed=seed, epoch=run.epoch, start=run.batch)
             for inputs, targets in batches:
                 inputs = place(inputs, accelerator.device, training.channels_last)
                 targets = targets.to(accelerator.device, non_blocking=True)
                 optimizer.zero_grad()
                 with accelerator.autocast():
-                    outputs = model(inputs)
+                    outputs = network(inputs)
                 outputs = outputs.float()
                 loss = cross_entropy(outputs, targets)
                 accelerator.backward(loss)
@@ -216,7 +247,7 @@ def train(
 
         def score(split: Split) -> Scores:
             return evaluate(
-                model,
+                network,
                 split.batches(batch_size, train=False),
                 device=accelerator.device,
                 bf16=training.bf16,
@@ -233,6 +264,7 @@ def train(
                     "epoch": run.epoch,
                     "lr": optimizer.param_groups[0]["lr"],
                     "seconds": run.epoch_seconds,
+                    "engine": engine.name,
                 }
                 row |= _named("train", run.tally.scores())
                 if len(data.validation):
@@ -249,5 +281,5 @@ def train(
                 where += f" and step {run.batch} of {steps} of the next"
             raise display.interrupted(where, folder, resume_command)
         if folder is not None:
-            _save_weights(model, folder)
+            _save_weights(network, folder)
         return _result(run)

@@ -1,0 +1,112 @@
+"""`skeletal bench`."""
+
+from pathlib import Path
+
+from skeletal.cli.settings import Flag, print_json
+
+
+def bench(
+    *,
+    model: str | None = None,
+    mask: list[Path] | None = None,
+    density: list[float] | None = None,
+    method: str = "force",
+    data: str = "cifar10",
+    batch_size: int = 128,
+    baselines: str = "a,b",
+    repeat: int = 5,
+    threads: int | None = None,
+    no_memory: Flag = False,
+    seed: int = 0,
+    out: Path | None = None,
+    plot: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Time training and inference of a skeleton against dense networks and other sparse libraries, side by side.
+
+    Images are noise. Contestants take turns in one process; peak memory is that of a fresh process each.
+
+    For example:
+
+        skeletal bench --model vgg19-cifar --mask force-0.01.safetensors --mask force-0.001.safetensors
+
+        skeletal bench --model resnet50-cifar --density 0.01 --density 0.001 --baselines a,b,d --out bench.json
+
+    Parameters
+    ----------
+    model
+        network; by default the one the first mask was found on, or vgg19-cifar
+    mask
+        a mask file; may be given several times
+    density
+        without a mask file, find a mask of this density on a batch of noise; may be given several times (default 0.01)
+    method
+        how that mask is found: force (15 steps), random-erk, ...
+    data
+        the data set whose image size, channels and classes are taken
+    batch_size
+        images per step
+    baselines
+        which of: a masked dense float32, b best dense PyTorch of float32 and bfloat16 in both memory orders, c torch's
+        CSR products, d SparseProp, e SparseLab's linear layers
+    repeat
+        rounds of which the median is taken
+    threads
+        for computing; by default as many as torch takes
+    no_memory
+        leave out peak memory, which takes a process each
+    seed
+        seeds initial weights and noise
+    out
+        also write everything that was measured into this file, as JSON
+    plot
+        draw the roofline into this file (png, svg or pdf)
+    json
+        print everything as JSON on stdout
+
+    """
+    from json import dumps
+
+    import torch
+    from rich.console import Console
+
+    from skeletal.core.choices import require
+    from skeletal.core.mask import Mask
+    from skeletal.core.prune import METHODS
+    from skeletal.harness.bench import Setting
+    from skeletal.harness.bench import bench as measure
+    from skeletal.harness.bench.table import table
+    from skeletal.harness.data import SPECS
+
+    if mask and density:
+        raise ValueError("--mask brings its own density: give --mask or --density, not both")
+    require("data set", data, SPECS)
+    require("method", method, METHODS)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    masks = {}
+    for path in mask or []:
+        stem = path.name.removesuffix(".safetensors")
+        masks[str(path) if stem in masks else stem] = Mask.load(path)
+    if model is None:
+        model = next((m.metadata["network"] for m in masks.values() if "network" in m.metadata), "vgg19-cifar")
+    setting = Setting(model=model, data=data, batch_size=batch_size, seed=seed)
+    console = Console(stderr=True, highlight=False)
+    for wanted in [] if masks else density or [0.01]:
+        console.print(f"finding a mask of density {wanted:g} by {method}, on noise")
+        masks[f"{method}-{wanted:g}"] = setting.mask(wanted, method)
+    names = tuple(name.strip() for name in baselines.split(",") if name.strip())
+    result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=console.print)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(dumps(result, indent=1))
+    if plot is not None:
+        from skeletal.harness.bench.plot import plot_roofline
+
+        plot_roofline(result, plot)
+    if json:
+        return print_json(result)
+    print(table(result))
+    for written in (out, plot):
+        if written is not None:
+            print(f"written: {written}")

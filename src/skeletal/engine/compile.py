@@ -1,0 +1,310 @@
+"""`skeletal.compile`: train and run a skeleton at the cost of what is left of it."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from skeletal.core.attach import Skeleton
+from skeletal.core.batches import map_tensors
+from skeletal.core.choices import require
+from skeletal.core.denormals import flush_denormals
+from skeletal.core.mask import Mask
+from skeletal.core.selection import Tensors
+from skeletal.engine import choose
+from skeletal.engine.compact import Compact, compact
+from skeletal.engine.layers import COMPUTES, Sparse
+from skeletal.engine.lower import lower, make_sparse
+from skeletal.engine.original import Original
+from skeletal.engine.trace import state_tensors
+
+PATHS = ("auto", "sparse", "dense")
+_PARTS = "blocked_"
+
+
+class Network(nn.Module):
+    """The modules of a network under their own names, run by code of ours."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update({key: value for key, value in module.__dict__.items() if key in ("training", "_parameters", "_buffers")})
+        self._modules = dict(module._modules)
+        self.code = ""
+
+    def install(self, parts: Mapping[str, nn.Module], function: Any, code: str) -> None:
+        """Take over other code, with the modules it needs beside the network's own."""
+        for name in [name for name in self._modules if name.startswith(_PARTS)]:
+            del self._modules[name]
+        for name, part in parts.items():
+            part.train(self.training)
+            self.add_module(name, part)
+        self._function, self.code = function, code
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self._function(self, *arguments, **options)
+
+
+class Compiled(nn.Module):
+    """A skeleton that costs what is left of it. Made by `skeletal.compile`.
+
+    The same function as the masked network, to rounding. Its parameters are the kept values of each masked weight, in
+    the order of the mask, under the weight's own name, and all other parameters as they are, without removed channels.
+    `state_dict` and `load_state_dict` speak the original network's language.
+    """
+
+    def __init__(self, compacted: Compact, mask: Mask, example: Any) -> None:
+        super().__init__()
+        self.mask = mask
+        self._example = example
+        self._original = Original(compacted)
+        self._removed = str(compacted.report)
+        self._traced = isinstance(compacted.model, fx.GraphModule)
+        module = compacted.model
+        replaced = set(make_sparse(module, compacted.mask))
+        self._graph = (module,)  # in a tuple, so that its modules are not registered twice
+        self.network = Network(module) if self._traced else module
+        self._held_masks = {
+            name: keep for name, keep in compacted.mask.items() if name.rpartition(".")[0] not in replaced
+        }
+        self._hold()
+        self._shapes = _input_shapes(module) if self._traced else {}
+        self._times: dict[str, tuple[float, float]] = {}
+        self._steps: dict[str, float] = {}
+        self._notes: tuple[str, ...] = ()
+        self._channels_last = False
+        self._register_hooks()
+
+    def _hold(self) -> None:
+        """Masked weights of layers that only run dense (attention, 1d convolutions) are held at 0 as usual."""
+        if self._held_masks:
+            Skeleton(self._held_masks, self.network)
+
+    def _register_hooks(self) -> None:
+        self.register_state_dict_post_hook(_to_user)
+        self.register_load_state_dict_pre_hook(_from_user)
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """What the original network takes and returns."""
+        if self._channels_last:
+            arguments = tuple(_channels_last(argument) for argument in arguments)
+        return self.network(*arguments, **options)
+
+    # What a user sees of parameters and buffers has the original network's names.
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under the original network's names; masked weights are vectors of kept values."""
+        return self.network.named_parameters(prefix, recurse, remove_duplicate)
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Buffers under the original network's names."""
+        return self.network.named_buffers(prefix, recurse, remove_duplicate)
+
+    def sparse_layers(self) -> dict[str, Sparse]:
+        """The layers over kept weights, by name."""
+        return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, Sparse)}
+
+    def to_dense(self) -> nn.Module:
+        """A network of the original architecture with the current values; pruned weights are exactly 0.
+
+        Kept weights that cannot have an effect, whose channels were removed, have the value they had.
+        """
+        values = {name: tensor.detach() for name, tensor in state_tensors(self.network).items()}
+        for name, layer in self.sparse_layers().items():
+            values[f"{name}.weight"] = layer.dense_weight().detach()
+        dense = self._original.to_dense(values)
+        modes = {name: module.training for name, module in self.network.named_modules()}
+        for name, module in dense.named_modules():
+            module.training = modes.get(name, self.training)
+        return dense
+
+    def use(self, path: str) -> None:
+        """Run all layers "sparse" or "dense", or each as was measured faster ("auto"). Parameters stay as they are.
+
+        Raises:
+            ValueError: an unknown path, or a sparse one where the weights are not float32 or float64 on the CPU.
+
+        """
+        require("path", path, PATHS)
+        if path == "auto":
+            self._choose()
+            return
+        if path == "sparse" and not self._can_run_sparse():
+            weight = next(self.parameters())
+            raise ValueError(f"sparse kernels run float32 and float64 on the CPU, not {weight.dtype} on {weight.device}")
+        self._set(dict.fromkeys(self.sparse_layers(), path), path, channels_last=False)
+
+    def _can_run_sparse(self) -> bool:
+        layers = self.sparse_layers().values()
+        return all(layer.weight.device.type == "cpu" and layer.weight.dtype in COMPUTES for layer in layers)
+
+    def _set(self, paths: Mapping[str, str], chosen: str, *, channels_last: bool) -> None:
+        self._channels_last, self.chosen = channels_last, chosen
+        for name, layer in self.sparse_layers().items():
+            layer.path = paths[name]
+        if self._traced:
+            lowered = lower(self._graph[0])
+            self.network.install(lowered.parts, lowered.forward, lowered.code)
+
+    def _choose(self) -> None:
+        layers = self.sparse_layers()
+        if not layers or not self._can_run_sparse():
+            self._notes = ("nothing here runs on sparse kernels: all layers are dense",)
+            self._set(dict.fromkeys(layers, "dense"), "dense", channels_last=False)
+            return
+        examples = []
+        map_tensors(lambda tensor: examples.append((tuple(tensor.shape), str(tensor.dtype))) or tensor, self._example)
+        key = choose.cache_key(
+            [examples, [(name, layer.shape, layer.weight.numel(), layer.weight.dtype) for name, layer in layers.items()]]
+        )
+        choice = choose.remembered(key)
+        if choice is None or not set(choice["sparse"]) <= set(layers):
+            choice = self._measure(layers)
+            choose.remember(key, choice)
+        self._times = {name: (times[0], times[1]) for name, times in choice["times"].items()}
+        self._steps = dict(choice["steps"])
+        paths = {name: "sparse" if name in choice["sparse"] else "dense" for name in layers}
+        self._set(paths, choice["chosen"], channels_last=choice["chosen"] == "dense, channels last")
+
+    def _measure(self, layers: Mapping[str, Sparse]) -> dict[str, Any]:
+        """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster."""
+        with flush_denormals():
+            times = {name: choose.layer_times(layers[name], shape) for name, shape in self._shapes.items() if name in layers}
+            mixed = {name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers}
+            ways: dict[str, tuple[dict[str, str], bool]] = {
+                "sparse": (dict.fromkeys(layers, "sparse"), False),
+                "dense": (dict.fromkeys(layers, "dense"), False),
+                "dense, channels last": (dict.fromkeys(layers, "dense"), True),
+                "each as was faster": (mixed, False),
+            }
+            if len(set(mixed.values())) == 1:
+                del ways["each as was faster"]
+            steps = {}
+            for way, (paths, channels_last) in ways.items():
+                self._set(paths, way, channels_last=channels_last)
+                steps[way] = choose.step_ms(self, self._example)
+        chosen = min(steps, key=steps.__getitem__)
+        sparse = [name for name, path in ways[chosen][0].items() if path == "sparse"]
+        return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}
+
+    @property
+    def report(self) -> choose.EngineReport:
+        """What runs how, and the times it was chosen by."""
+        layers = tuple(
+            choose.LayerTimes(
+                name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None))
+            )
+            for name, layer in self.sparse_layers().items()
+        )
+        return choose.EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Compiled":
+        super()._apply(fn, recurse)
+        if self.chosen != "dense" and not self._can_run_sparse():
+            self.use("dense")  # moved to a GPU, or to half precision
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Compiled":
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        for key, value in self.__dict__.items():
+            new.__dict__[key] = value if key in ("mask", "_example") else copy.deepcopy(value, memo)
+        new._hold()
+        return new
+
+    def __reduce__(self) -> Any:
+        """Pickled as the dense network it stands for."""
+        paths = {name: layer.path for name, layer in self.sparse_layers().items()}
+        mask = dict(self.mask), dict(self.mask.metadata)
+        return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self._channels_last, self.training)
+
+
+def compile(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, path: str = "auto") -> Compiled:
+    """Make a masked network cost what is left of it: the same function, the same gradients, less time and memory.
+
+    Dead channels are removed (see `compact`); convolutions and linear layers run over kept weights only; batch norm,
+    addition and ReLU join them. Masked weights become vectors of kept values, so gradients and optimizer state shrink,
+    too. Whatever is not known (attention, layer norm, ...) runs as it did.
+
+    Args:
+        model: any module; not changed. A network that torch.fx cannot trace keeps its own forward pass, in which only
+            its linear layers and convolutions are exchanged.
+        mask: of this model.
+        example: a batch of the size you train with: a tensor of inputs, or as `prune` takes them. Other sizes stay
+            correct; what is fastest is measured for this one.
+        path: "auto" measures each layer, then whole training steps, and takes the fastest, dense ones among them;
+            remembered for these shapes and this host. "sparse" and "dense" force one.
+
+    Returns:
+        A module to train and run in place of the model: create the optimizer on *its* parameters.
+        `to_dense()` leads back.
+
+    Raises:
+        MaskError: the mask belongs to another model.
+        ValueError: the model does not run on the example; an unknown path.
+
+    """
+    require("path", path, PATHS)
+    mask = mask if isinstance(mask, Mask) else Mask(mask)
+    batch = (example, None) if isinstance(example, Tensor) else example
+    compiled = Compiled(compact(model, mask, batch), mask, batch)
+    compiled.use(path)
+    return compiled
+
+
+def _again(
+    dense: nn.Module,
+    mask: tuple[Tensors, dict[str, Any]],
+    example: Any,
+    paths: Mapping[str, str],
+    chosen: str,
+    channels_last: bool,
+    training: bool,
+) -> Compiled:
+    whole = Mask(*mask)
+    compiled = Compiled(compact(dense, whole, example), whole, example)
+    compiled._set(paths, chosen, channels_last=channels_last)
+    return compiled.train(training)
+
+
+def _to_user(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """In place of the network's own entries, those of the original."""
+    for name in [name for name in state if name.startswith(f"{prefix}network.")]:
+        del state[name]
+    state.update(module.to_dense().state_dict(prefix=prefix))
+
+
+def _from_user(
+    module: Any, state: dict[str, Any], prefix: str, _: Any, __: bool, missing: list[str], unexpected: list[str], ___: Any
+) -> None:
+    """In place of entries of the original network, the compact one's own."""
+    given = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+    values, not_there, too_many = module._original.take(given)
+    missing += [prefix + name for name in not_there]
+    unexpected += [prefix + name for name in too_many]
+    sparse = {f"{name}.weight": layer for name, layer in module.sparse_layers().items()}
+    for name in module.network.state_dict():
+        if name in values:
+            value = values[name]
+            state[f"{prefix}network.{name}"] = value.flatten()[sparse[name].kept] if name in sparse else value
+
+
+def _input_shapes(module: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+    """The shape of what each sparse layer reads."""
+    found = {}
+    for node in module.graph.nodes:
+        source = node.args[0] if node.args else None
+        if node.op == "call_module" and isinstance(source, fx.Node) and "shape" in source.meta:
+            found[str(node.target)] = tuple(source.meta["shape"])
+    return found
+
+
+def _channels_last(argument: Any) -> Any:
+    if isinstance(argument, Tensor) and argument.dim() == 4:
+        return argument.contiguous(memory_format=torch.channels_last)
+    return argument

@@ -1,0 +1,54 @@
+"""The roofline as a figure."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from skeletal.harness.report import _save as save_figure
+from skeletal.harness.report import style
+
+
+def plot_roofline(result: dict[str, Any], path: Path) -> None:
+    """Training steps of ours and of the masked dense network (a) under what the machine can do at most.
+
+    Computing is counted in float32, with kept weights for ours and all of them for a; what is moved is estimated
+    (see `roofline.work`), so a point's place is where a way of no waste would reach the roof.
+
+    Args:
+        result: of `bench`.
+        path: png, svg or pdf.
+
+    """
+    from matplotlib.figure import Figure
+
+    machine = result["machine"]
+    points = []
+    for position, record in enumerate(result["masks"]):
+        for key, what in (("ours", "kept"), ("a", "dense")):
+            if (line := record["contestants"].get(key)) is None:
+                continue
+            work, seconds = record["work"][what], statistics.median(line["train_ms"]) / 1000
+            label = f"{line['title']}, density {record['density']:.3g}"
+            points.append((2 * work["macs"] / work["bytes"], 2e-9 * work["macs"] / seconds, label, key, position))
+    peak, slope = 2e-9 * machine["float32"], 1e-9 * machine["bandwidth"]
+    ridge = peak / slope
+    intensities = [point[0] for point in points if point[0] > 0] + [ridge]
+    ends = [min(intensities) / 3, max(intensities) * 3]
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [ends[0], ridge, ends[1]], [ends[0] * slope, peak, peak], color="black", linewidth=1, label="roof, float32"
+    )
+    for intensity, rate, label, key, position in points:
+        name = "force" if key == "ours" else "dense"
+        looks = style(name, position)
+        axes.plot([intensity], [rate], linestyle="", label=label, **looks)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP per byte moved (estimated)")
+    axes.set_ylabel("GFLOP/s, over kept weights for ours")
+    axes.set_title(f"{result['setting']['model']}, training step, batch {result['setting']['batch_size']}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    save_figure(figure, path)

@@ -1,0 +1,116 @@
+"""What this machine can do at most, and how much of it a training step needs."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.borrow import borrowed
+from skeletal.core.macs import count_macs
+from skeletal.engine.compact import compact
+
+_MOVES_OF_A_WEIGHT = 8
+"""read forward and backward, read and written by SGD; its gradient written and read, its momentum read and written"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured, with as many threads as torch uses."""
+
+    float32: float
+    """multiply-adds per second of a large matrix product"""
+    bfloat16: float
+    bandwidth: float
+    """bytes per second, read and written, of a large copy"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training step on one batch cannot do without, estimated."""
+
+    macs: int
+    """multiply-adds of masked layers over kept weights, forward and backward"""
+    bytes: int
+    """maps of convolutions, linear layers and batch norms, and parameters with gradient and momentum (see `work`)"""
+
+    def seconds(self, machine: Machine) -> float:
+        """The least a step in float32 takes by the roofline: it computes and moves at once, at the measured rates."""
+        return max(self.macs / machine.float32, self.bytes / machine.bandwidth)
+
+
+def measure_machine(size: int = 2048, megabytes: int = 256, repeat: int = 5) -> Machine:
+    """Time a square matrix product in both precisions, and a copy.
+
+    Args:
+        size: of the matrices.
+        megabytes: of what is copied, which should be several times the caches.
+        repeat: the median counts, after a run that does not.
+
+    """
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        one, two = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        out = torch.empty_like(one)
+        rates.append(size**3 / _median(lambda one=one, two=two, out=out: torch.mm(one, two, out=out), repeat))
+    source = torch.zeros(megabytes * 2**18)
+    target = torch.ones_like(source)
+    moved = 2 * source.numel() * source.element_size()
+    return Machine(rates[0], rates[1], moved / _median(lambda: target.copy_(source), repeat))
+
+
+def _median(call: Callable[[], object], repeat: int) -> float:
+    times = []
+    for _ in range(repeat + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense: bool) -> Work:
+    """Multiply-adds and bytes of a training step.
+
+    Bytes count each layer by itself, in float32: forward it reads its input and writes its output; backward it reads
+    its input and the output's gradient and writes the input's. Additions and activations may join their neighbours
+    and count nothing, nor do tables of indices.
+
+    Args:
+        model: not changed.
+        mask: of this model.
+        inputs: (N, C, H, W), a batch.
+        dense: all weights of the network as it is; else kept weights of what `compact` leaves.
+
+    """
+    batch = (inputs[:1], None)
+    if not dense:
+        compacted = compact(model, mask, batch)
+        model, mask = compacted.model, compacted.mask
+    with borrowed(model, training=False, seed=0):
+        macs = count_macs(model, mask, batch)
+        maps = _map_elements(model, inputs[:1])
+    pruned = 0 if dense else sum(int((~keep).sum()) for keep in mask.values())
+    weights = sum(parameter.numel() for parameter in model.parameters()) - pruned
+    per_example = macs.training_dense if dense else macs.training_kept
+    return Work(per_example * len(inputs), 4 * (maps * len(inputs) + _MOVES_OF_A_WEIGHT * weights))
+
+
+@torch.no_grad()
+def _map_elements(model: nn.Module, inputs: Tensor) -> int:
+    moved = 0
+
+    def note(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal moved
+        moved += 3 * args[0].numel() + 2 * output.numel()
+
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moved

@@ -1,0 +1,75 @@
+"""The result of a benchmark as text."""
+
+import statistics
+from typing import Any
+
+from skeletal.harness.bench.goals import ratio_to_ours
+
+_COLUMNS = ("", "way", "training ms", "x ours", "inference ms", "x ours", "state MB", "peak MB", "differs by")
+_NAMES = {"train_ms": "training time", "infer_ms": "inference time", "state": "weights, gradients and momentum"}
+
+
+def table(result: dict[str, Any]) -> str:
+    """What `bench` returns, for people: machine and setting, then a table, goals and the roofline of each mask."""
+    where, setting, machine = result["where"], result["setting"], result["machine"]
+    lines = [
+        f"{where['cpu']} ({where['vector units']}), {where['cores']} cores, {where['threads']} threads,"
+        f" torch {where['versions']['torch']}, skeletal {where['versions']['skeletal']}, {where['date']}",
+        f"{setting['model']}, batch {setting['batch_size']} of {setting['data']}'s shape, seed {setting['seed']};"
+        f" medians (fastest-slowest) of {result['repeat']}, all taking turns",
+        f"a training step: {result['step']}",
+        f"this machine: {2e-9 * machine['float32']:.0f} GFLOP/s float32, {2e-9 * machine['bfloat16']:.0f} bfloat16"
+        f" (matrix product), {1e-9 * machine['bandwidth']:.1f} GB/s (copy)",
+    ]
+    for record in result["masks"]:
+        lines += ["", *_of_mask(record)]
+    return "\n".join(lines)
+
+
+def _of_mask(record: dict[str, Any]) -> list[str]:
+    contestants = record["contestants"]
+    rows = [list(_COLUMNS), *(_row(contestants, key) for key in contestants)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    data = f", found on {record['found_on']}" if record["found_on"] else ""
+    lines = [
+        f"{record['name']}: {record['method']}{data}, density {record['density']:.4g},"
+        f" {record['kept']:,} of {record['total']:,} weights",
+        "",
+    ]
+    for row in rows:
+        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.append("")
+    for key, line in contestants.items():
+        lines.append(f"{key}: " + (f"not installed: {line['missing']}" if "missing" in line else line["about"]))
+    for goal in record["goals"]:
+        verdict = "met" if goal["met"] else "missed"
+        if goal["what"] == "state":
+            text = f"{100 * goal['found']:.2f}% of {goal['against']}'s, goal at most {100 * goal['goal']:.2f}%"
+        else:
+            text = f"{goal['found']:.1f} times less than {goal['against']}, goal {goal['goal']:g}"
+        lines.append(f"{_NAMES[goal['what']]}: {text}: {verdict}")
+    return [*lines, _roofline(record)]
+
+
+def _row(contestants: dict[str, Any], key: str) -> list[str]:
+    line = contestants[key]
+    if "missing" in line:
+        return [key, line["title"], *["-"] * (len(_COLUMNS) - 2)]
+    cells = [key, line["title"]]
+    for what in ("train_ms", "infer_ms"):
+        times = line[what]
+        cells += [f"{statistics.median(times):.1f} ({min(times):.1f}-{max(times):.1f})"]
+        cells += [f"{ratio_to_ours(contestants, key, what):.2f}"]
+    memory = line.get("memory")
+    cells += [f"{sum(line['state'].values()) / 1e6:.2f}", f"{memory['peak'] / 1e6:.0f}" if memory else "-"]
+    return [*cells, f"{line['difference']:.0e}"]
+
+
+def _roofline(record: dict[str, Any]) -> str:
+    kept = record["work"]["kept"]
+    ours = statistics.median(record["contestants"]["ours"]["train_ms"])
+    return (
+        f"roofline: {1e-9 * kept['macs']:.2f} G kept multiply-adds and an estimated {1e-9 * kept['bytes']:.2f} GB"
+        f" per training step: at least {kept['least_ms']:.1f} ms; ours takes {ours / kept['least_ms']:.1f} times that"
+    )
