@@ -84,10 +84,9 @@ def test_release_gives_free_blocks_back():
     assert 8 * BIG <= arena.release() < 8 * BIG + 256, "the free one, not the one in use"
     assert arena.release() == 0
     assert (held == 1).all()
-    address = held.data_ptr()
-    del held  # lent before the release: goes to the system, or back to the list, but is not lent twice
+    del held  # lent before the release: it may go or come back, but is not lent twice
     two = [arena.empty((BIG,), torch.float32).fill_(i) for i in range(2)]
-    assert [tensor.unique().tolist() for tensor in two] == [[0], [1]] and address > 0
+    assert [tensor.unique().tolist() for tensor in two] == [[0], [1]]
 
 
 def test_small_tensors_are_left_to_torch():

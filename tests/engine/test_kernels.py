@@ -133,7 +133,7 @@ def test_tiles_cover_every_pixel_once(width):
 def test_offsets_beyond_32_bits_are_refused():
     huge = Grid(20_000, 20_000, 0)
     plan = Plan(torch.ones(1, 2, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), huge, Grid(1, 1, 0))
-    with pytest.raises(ValueError, match="2 channels .*20000.* 32-bit"):
+    with pytest.raises(ValueError, match=r"2 channels .*20000.* 32-bit"):
         _ = plan.forward
 
 

@@ -30,7 +30,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     start = -block.ctypes.data % _ALIGNMENT
     loan = block[start : start + size]
     # The tensor holds on to `loan`, and nothing else does; when both are gone the block is free again.
-    weakref.finalize(loan, _free[size].append, block).atexit = False
+    weakref.finalize(loan, _free[size].append, block)
     return torch.from_numpy(loan).view(dtype).view(shape)
 
 

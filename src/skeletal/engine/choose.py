@@ -55,10 +55,8 @@ class EngineReport:
             total = max(1, torch.Size(layer.shape).numel())
             times = [f"{'-' if ms is None else f'{ms:.2f}':>9}" for ms in (layer.sparse, layer.dense)]
             shape = "x".join(map(str, layer.shape))
-            density = layer.kept / total
-            lines.append(
-                f"{layer.name:{width}}  {shape:>18}  {layer.kept:9,}  {density:8.5f}  {layer.path:6}  {times[0]}  {times[1]}"
-            )
+            what = f"{layer.name:{width}}  {shape:>18}  {layer.kept:9,}  {layer.kept / total:8.5f}"
+            lines.append(f"{what}  {layer.path:6}  {times[0]}  {times[1]}")
         lines += ["", f"way: {self.chosen}"]
         lines += [f"  {way:24} {ms:10.1f} ms a step" for way, ms in self.steps.items()]
         lines += ["", self.removed, *self.notes]
@@ -120,7 +118,9 @@ def step_ms(network: nn.Module, batch: Any) -> float:
     def step() -> None:
         outputs = [output for output in outputs_of(forward(network, batch)) if output.requires_grad]
         if outputs:
-            torch.autograd.backward([F.mse_loss(output.float(), torch.zeros_like(output.float())) for output in outputs])
+            torch.autograd.backward(
+                [F.mse_loss(output.float(), torch.zeros_like(output.float())) for output in outputs]
+            )
 
     try:
         with random_state_kept(network), torch.enable_grad():
@@ -140,7 +140,9 @@ def cache_key(parts: Iterable[Any]) -> str:
     host = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), os.uname().machine)
     name = ""
     with suppress(OSError):
-        name = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+        name = next(
+            (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
+        )
     autocast = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
     return hashlib.sha256(repr((list(parts), host, name, autocast)).encode()).hexdigest()[:24]
 

@@ -16,12 +16,11 @@ from skeletal.core.selection import Tensors
 from skeletal.engine import choose
 from skeletal.engine.compact import Compact, compact
 from skeletal.engine.layers import COMPUTES, Sparse
-from skeletal.engine.lower import lower, make_sparse
+from skeletal.engine.lower import PART, Lowered, lower, make_sparse
 from skeletal.engine.original import Original
 from skeletal.engine.trace import state_tensors
 
 PATHS = ("auto", "sparse", "dense")
-_PARTS = "blocked_"
 
 
 class Network(nn.Module):
@@ -29,18 +28,18 @@ class Network(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.__dict__.update({key: value for key, value in module.__dict__.items() if key in ("training", "_parameters", "_buffers")})
+        self.training = module.training
+        self._parameters, self._buffers = module._parameters, module._buffers
         self._modules = dict(module._modules)
         self.code = ""
 
-    def install(self, parts: Mapping[str, nn.Module], function: Any, code: str) -> None:
-        """Take over other code, with the modules it needs beside the network's own."""
-        for name in [name for name in self._modules if name.startswith(_PARTS)]:
+    def install(self, lowered: Lowered) -> None:
+        """Take over code, with the modules it needs beside the network's own."""
+        for name in [name for name in self._modules if name.startswith(PART)]:
             del self._modules[name]
-        for name, part in parts.items():
-            part.train(self.training)
-            self.add_module(name, part)
-        self._function, self.code = function, code
+        for name, part in lowered.parts.items():
+            self.add_module(name, part.train(self.training))
+        self._function, self.code = lowered.forward, lowered.code
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         return self._function(self, *arguments, **options)
@@ -60,16 +59,15 @@ class Compiled(nn.Module):
         self._example = example
         self._original = Original(compacted)
         self._removed = str(compacted.report)
-        self._traced = isinstance(compacted.model, fx.GraphModule)
         module = compacted.model
+        self._graph = module.graph if isinstance(module, fx.GraphModule) else None
         replaced = set(make_sparse(module, compacted.mask))
-        self._graph = (module,)  # in a tuple, so that its modules are not registered twice
-        self.network = Network(module) if self._traced else module
+        self.network = Network(module) if isinstance(module, fx.GraphModule) else module
         self._held_masks = {
             name: keep for name, keep in compacted.mask.items() if name.rpartition(".")[0] not in replaced
         }
         self._hold()
-        self._shapes = _input_shapes(module) if self._traced else {}
+        self._shapes = {} if self._graph is None else _input_shapes(self._graph)
         self._times: dict[str, tuple[float, float]] = {}
         self._steps: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
@@ -136,7 +134,9 @@ class Compiled(nn.Module):
             return
         if path == "sparse" and not self._can_run_sparse():
             weight = next(self.parameters())
-            raise ValueError(f"sparse kernels run float32 and float64 on the CPU, not {weight.dtype} on {weight.device}")
+            raise ValueError(
+                f"sparse kernels run float32 and float64 on the CPU, not {weight.dtype} on {weight.device}"
+            )
         self._set(dict.fromkeys(self.sparse_layers(), path), path, channels_last=False)
 
     def _can_run_sparse(self) -> bool:
@@ -147,9 +147,8 @@ class Compiled(nn.Module):
         self._channels_last, self.chosen = channels_last, chosen
         for name, layer in self.sparse_layers().items():
             layer.path = paths[name]
-        if self._traced:
-            lowered = lower(self._graph[0])
-            self.network.install(lowered.parts, lowered.forward, lowered.code)
+        if isinstance(self.network, Network) and self._graph is not None:
+            self.network.install(lower(self.network, self._graph))
 
     def _choose(self) -> None:
         layers = self.sparse_layers()
@@ -160,7 +159,10 @@ class Compiled(nn.Module):
         examples = []
         map_tensors(lambda tensor: examples.append((tuple(tensor.shape), str(tensor.dtype))) or tensor, self._example)
         key = choose.cache_key(
-            [examples, [(name, layer.shape, layer.weight.numel(), layer.weight.dtype) for name, layer in layers.items()]]
+            [
+                examples,
+                [(name, layer.shape, layer.weight.numel(), layer.weight.dtype) for name, layer in layers.items()],
+            ]
         )
         choice = choose.remembered(key)
         if choice is None or not set(choice["sparse"]) <= set(layers):
@@ -174,8 +176,12 @@ class Compiled(nn.Module):
     def _measure(self, layers: Mapping[str, Sparse]) -> dict[str, Any]:
         """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster."""
         with flush_denormals():
-            times = {name: choose.layer_times(layers[name], shape) for name, shape in self._shapes.items() if name in layers}
-            mixed = {name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers}
+            times = {
+                name: choose.layer_times(layers[name], shape) for name, shape in self._shapes.items() if name in layers
+            }
+            mixed = {
+                name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers
+            }
             ways: dict[str, tuple[dict[str, str], bool]] = {
                 "sparse": (dict.fromkeys(layers, "sparse"), False),
                 "dense": (dict.fromkeys(layers, "dense"), False),
@@ -196,9 +202,7 @@ class Compiled(nn.Module):
     def report(self) -> choose.EngineReport:
         """What runs how, and the times it was chosen by."""
         layers = tuple(
-            choose.LayerTimes(
-                name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None))
-            )
+            choose.LayerTimes(name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None)))
             for name, layer in self.sparse_layers().items()
         )
         return choose.EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
@@ -280,7 +284,14 @@ def _to_user(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
 
 
 def _from_user(
-    module: Any, state: dict[str, Any], prefix: str, _: Any, __: bool, missing: list[str], unexpected: list[str], ___: Any
+    module: Any,
+    state: dict[str, Any],
+    prefix: str,
+    _: Any,
+    __: bool,
+    missing: list[str],
+    unexpected: list[str],
+    ___: Any,
 ) -> None:
     """In place of entries of the original network, the compact one's own."""
     given = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
@@ -294,10 +305,10 @@ def _from_user(
             state[f"{prefix}network.{name}"] = value.flatten()[sparse[name].kept] if name in sparse else value
 
 
-def _input_shapes(module: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+def _input_shapes(graph: fx.Graph) -> dict[str, tuple[int, ...]]:
     """The shape of what each sparse layer reads."""
     found = {}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         source = node.args[0] if node.args else None
         if node.op == "call_module" and isinstance(source, fx.Node) and "shape" in source.meta:
             found[str(node.target)] = tuple(source.meta["shape"])

@@ -1,7 +1,7 @@
 """Batch norm, addition, ReLU and pooling on blocked maps (see `grid`), each in as few passes as it takes.
 
-Units are planes: one channel of one block of examples. Arrays are flat, and all maps of one call lie on one grid, unless
-said otherwise.
+Units are planes: one channel of one block of examples. Arrays are flat, and all maps of one call lie on one grid,
+unless said otherwise.
 """
 
 from skeletal.engine.kernels import clear_border, clear_lanes, compiled
@@ -88,7 +88,7 @@ def apply_gradient(
     x, z, gradient, out, other, grid, channels, scale, shift, relu, by_gradient, by_x, constant, examples,
     first, last, thread,
 ):  # fmt: skip
-    """`out = by_gradient * g + by_x * x + constant`, by channel, and `other = g`, for g the gradient before the ReLU."""
+    """`out = by_gradient * g + by_x * x + constant`, by channel, and `other = g`; g is the gradient before the ReLU."""
     height, width, halo, plane = grid
     row = (width + 2 * halo) * LANES
     length = width * LANES
@@ -139,11 +139,15 @@ def max_pool(x, out, chosen, plane, target, windows, pixels, offsets, positions,
         clear_border(out, unit * out_plane, height, width, halo, out_plane)
         for pixel in range(len(pixels)):
             at = unit * out_plane + pixels[pixel]
-            largest(x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen)
+            largest(  # pyrefly: ignore [missing-argument]
+                x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen
+            )
 
 
 @compiled
-def max_pool_gradient(gradient, chosen, out, plane, out_plane, windows, pixels, offsets, positions, first, last, thread):
+def max_pool_gradient(
+    gradient, chosen, out, plane, out_plane, windows, pixels, offsets, positions, first, last, thread
+):
     """Give each gradient to the position that was chosen; arguments as of `max_pool`, with `out` in the place of x."""
     for unit in range(first, last):
         for i in range(unit * plane, (unit + 1) * plane):
@@ -151,7 +155,9 @@ def max_pool_gradient(gradient, chosen, out, plane, out_plane, windows, pixels, 
         for pixel in range(len(pixels)):
             at = unit * out_plane + pixels[pixel]
             begin, end = windows[pixel], windows[pixel + 1]
-            give_back(out, unit * plane, offsets, positions, begin, end, gradient, at, chosen)
+            give_back(  # pyrefly: ignore [missing-argument]
+                out, unit * plane, offsets, positions, begin, end, gradient, at, chosen
+            )
 
 
 @compiled

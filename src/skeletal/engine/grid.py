@@ -5,13 +5,12 @@ One step of a kernel then works on a vector of examples at one pixel, and whatev
 stay whole. A map is surrounded by `halo` pixels of zeros, so that a padded convolution reads without asking
 where it is; one more gap of a pixel where it is needed keeps planes from starting at the same place of the cache.
 
-What all operations rely on and keep: halo, gap, and the lanes of examples that are not there (the batch size need not be
-a multiple of `LANES`) hold zeros, in values and in gradients.
+What all operations rely on and keep: halo, gap, and the lanes of examples that are not there (the batch size need not
+be a multiple of `LANES`) hold zeros, in values and in gradients.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from skeletal.engine.tiles import LANES

@@ -4,9 +4,9 @@ All three walk the same tables (see `plan`): tiles of output pixels, and for eac
 the places that they read. The batch lies innermost, so every step is a whole vector of examples, and nothing here
 depends on stride, padding, dilation or groups: they are in the tables.
 
-Work is cut into *units*: a band of tiles of one block of examples, for a part of the output channels. Arrays are flat; starts and strides count elements.
+Work is cut into *units*: a band of tiles of one block of examples, for a part of the output channels. Arrays are flat;
+starts and strides count elements.
 """
-
 
 from numba import njit
 
@@ -91,7 +91,7 @@ def convolve(
             x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
             for part in range(pointers.shape[1]):
                 for channel in range(begin, end):
-                    product(
+                    product(  # pyrefly: ignore [missing-argument]
                         kind, min(part, 1), x, x_start, x_row, x_column,
                         out, out_start + channel * plane, out_row, out_column, offsets, values,
                         pointers[phase, part, channel], pointers[phase, part, channel + 1],
@@ -145,7 +145,7 @@ def weight_gradient(
                 kind, phase = tiles[tile, 0], tiles[tile, 1]
                 x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
                 for channel in range(begin, end):
-                    inner(
+                    inner(  # pyrefly: ignore [missing-argument]
                         kind, x, x_start, x_row, x_column,
                         gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
                         pointers[phase, part, channel], pointers[phase, part, channel + 1],

@@ -4,6 +4,7 @@ A layer takes two paths to the same function: *sparse*, with the kernels of this
 values into a dense weight for torch's own kernels. `layer.path` switches at any time; parameters are the same.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skeletal.engine.grid import Grid
-from skeletal.engine.ops import Convolve, GlobalMean, MaxPool, Normalise, Pack, Unpack, Windows, moments_of, run_convolution
+from skeletal.engine.ops import (
+    Convolve,
+    GlobalMean,
+    MaxPool,
+    Normalise,
+    Pack,
+    Unpack,
+    Windows,
+    moments_of,
+    run_convolution,
+)
 from skeletal.engine.plan import Plan, Shape
 from skeletal.engine.tiles import LANES
-
 
 COMPUTES = (torch.float32, torch.float64)
 """What the kernels compute in."""
@@ -24,7 +34,7 @@ COMPUTES = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Blocked:
-    """A batch of maps in blocks (see `grid`): what sparse layers hand to each other instead of a tensor (N, C, H, W)."""
+    """A batch of maps in blocks (see `grid`): what sparse layers hand on instead of a tensor (N, C, H, W)."""
 
     storage: Tensor
     """(blocks, channels, grid.plane)"""
@@ -90,6 +100,9 @@ class SparseConv2d(Sparse):
 
     def fit(self, x: Blocked, halo: int) -> tuple[Blocked, Plan]:
         """Maps and the tables for them, with halos that suffice, `halo` at least for the output."""
+        channels = self.shape[1] * self.geometry.groups
+        if x.storage.shape[1] != channels:
+            raise ValueError(f"a convolution of {channels} channels got maps of {x.storage.shape[1]}")
         ahead, back = self.geometry.halos(x.grid.height, x.grid.width)
         x = with_halo(x, max(x.grid.halo, ahead))
         return x, self.plan(x.grid, max(halo, back))
@@ -115,7 +128,7 @@ class SparseConv2d(Sparse):
 
     def _on_images(self, x: Tensor) -> Tensor:
         g = self.geometry
-        if self.path == "dense" or x.device.type != "cpu":
+        if self.path == "dense" or x.device.type != "cpu" or x.dim() != 4:
             return F.conv2d(x, self.dense_weight(), self.bias, g.stride, g.padding, g.dilation, g.groups)
         source, target = self.grids(*x.shape[2:])
         blocked = Blocked(Pack.apply(x.to(self.weight.dtype), source), source, len(x))
@@ -139,6 +152,8 @@ class SparseLinear(Sparse):
     def forward(self, x: Tensor) -> Tensor:
         if self.path == "dense" or x.device.type != "cpu":
             return F.linear(x, self.dense_weight(), self.bias)
+        if x.shape[-1] != self.shape[1]:
+            raise ValueError(f"a linear layer of {self.shape[1]} features got a tensor {tuple(x.shape)}")
         examples = x.shape[:-1].numel()
         blocks = -(-examples // LANES)
         if blocks not in self._plans:
@@ -146,8 +161,8 @@ class SparseLinear(Sparse):
             shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
             self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
         plan = self._plans[blocks]
-        columns = x.reshape(examples, -1).t().to(self.weight.dtype)  # (features, examples)
-        storage = F.pad(columns, (0, plan.source.plane - examples))[None]
+        columns = x.reshape(examples, self.shape[1]).t().to(self.weight.dtype)  # (features, examples)
+        storage = F.pad(columns, (0, plan.source.plane - examples)).contiguous()[None]
         out, _, _ = Convolve.apply(storage, self.weight, None, plan, blocks * LANES, False)
         out = out[0, :, :examples].t()
         if self.bias is not None:
@@ -160,8 +175,6 @@ class SparseLinear(Sparse):
 
 def _copy_sharing(module: Any, memo: dict[int, Any], name: str) -> Any:
     """A deep copy that shares one attribute, which never changes once it is made."""
-    import copy
-
     new = module.__class__.__new__(module.__class__)
     memo[id(module)] = new
     for key, value in module.__dict__.items():
@@ -185,7 +198,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, convolution: SparseConv2d | None, norm: nn.BatchNorm2d, halo: int, relu: bool) -> None:
         super().__init__()
-        self.parts = (convolution, norm)  # in a tuple, so that they are not registered again
+        self.parts: tuple[Any, Any] = (convolution, norm)  # in a tuple, so that they are not registered again
         self.halo = halo
         self.relu = relu
 
@@ -198,7 +211,7 @@ class ConvNorm(nn.Module):
         if convolution is not None:
             x, passed = convolution(x, self.halo, moments=batch_statistics)
         mean, variance = self._statistics(x, batch_statistics)
-        extra = None if other is None else with_halo(other, x.grid.halo).storage
+        extra = None if other is None else beside(other, x.grid, x.examples).storage
         out = Normalise.apply(
             x.storage, norm.weight, norm.bias, extra, mean, variance, batch_statistics, norm.eps, self.relu,
             x.grid, x.examples,
@@ -226,7 +239,7 @@ class ConvNorm(nn.Module):
     def _in_one(self, x: Blocked, other: Blocked | None) -> Blocked:
         convolution, norm = self.parts
         x, plan = convolution.fit(x, self.halo)
-        extra = None if other is None else with_halo(other, plan.target.halo).storage
+        extra = None if other is None else beside(other, plan.target, x.examples).storage
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight.double()
@@ -263,6 +276,12 @@ class BlockedMaxPool(nn.Module):
         return _copy_sharing(self, memo, "_windows")
 
 
+def can_pool(layer: nn.MaxPool2d) -> bool:
+    """Whether `BlockedMaxPool` can do what a layer does: each window meets the map, and its positions fit a byte."""
+    plain = not layer.ceil_mode and not layer.return_indices and _pair(layer.dilation) == (1, 1)
+    return plain and math.prod(_pair(layer.kernel_size)) <= 256
+
+
 class ToBlocks(nn.Module):
     """From a tensor (N, C, H, W) to blocked maps, in the type of the network's weights."""
 
@@ -293,15 +312,31 @@ def global_mean(x: Blocked) -> Tensor:
     return GlobalMean.apply(x.storage, x.grid, x.examples)[:, :, None, None]
 
 
+def beside(x: Blocked, grid: Grid, examples: int) -> Blocked:
+    """Maps on the grid of others.
+
+    Raises:
+        ValueError: those have another size. (For the example batch they had the same; see `lower`.)
+
+    """
+    sizes = [(x.examples, x.grid.height, x.grid.width), (examples, grid.height, grid.width)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"cannot combine maps of {sizes[0]} and {sizes[1]} examples, rows and columns, which were alike for the"
+            " example batch: compile the network for a batch like this one"
+        )
+    return with_halo(x, grid.halo)
+
+
 def add(one: Blocked, two: Blocked) -> Blocked:
     """Sum of maps of one size."""
-    two = with_halo(two, one.grid.halo)
+    two = beside(two, one.grid, one.examples)
     return Blocked(one.storage + two.storage, one.grid, one.examples)
 
 
 def concatenate(maps: Any) -> Blocked:
     """Channels of maps of one size, side by side."""
-    maps = [with_halo(x, maps[0].grid.halo) for x in maps]
+    maps = [beside(x, maps[0].grid, maps[0].examples) for x in maps]
     return Blocked(torch.cat([x.storage for x in maps], 1), maps[0].grid, maps[0].examples)
 
 

@@ -16,15 +16,32 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from skeletal.engine import layers
-from skeletal.engine.layers import COMPUTES, BlockedMaxPool, ConvNorm, Elementwise, Sparse, SparseConv2d, SparseLinear, ToBlocks
+from skeletal.engine.layers import (
+    COMPUTES,
+    BlockedMaxPool,
+    ConvNorm,
+    Elementwise,
+    Sparse,
+    SparseConv2d,
+    SparseLinear,
+    ToBlocks,
+    can_pool,
+)
 
 _ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
 _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     torch.relu: torch.relu, torch.relu_: torch.relu, F.relu: torch.relu, F.relu_: torch.relu,
     "relu": torch.relu, "relu_": torch.relu,
-    F.relu6: F.relu6, F.silu: F.silu, F.gelu: F.gelu, F.hardswish: F.hardswish, torch.tanh: torch.tanh, "tanh": torch.tanh,
+    F.relu6: F.relu6, F.silu: F.silu, F.gelu: F.gelu, F.hardswish: F.hardswish,
+    torch.tanh: torch.tanh, "tanh": torch.tanh,
 }  # fmt: skip
+PART = "blocked_"
+"""How the names of modules begin that are called beside the network's own."""
+
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+_KINDS: dict[Any, Any] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
 
 
 def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
@@ -36,10 +53,12 @@ def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
     uses = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
     for name, layer in list(module.named_modules()):
         weight = f"{name}.weight" if name else "weight"
-        kind = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}.get(type(layer))
+        kind: Any = _KINDS.get(type(layer))
         if kind is None or weight not in masks or not name or not _plain(layer) or uses[id(layer.weight)] > 1:
             continue
-        if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same" and _uneven(layer)):
+        if isinstance(layer, nn.Conv2d) and (
+            layer.padding_mode != "zeros" or (layer.padding == "same" and _uneven(layer))
+        ):
             continue
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, kind(layer, masks[weight]))
@@ -90,31 +109,32 @@ class _Value:
     """the same as a tensor, where somebody has asked for that"""
 
 
-def lower(module: fx.GraphModule) -> Lowered:
+def lower(module: nn.Module, graph: fx.Graph) -> Lowered:
     """Code for a network whose sparse convolutions (`path` "sparse") exchange blocked maps.
 
     Args:
-        module: traced, with `node.meta["shape"]`, its layers made sparse; not changed.
+        module: with its layers made sparse; not changed.
+        graph: of the network, with `node.meta["shape"]`; not changed.
 
     """
-    return _Lowering(module).run()
+    return _Lowering(module, graph).run()
 
 
 class _Lowering:
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.old = module
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        self.old, self.old_graph = module, graph
         self.graph = fx.Graph()
         self.values: dict[fx.Node, _Value] = {}
         self.halos = self._halos()
         self.parts: dict[str, nn.Module] = {}
 
     def run(self) -> Lowered:
-        for node in self.old.graph.nodes:
+        for node in self.old_graph.nodes:
             value = self._blocked(node)
             self.values[node] = value if value is not None else _Value(self.graph.node_copy(node, self._plain), False)
         root = nn.Module()
         root.__dict__.update(self.old.__dict__)
-        root._modules = self.old._modules | self.parts
+        root._modules = dict(self.old._modules) | self.parts
         made = fx.GraphModule(root, self.graph)
         made.graph.eliminate_dead_code()
         made.graph.lint()
@@ -124,7 +144,7 @@ class _Lowering:
     def _halos(self) -> dict[tuple[int, int], int]:
         """For each size of maps, a halo that all convolutions on it are content with, so that all share a grid."""
         found: dict[tuple[int, int], int] = {}
-        for node in self.old.graph.nodes:
+        for node in self.old_graph.nodes:
             layer = self._module(node)
             size = self._size(node.args[0]) if node.args else None
             if isinstance(layer, SparseConv2d) and layer.path == "sparse" and size is not None:
@@ -152,19 +172,19 @@ class _Lowering:
         if isinstance(layer, SparseConv2d) and layer.path == "sparse" and self._size(node) and len(inputs) == 1:
             x = self._in_blocks(inputs[0])
             return _Value(None, True, _Pending(x, (str(node.target), layer), halo=self._halo(node)))
-        if type(layer) is nn.BatchNorm2d and self.values[inputs[0]].blocked:
+        if type(layer) is nn.BatchNorm2d and inputs and self.values[inputs[0]].blocked:
             x = self.values[inputs[0]]
             if x.pending is not None and x.pending.norm is None and self._alone(inputs[0]):
                 return _Value(None, True, replace(x.pending, norm=layer))
             return _Value(None, True, _Pending(x, norm=layer, halo=self._halo(node)))
         if node.target in _ADD and len(inputs) == len(node.args) == 2 and not node.kwargs:
             return self._add(*inputs)
-        if node.target in (torch.cat, torch.concat):
+        if node.target in (torch.cat, torch.concat) and node.args:
             return self._concatenate(node)
         if not inputs or not self.values[inputs[0]].blocked:
             return None
         x = self.values[inputs[0]]
-        if isinstance(layer, nn.MaxPool2d) and not layer.ceil_mode and not layer.return_indices:
+        if isinstance(layer, nn.MaxPool2d) and can_pool(layer):
             return self._call(BlockedMaxPool(layer, self._halo(node)), x)
         if self._is_global_mean(node, layer):
             out = self.graph.call_function(layers.global_mean, (self._run(x),))
@@ -180,7 +200,7 @@ class _Lowering:
         if isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0):
             return x if self._alone(node.args[0]) else _Value(self._run(x), True)
         if isinstance(layer, (*_ZERO_MODULES, nn.Dropout)):
-            function = copy.copy(layer)  # with the mode of its own, which follows the network's
+            function: Any = copy.copy(layer)  # with a mode of its own, which follows the network's
             if hasattr(function, "inplace"):
                 function.inplace = False  # others may still need what it reads
             return self._call(Elementwise(function), x)
@@ -201,7 +221,7 @@ class _Lowering:
         return _Value(out, True)
 
     def _concatenate(self, node: fx.Node) -> _Value | None:
-        parts = node.args[0]
+        parts: Any = node.args[0]
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         if dim not in (1, -3) or not isinstance(parts, (list, tuple)):
             return None
@@ -218,19 +238,20 @@ class _Lowering:
             size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
             return size in (1, (1, 1), [1, 1])
         if node.target in ("mean", torch.mean):
-            dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             known = set(node.kwargs) <= {"dim", "keepdim"} and len(node.args) <= 3
             return known and isinstance(dims, (list, tuple)) and {d % 4 for d in dims} == {2, 3}
         return False
 
-    def _alone(self, node: fx.Node) -> bool:
+    @staticmethod
+    def _alone(node: Any) -> bool:
         return len(node.users) == 1
 
     def _call(self, module: nn.Module, x: _Value) -> _Value:
         return _Value(self.graph.call_module(self._part(module), (self._run(x),)), True)
 
     def _part(self, module: nn.Module) -> str:
-        name = f"blocked_{len(self.parts)}"
+        name = f"{PART}{len(self.parts)}"
         self.parts[name] = module
         return name
 

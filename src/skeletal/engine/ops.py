@@ -69,7 +69,8 @@ def run_convolution(
         kernels.convolve, units * splits,
         flat(x), x.shape[1] * plane, flat(out), channels * grid.plane,
         weights, tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides,
-        numbers(grid), flat(scale, x.dtype), flat(shift, x.dtype), flat(other, x.dtype), int(relu), sums, examples, splits,
+        numbers(grid), flat(scale, x.dtype), flat(shift, x.dtype), flat(other, x.dtype), int(relu), sums,
+        examples, splits,
     )  # fmt: skip
     if later is not None:
         out.add_(later)
@@ -86,7 +87,8 @@ def run_weight_gradient(plan: Plan, x: Tensor, gradient: Tensor) -> Tensor:
     share(
         kernels.weight_gradient, units,
         flat(x), x.shape[1] * x.shape[2], flat(gradient), gradient.shape[1] * gradient.shape[2],
-        tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides, plan.target.plane, sums.numpy(), splits,
+        tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides, plan.target.plane,
+        sums.numpy(), splits,
     )  # fmt: skip
     found = torch.empty(plan.kept, dtype=x.dtype)
     share(kernels.add_up, plan.kept, sums.numpy(), tables.order.numpy(), found.numpy())
@@ -118,7 +120,7 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, _: Any, passed: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, _: Any, passed: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         x, values = ctx.saved_tensors
         plan = ctx.plan
         if gradient is None:
@@ -176,7 +178,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         x, out = ctx.saved_tensors
         batch_statistics, relu, grid, examples, scale, shift, mean, inverse, exact = ctx.settings
         gradient = gradient.contiguous()
@@ -254,7 +256,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         (chosen,) = ctx.saved_tensors
         windows = ctx.windows
         blocks, channels, out_plane = gradient.shape
@@ -278,7 +280,7 @@ class GlobalMean(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         grid, examples, (blocks, channels, _) = ctx.settings
         spread = gradient.new_zeros(blocks * LANES, channels)
         spread[:examples] = gradient
@@ -298,7 +300,7 @@ class Pack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         return unpack(gradient.contiguous(), *ctx.settings), None
 
 
@@ -312,7 +314,7 @@ class Unpack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         return pack(gradient, ctx.grid), None, None
 
 

@@ -77,7 +77,9 @@ class Original:
                 )
         for name, kept in self.kept.items():
             self.values[name] = there[name].flatten()[kept]
-            there[name] = torch.zeros_like(there[name]).view(-1).index_copy(0, kept, self.values[name]).view_as(there[name])
+            there[name] = (
+                torch.zeros_like(there[name]).view(-1).index_copy(0, kept, self.values[name]).view_as(there[name])
+            )
         with torch.no_grad():
             for name, tensor in state_tensors(self.blueprint).items():
                 if not tensor.is_meta:

@@ -13,7 +13,9 @@ from skeletal.engine.tiles import LANES, kind_of
 Pair = tuple[int, int]
 
 _WINDOW = 24 * 1024  # bytes of inputs that a tile may read and still find in a 32 to 48 KiB cache at its next channel
-_WORTH = 12  # kept weights of an output channel in a part, below which taking up its sums again costs more than it saves
+_WORTH = (
+    12  # kept weights of an output channel in a part, below which taking up its sums again costs more than it saves
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,18 @@ class Shape:
     kernel: Pair
 
     def output(self, height: int, width: int) -> Pair:
-        """Height and width of what it makes of a map."""
+        """Height and width of what it makes of a map.
+
+        Raises:
+            ValueError: the map is too small.
+
+        """
         found = [
             (size + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
             for i, size in enumerate((height, width))
         ]
+        if min(found) < 1:
+            raise ValueError(f"a map of {height} x {width} pixels is too small for a {self}")
         return found[0], found[1]
 
     def halos(self, height: int, width: int) -> Pair:
@@ -98,7 +107,11 @@ class Plan:
     def forward(self) -> Tables:
         """From the input to the output."""
         output, source, row, column = self._kept
-        (stride_h, stride_w), (pad_h, pad_w), (step_h, step_w) = self.shape.stride, self.shape.padding, self.shape.dilation
+        (stride_h, stride_w), (pad_h, pad_w), (step_h, step_w) = (
+            self.shape.stride,
+            self.shape.padding,
+            self.shape.dilation,
+        )
         grid = self.source
         offsets = source * grid.plane + row * step_h * grid.row + column * step_w * LANES
         strides = (stride_h * grid.row, stride_w * LANES, self.target.row, LANES)
@@ -111,7 +124,9 @@ class Plan:
                 tiles.append((kind, 0, reads, self.target.at(first, w), height * columns))
             bands.append((start, len(tiles), first, first + height))
         tile = (bands[0][3] - bands[0][2], tiles[0][4] // (bands[0][3] - bands[0][2])) if tiles else (1, 1)
-        return self._tables(np.zeros_like(output), 1, output, self.outputs, source, offsets, tiles, bands, strides, tile)
+        return self._tables(
+            np.zeros_like(output), 1, output, self.outputs, source, offsets, tiles, bands, strides, tile
+        )
 
     @cached_property
     def backward(self) -> Tables:
@@ -146,7 +161,25 @@ class Plan:
             tiles, bands, strides, tile, met,
         )  # fmt: skip
 
-    def _tables(self, phase, phases, channel, channels, source, offsets, tiles, bands, strides, tile, met=None) -> Tables:
+    def _tables(
+        self,
+        phase: np.ndarray,
+        phases: int,
+        channel: np.ndarray,
+        channels: int,
+        source: np.ndarray,
+        offsets: np.ndarray,
+        tiles: list[tuple[int, int, int, int, int]],
+        bands: list[tuple[int, int, int, int]],
+        strides: tuple[int, int, int, int],
+        tile: Pair,
+        met: np.ndarray | None = None,
+    ) -> Tables:
+        """Sort kept weights by phase, part, channel they add to and place they read; see `Tables`.
+
+        A part is a range of input channels, such that what one tile reads of it stays in the cache while all output
+        channels pass by; fewer parts where they would be left with too few weights each.
+        """
         reach = [(self.shape.kernel[i] - 1) * self.shape.dilation[i] + tile[i] * strides[1] // LANES for i in (0, 1)]
         sources = int(source.max()) + 1 if len(source) else 1
         window = reach[0] * reach[1] * LANES * 4 * sources

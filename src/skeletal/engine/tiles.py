@@ -130,7 +130,9 @@ _KINDS = [(rows, columns, stride) for rows, columns in SHAPES for stride in STRI
 
 
 @intrinsic
-def product(typing, kind, add, x, x_start, x_row, x_column, out, out_start, out_row, out_column, offsets, values, begin, end):
+def product(
+    typing, kind, add, x, x_start, x_row, x_column, out, out_start, out_row, out_column, offsets, values, begin, end
+):  # fmt: skip
     """`out[tile] = Σ_j values[j] x[offsets[j] + tile]`, for j in [begin, end); with `add` 1, `+=`.
 
     `kind` says the tile's shape (see `kind_of`); rows and columns of a tile lie `x_row` and `x_column` elements apart

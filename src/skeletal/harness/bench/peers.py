@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from skeletal.core.borrow import in_mode
+
 Exchange = Callable[[Any, Tensor, Tensor], nn.Module | None]
 """from a masked layer, its mask and an input: another layer of the same function, or None where there is none"""
 
@@ -25,7 +27,7 @@ def exchange_layers(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor
         if type(layer) in (nn.Conv2d, nn.Linear) and (keep := mask.get(f"{name}.weight")) is not None and keep.any():
             note: Any = lambda _, args, name=name: seen.setdefault(name, args[0])  # noqa: E731
             hooks.append(layer.register_forward_pre_hook(note))
-    with torch.no_grad():
+    with torch.no_grad(), in_mode(model, training=False):
         model(inputs)
     for hook in hooks:
         hook.remove()
@@ -49,9 +51,9 @@ class _CsrProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         values, x = ctx.saved_tensors
-        gradient = grad_outputs[0].contiguous()
+        gradient = gradient.contiguous()
         pattern = ctx.layer.matrix(torch.zeros_like(values))
         of_values = torch.sparse.sampled_addmm(pattern, gradient, x.t(), beta=0.0).values()
         of_x = ctx.layer.transposed(values) @ gradient if ctx.needs_input_grad[1] else None

@@ -20,6 +20,7 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
 
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     machine = result["machine"]
     points = []
@@ -46,6 +47,7 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
         axes.plot([intensity], [rate], linestyle="", label=label, **looks)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("FLOP per byte moved (estimated)")
     axes.set_ylabel("GFLOP/s, over kept weights for ours")
     axes.set_title(f"{result['setting']['model']}, training step, batch {result['setting']['batch_size']}")
