@@ -6,7 +6,7 @@ import pytest
 
 CHOICES = {
     "an option": (["run", "--desnity", "0.1"], ["--desnity", "--density"]),
-    "a command": (["rnu"], ["rnu", "run", "doctor"]),
+    "a command": (["rnu"], ["rnu", "run", "eval"]),
     "a method": (["prune", "--method", "forc"], ["'forc'", "force", "snip", "random"]),
     "a method to run": (["run", "--method", "forc"], ["'forc'", "force", "dense"]),
     "a network": (["run", "--model", "vgg-mni"], ["'vgg-mni'", "vgg-mini"]),

@@ -1,5 +1,6 @@
 """Algorithm 1 of the paper, and the table of methods that are settings of it."""
 
+import importlib
 import operator
 import warnings
 from collections.abc import Callable, Iterable
@@ -85,6 +86,7 @@ def prune(
     bn_mode: Literal["train", "eval"] = "train",
     average: Literal["signed", "absolute"] = "signed",
     precision: Literal["float32", "bfloat16"] = "float32",
+    engine: Literal["dense", "sparse"] = "dense",
     on_collapse: Literal["raise", "keep"] = "raise",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -118,6 +120,10 @@ def prune(
         precision: "bfloat16" runs the forward pass under autocast, in about half the time and, where activations are
             most of it, two thirds of the memory (docs/cost.md); weights, loss, gradients and scores stay float32. The
             mask differs, as it does with other data. Only for methods that score by the loss; others pay no heed to it.
+        engine: "sparse" takes gradients on a compiled skeleton once few weights are left, and then costs what is left
+            (nested methods, float32 or float64, on a CPU; others, and networks torch.fx cannot trace, are scored
+            densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same to rounding, except that
+            active dropout draws other numbers, and that scores of your own see gradients of 0 at pruned weights.
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
@@ -128,7 +134,8 @@ def prune(
 
     Raises:
         ValueError: density, steps, method, schedule or another option out of range; no prunable weights; no batches;
-            ranks that differ in arguments or weights; bfloat16 on a device that has no autocast.
+            ranks that differ in arguments or weights; bfloat16 on a device that has no autocast; a sparse engine in
+            bfloat16, or for a method that looks at pruned weights.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
@@ -153,6 +160,7 @@ def prune(
     require("precision", precision, PRECISIONS)
     require("on_collapse", on_collapse, ("raise", "keep"))
     autocast(precision, device_of(model))  # refuses a device without
+    derived = _derivatives(engine, method, row, precision)
     if batches_per_step < 1:
         raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
     if batches is None and row.needs_data:
@@ -163,7 +171,7 @@ def prune(
     with together(), borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
         settings = dict(method=method, counts=counts, batches_per_step=batches_per_step, bn_mode=bn_mode)
         settings |= dict(average=average, precision=precision, on_collapse=on_collapse, seed=seed)
-        settings |= dict(prunable=list(weights))
+        settings |= dict(prunable=list(weights), engine=engine)
         agree(settings, "call prune with the same arguments on every rank")
         agree(
             dict(model.named_parameters()),
@@ -177,10 +185,12 @@ def prune(
         example = None if stream is None else stream.peek()
         channels_last = prefers_channels_last(model, precision)
         options = batches_per_step, loss, bn_mode, average, precision, channels_last
-        derivatives = None if stream is None else Derivatives(model, stream, *options)
+        derivatives = None if stream is None else derived(model, stream, *options)
         generator = torch.Generator().manual_seed(seed)
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
         for step, count in enumerate(counts, 1):  # Algorithm 1
+            if engine == "sparse" and derivatives is not None:
+                derivatives.mask = mask
             point = scores.Point(theta, mask, count, derivatives, generator)
             scored = row.score(point)
             scores.check_scores(scored, theta)
@@ -209,6 +219,8 @@ def prune(
             "bn_mode": bn_mode,
             "average": average,
             "precision": precision,
+            "engine": engine,
+            "why_dense": getattr(derivatives, "why_dense", None),
             "ranks": ranks(),
             "seed": seed,
             "model": type(model).__name__,
@@ -284,6 +296,23 @@ def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:
         hint = f" ({method} in several steps is method={iterated!r})" if iterated else ""
         raise ValueError(f"{method!r} prunes in one step, not {steps}{hint}")
     return row
+
+
+def _derivatives(engine: str, method: str, row: Method, precision: str) -> Any:
+    """The class that takes derivatives: by name where it is the engine's, which core does not know."""
+    require("engine", engine, ("dense", "sparse"))
+    if engine == "dense":
+        return Derivatives
+    if not row.nested:
+        raise ValueError(
+            f"{method!r} scores pruned weights, too, whose gradients a skeleton does not have: use engine='dense'"
+        )
+    if precision != "float32":
+        raise ValueError(f"engine='sparse' computes in float32, not in {precision}: use one or the other")
+    try:
+        return importlib.import_module("skeletal.engine.scoring").SkeletonDerivatives
+    except ImportError as error:
+        raise ImportError(f"engine='sparse' needs numba, which does not load here ({error}): use engine='dense'") from error
 
 
 def _kept(density: float, total: int) -> int:

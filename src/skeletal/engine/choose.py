@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
@@ -22,6 +23,7 @@ from skeletal.core.probing import outputs_of
 from skeletal.engine.layers import Blocked, Sparse, SparseConv2d, ToBlocks
 
 _REPEATS = 3
+_HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring better
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,19 @@ class EngineReport:
         return "\n".join(lines)
 
 
-def median_ms(call: Callable[[], Any], repeats: int = _REPEATS) -> float:
-    """The median of several calls, in milliseconds, after one that does not count."""
-    call()
+def median_ms(call: Callable[[], Any], hopeless: float = math.inf) -> float:
+    """The median of several calls, in milliseconds, after one that does not count.
+
+    Where even that one took longer than `hopeless` milliseconds, its time has to do.
+    """
     times = []
-    for _ in range(repeats):
+    for _ in range(1 + _REPEATS):
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+        times.append(1000 * (time.perf_counter() - start))
+        if times[0] > hopeless:
+            return times[0]
+    return statistics.median(times[1:])
 
 
 def layer_times(layer: Sparse, shape: tuple[int, ...]) -> tuple[float, float]:
@@ -96,8 +102,11 @@ def layer_times(layer: Sparse, shape: tuple[int, ...]) -> tuple[float, float]:
 
         found = median_ms(sparse)
         layer.path = "dense"
-        formats = [torch.contiguous_format, *([torch.channels_last] if x.dim() == 4 else [])]
-        return found, min(median_ms(lambda f=f: _there_and_back(layer, x.contiguous(memory_format=f))) for f in formats)
+        dense = math.inf
+        for order in [torch.contiguous_format, *([torch.channels_last] if x.dim() == 4 else [])]:
+            images = x.contiguous(memory_format=order)
+            dense = min(dense, median_ms(lambda images=images: _there_and_back(layer, images), _HOPELESS * found))
+        return found, dense
     finally:
         layer.path = path
 
@@ -108,8 +117,11 @@ def _there_and_back(layer: Sparse, x: Tensor) -> None:
     torch.autograd.grad(out, (x, layer.weight), out.detach())
 
 
-def step_ms(network: nn.Module, batch: Any) -> float:
-    """Milliseconds of a forward and backward pass in train mode; the network is left as found."""
+def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
+    """Milliseconds of a forward and backward pass in train mode; the network is left as found.
+
+    Measured roughly where it is far slower than `best`.
+    """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     gradients = [(p, p.grad) for p in network.parameters()]
     modes = [(module, module.training) for module in network.modules()]
@@ -124,7 +136,7 @@ def step_ms(network: nn.Module, batch: Any) -> float:
 
     try:
         with random_state_kept(network), torch.enable_grad():
-            return median_ms(step)
+            return median_ms(step, _HOPELESS * best)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -1,6 +1,7 @@
 """`skeletal.compile`: train and run a skeleton at the cost of what is left of it."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -193,7 +194,7 @@ class Compiled(nn.Module):
             steps = {}
             for way, (paths, channels_last) in ways.items():
                 self._set(paths, way, channels_last=channels_last)
-                steps[way] = choose.step_ms(self, self._example)
+                steps[way] = choose.step_ms(self, self._example, min(steps.values(), default=math.inf))
         chosen = min(steps, key=steps.__getitem__)
         sparse = [name for name, path in ways[chosen][0].items() if path == "sparse"]
         return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}

@@ -160,6 +160,13 @@ def take(values, order, out):
 
 
 @compiled
+def put(values, order, out):
+    """`out[order] = values`."""
+    for j in range(len(order)):
+        out[order[j]] = values[j]
+
+
+@compiled
 def add_up(sums, order, gradient, first, last, thread):
     """`gradient[order[j]]` = all that threads and lanes have summed up for j."""
     for j in range(first, last):

@@ -20,6 +20,7 @@ from skeletal.engine.ops import (
     MaxPool,
     Normalise,
     Pack,
+    Spread,
     Unpack,
     Windows,
     moments_of,
@@ -72,8 +73,7 @@ class Sparse(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The weight as a dense tensor, differentiable."""
-        dense = self.weight.new_zeros(math.prod(self.shape))
-        return dense.index_put((self.kept.to(dense.device),), self.weight).view(self.shape)
+        return Spread.apply(self.weight, self.kept.to(self.weight.device), self.shape)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -215,6 +215,25 @@ class Normalise(torch.autograd.Function):
         )
 
 
+class Spread(torch.autograd.Function):
+    """Kept values to a dense weight: `apply(values, kept, shape)`, with `kept` the positions."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(kept)
+        if values.device.type != "cpu" or values.dtype not in NOTHING:
+            return values.new_zeros(shape).view(-1).index_copy(0, kept, values).view(shape)
+        dense = arena.empty(shape, values.dtype).zero_()
+        kernels.put(flat(values), kept.numpy(), flat(dense))
+        return dense
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        (kept,) = ctx.saved_tensors
+        return gradient.reshape(-1).index_select(0, kept), None, None
+
+
 class Windows:
     """The windows of a pooling layer on maps of one size, as kernels take them."""
 

@@ -1,0 +1,128 @@
+"""Derivatives while pruning, at the cost of what is left: dense at first, then on a compiled skeleton that shrinks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.borrow import differentiable, random_state_kept
+from skeletal.core.distributed import everyone
+from skeletal.core.gradients import Derivatives
+from skeletal.core.mask import Mask
+from skeletal.core.selection import Tensors
+from skeletal.engine.carry import cut
+from skeletal.engine.compact import Compact, compact
+from skeletal.engine.compile import Compiled
+from skeletal.engine.layers import COMPUTES
+
+BREAK_EVEN = 0.1
+REPLAN = 0.5
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A compiled skeleton, and where its parameters lie in the weights that they come from."""
+
+    derivatives: Derivatives
+    """of the skeleton; it draws from the same batches"""
+    places: dict[str, tuple[Tensor, tuple[int, ...]]]
+    """by name: where in the flat weight each entry of the skeleton's parameter lies, and that parameter's shape"""
+    kept: int
+    """weights kept when it was made"""
+
+
+class SkeletonDerivatives(Derivatives):
+    """Gradients of kept weights, at a cost that falls with their number; for nested methods.
+
+    Above a density of `BREAK_EVEN`, and where a skeleton is of no use (see `why_dense`), all is as in `Derivatives`.
+    Below it gradients are taken on a skeleton, compiled anew each time `REPLAN` of the weights that it was made for
+    are left; those pruned in between are zeros among its values. What runs how depends on masks and counts alone,
+    never on measured times, so that the same call gives the same numbers.
+
+    Kept weights have the dense network's gradient, to rounding; pruned ones 0, which they do not have there. Active
+    dropout draws other numbers, as its tensors have other shapes.
+    """
+
+    mask: Tensors | None = None
+    """c_t, at which gradients will be asked for: set before each step; within the one before"""
+    why_dense: str | None = None
+    """why no skeleton could be made, once one was due"""
+    plans: int = 0
+    """skeletons made so far"""
+
+    _plan: _Plan | None = None
+
+    def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
+        """The mean gradient with respect to the kept weights, 0 at the others, and the mean loss; see `Derivatives`."""
+        plan = self._fitting(weights)
+        if plan is None or self.mask is None:
+            return super().gradient(weights)
+        places = plan.places.items()
+        found, loss = plan.derivatives.gradient(
+            {name: weights[name].flatten()[at].view(shape) for name, (at, shape) in places}
+        )
+        gradient = {name: torch.zeros(weight.numel(), dtype=weight.dtype) for name, weight in weights.items()}
+        for name, (at, _) in places:
+            gradient[name][at] = found[name].flatten() * self.mask[name].flatten()[at]
+        return {name: flat.view(weights[name].shape) for name, flat in gradient.items()}, loss
+
+    def _fitting(self, weights: Tensors) -> _Plan | None:
+        """The skeleton for the present mask; None where there is none, or where it is none of these weights."""
+        mask = self.mask
+        if mask is None or self.why_dense is not None:
+            return None
+        kept = sum(int(keep.count_nonzero()) for keep in mask.values())
+        if kept > BREAK_EVEN * sum(keep.numel() for keep in mask.values()):
+            return None
+        if any((weight.ne(0) & ~mask[name]).any() for name, weight in weights.items()):
+            return None  # a score of the caller's own asks for gradients elsewhere
+        if self._plan is None or kept <= REPLAN * self._plan.kept:
+            self._plan = None  # its memory goes before the next one comes
+            made, why = self._make(mask, kept)
+            failures = [reason for reason in everyone(why) if reason]  # all ranks take the same way
+            self._plan, self.why_dense = (None, failures[0]) if failures else (made, None)
+            self.plans += not failures
+        return self._plan
+
+    def _make(self, mask: Tensors, kept: int) -> tuple[_Plan | None, str]:
+        """A skeleton, or why there is none."""
+        if why := _unsuited(self.model, mask):
+            return None, why
+        example = self.batches.peek()
+        with random_state_kept(self.model), differentiable():
+            compacted = compact(self.model, mask, example)
+            if compacted.report.whole is not None:
+                return None, compacted.report.whole
+            if not compacted.mask.keys() <= mask.keys():
+                return None, f"{', '.join(compacted.mask.keys() - mask.keys())} has several names"
+            compiled = Compiled(compacted, Mask(mask), example)
+            if not compiled.sparse_layers():
+                return None, "no layer of it runs on sparse kernels"
+            compiled.use("sparse")
+        inner = Derivatives(compiled.network, self.batches, self.count, self.loss, self.bn_mode, self.average)
+        return _Plan(inner, _places(compiled, compacted), kept), ""
+
+
+def _unsuited(model: nn.Module, names: Iterable[str]) -> str:
+    """Why the kernels cannot stand in for a model's weights, if they cannot."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        weight = parameters[name]
+        if weight.device.type != "cpu" or weight.dtype not in COMPUTES:
+            return f"{name} is {weight.dtype} on {weight.device}; the kernels run float32 and float64 on the CPU"
+        if not weight.requires_grad:
+            return f"{name} is frozen, so that a channel may count as fixed where a gradient is asked for"
+    return ""
+
+
+def _places(compiled: Compiled, compacted: Compact) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    sparse = {f"{name}.weight": layer.kept for name, layer in compiled.sparse_layers().items()}
+    places = {}
+    for name, keep in compacted.original_mask.items():
+        if name in compacted.mask:  # else no operation uses it
+            positions = cut(torch.arange(keep.numel()).view(keep.shape), compacted.slices[name])
+            shape = tuple(positions.shape)
+            flat = positions.reshape(-1)
+            places[name] = (flat[sparse[name]], sparse[name].shape) if name in sparse else (flat, shape)
+    return places

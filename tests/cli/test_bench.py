@@ -1,0 +1,35 @@
+import json
+from pathlib import Path
+
+BENCH = ["bench", "--model", "vgg-mini", "--data", "digits", "--batch-size", "4", "--repeat", "1", "--no-memory"]
+
+
+def test_bench_finds_a_mask_and_measures(cli):
+    done = cli(*BENCH, "--method", "random-erk", "--density", "0.1", "--baselines", "a", "--out", "out/b.json")
+    assert done.status == 0, done.err
+    for part in ("vgg-mini, batch 4", "masked dense float32", "47,158 of 471,584 weights", "written: out/b.json"):
+        assert part in done.out
+    assert "finding a mask of density 0.1 by random-erk, on noise" in done.err
+    written = json.loads(Path("out/b.json").read_text())
+    (found,) = written["masks"]
+    assert found["kept"] == 47_158 and list(found["contestants"]) == ["ours", "a"]
+
+
+def test_bench_reads_masks_and_prints_json(cli):
+    assert cli("prune", "--method", "random", "--density", "0.05", "--out", "m.safetensors").status == 0
+    found = cli("bench", "--mask", "m.safetensors", *BENCH[3:], "--baselines", "", "--plot", "r.png", "--json").json
+    assert found["setting"]["model"] == "vgg-mini"  # as the mask says
+    assert [(m["name"], m["method"]) for m in found["masks"]] == [("m", "random")]
+    assert Path("r.png").exists()
+
+
+def test_mistakes_are_refused_before_anything_is_measured(cli):
+    for arguments, told in (
+        (["--baselines", "a,z"], "unknown baseline 'z'"),
+        (["--mask", "m.safetensors", "--density", "0.1"], "not both"),
+        (["--method", "forse"], "did you mean"),
+        (["--data", "cifar"], "unknown data set"),
+        (["--mask", "none.safetensors"], "none.safetensors"),
+    ):
+        done = cli(*BENCH, *arguments)
+        assert done.status == 1 and told.lower() in done.err.lower(), (arguments, done.err)
