@@ -23,7 +23,6 @@ from skeletal.engine.layers import (
     can_pool,
     to_images,
 )
-from skeletal.engine.ops import MaxPool, Windows
 from skeletal.engine.plan import Shape
 from skeletal.engine.tiles import LANES
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish
@@ -205,24 +204,29 @@ def test_gradients_of_storages_are_clean():
         assert_clean(gradient, grid, SMALL.examples)
 
 
+class Joined(nn.Module):
+    def __init__(self, convolution, norm):
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+
+    def forward(self, x, other):
+        block = ToBlocks(1, torch.float64)
+        return to_images(ConvNorm(self.convolution, self.norm, 0, relu=True)(block(x), block(other))[0])
+
+
 def test_gradcheck_of_convolution_and_norm():
-    sparse, _ = conv()
-    norm = nn.BatchNorm2d(SMALL.outputs, track_running_stats=False).double()
-    block = ToBlocks(1, torch.float64)
+    joined = Joined(conv()[0], nn.BatchNorm2d(SMALL.outputs, track_running_stats=False).double())
+    names, parameters = zip(*joined.named_parameters(), strict=True)
 
     def run(x, other, *parameters):
-        names = ("weight", "bias")
-        with torch.nn.utils.stateless._reparametrize_module(sparse, dict(zip(names, parameters[:2], strict=True))):
-            with torch.nn.utils.stateless._reparametrize_module(norm, dict(zip(names, parameters[2:], strict=True))):
-                return to_images(ConvNorm(sparse, norm, 0, relu=True)(block(x), block(other))[0])
+        return torch.func.functional_call(joined, dict(zip(names, parameters, strict=True)), (x, other))
 
     other = SMALL.random(3, 6, 4, 3).requires_grad_()
-    assert gradcheck(run, (SMALL.images.requires_grad_(), other, *sparse.parameters(), *norm.parameters()))
+    assert gradcheck(run, (SMALL.images.requires_grad_(), other, *parameters))
 
 
-def pooled(images, layer, halo=1):
-    x = ToBlocks(1, images.dtype)(images)
-    return x, BlockedMaxPool(layer, halo)(x)
+def pooled(images, layer):
+    return BlockedMaxPool(layer, halo=1)(ToBlocks(1, images.dtype)(images))
 
 
 POOLS = [(2, 2, 0), (3, 2, 1), (3, 1, 1), ((1, 2), (2, 1), 0), (2, 1, 1), (4, 3, 2), ((3, 2), 2, (1, 0)), (5, 5, 0)]
@@ -235,19 +239,12 @@ def test_max_pooling_with_ties(arguments, examples):
     numbers = torch.randint(-2, 3, (examples, 3, 7, 6), generator=torch.Generator().manual_seed(0)).double()
     numbers[0, :, 2:5] = -float("inf")
     ours, theirs = (numbers.clone().requires_grad_() for _ in range(2))
-    x, out = pooled(ours, layer)
+    out = pooled(ours, layer)
     assert can_pool(layer)
     assert_clean(out.storage, out.grid, examples)
     found, expected = to_images(out), layer(theirs)
     assert torch.equal(found, expected)
     assert torch.equal(*(gradients(one, two)[0] for one, two in ((found, ours), (expected, theirs))))
-    (gradient,) = torch.autograd.grad(MaxPool.apply(x.storage, Windows(*windows(layer))).sum(), x.storage)
-    assert_clean(gradient, x.grid, examples)
-
-
-def windows(layer):
-    shape = BlockedMaxPool(layer, 0).geometry
-    return shape, Grid(7, 6, 1), Grid(*shape.output(7, 6), 0)
 
 
 def test_what_max_pooling_leaves_to_torch():
@@ -260,7 +257,7 @@ def test_nan_stays_nan():
     images = torch.ones(LANES + 2, 2, 5, 5, dtype=torch.float64)
     images[0, 0, 0, 0] = images[LANES, 1, 2, 2] = NAN
     layer = nn.MaxPool2d(3, 2, 1)
-    assert torch.equal(to_images(pooled(images, layer)[1]).isnan(), layer(images).isnan())
+    assert torch.equal(to_images(pooled(images, layer)).isnan(), layer(images).isnan())
     norm = norm_of(2, "usual").eval()
     block = ToBlocks(0, torch.float64)(images)
     with torch.no_grad():
@@ -430,7 +427,7 @@ def test_an_empty_batch():
     same(sparse, dense, SMALL.mask, SMALL.images[:0])
     with torch.no_grad():
         block = ToBlocks(1, torch.float64)(SMALL.images[:0])
-        assert to_images(pooled(SMALL.images[:0], nn.MaxPool2d(2))[1]).shape == (0, 4, 2, 2)
+        assert to_images(pooled(SMALL.images[:0], nn.MaxPool2d(2))).shape == (0, 4, 2, 2)
         assert layers.global_mean(block).shape == (0, 4, 1, 1)
 
 

@@ -36,7 +36,7 @@ def mixed(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(choose, "layer_times", layer_times)
-    monkeypatch.setattr(choose, "step_ms", lambda network, _: 1.0 if network.chosen.startswith("each") else 2.0)
+    monkeypatch.setattr(choose, "step_ms", lambda network, *_: 1.0 if network.chosen.startswith("each") else 2.0)
     return calls
 
 

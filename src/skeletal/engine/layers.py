@@ -155,7 +155,7 @@ class SparseLinear(Sparse):
         if x.shape[-1] != self.shape[1]:
             raise ValueError(f"a linear layer of {self.shape[1]} features got a tensor {tuple(x.shape)}")
         examples = x.shape[:-1].numel()
-        blocks = -(-examples // LANES)
+        blocks = max(1, -(-examples // LANES))
         if blocks not in self._plans:
             grid = Grid(1, blocks, 0)
             shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))

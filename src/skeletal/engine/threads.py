@@ -1,6 +1,7 @@
 """Share the work of a kernel among as many threads as torch uses."""
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -37,7 +38,7 @@ def thread_count(units: int) -> int:
 
 def _flushes() -> bool:
     """Whether this thread flushes denormal numbers to zero: a setting that new threads do not inherit."""
-    return 1e-310 * 1.0 == 0.0
+    return sys.float_info.min / 2 == 0.0  # at run time: of two constants Python would work it out beforehand
 
 
 @lru_cache(maxsize=4)
