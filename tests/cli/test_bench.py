@@ -28,8 +28,8 @@ def test_mistakes_are_refused_before_anything_is_measured(cli):
         (["--baselines", "a,z"], "unknown baseline 'z'"),
         (["--mask", "m.safetensors", "--density", "0.1"], "not both"),
         (["--method", "forse"], "did you mean"),
-        (["--data", "cifar"], "unknown data set"),
+        (["--model", "vgg-min"], "vgg-mini"),
         (["--mask", "none.safetensors"], "none.safetensors"),
     ):
-        done = cli(*BENCH, *arguments)
+        done = cli("bench", *arguments)
         assert done.status == 1 and told.lower() in done.err.lower(), (arguments, done.err)

@@ -299,7 +299,7 @@ class InputShared(Net):
         return self.head(self.last(y).mean((2, 3))) + x.mean()
 
 
-NETS = [kind for kind in Net.__subclasses__()]
+NETS = list(Net.__subclasses__())
 
 
 def made(kind, density=0.5, seed=0):
@@ -351,8 +351,8 @@ class Lowering:
         out, expected = self(ours), self.dense(theirs)
         assert_close(out, expected, "output")
         slope = torch.sin(torch.arange(out.numel()).double()).view(out.shape)
-        for output, network in ((out, self.module), (expected, self.dense)):
-            network.zero_grad(set_to_none=True)
+        for output, module in ((out, self.module), (expected, self.dense)):
+            module.zero_grad(set_to_none=True)
             with rubbish():
                 output.backward(slope)
         assert_close(ours.grad, theirs.grad, "input gradient")

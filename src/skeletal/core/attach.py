@@ -193,6 +193,9 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
 
 def check(mask: Tensors, model: nn.Module) -> None:
     """See `Mask.check`."""
+    to_dense = getattr(unwrap(model), "to_dense", None)
+    if callable(to_dense):  # a compiled network, whose weights are vectors of kept values
+        model = to_dense()
     for name, weight in matching_parameters(mask, model).items():
         moved = weight.detach().ne(0) & ~mask[name].to(weight.device)  # NaN counts as moved
         if moved.any():

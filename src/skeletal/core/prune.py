@@ -312,7 +312,9 @@ def _derivatives(engine: str, method: str, row: Method, precision: str) -> Any:
     try:
         return importlib.import_module("skeletal.engine.scoring").SkeletonDerivatives
     except ImportError as error:
-        raise ImportError(f"engine='sparse' needs numba, which does not load here ({error}): use engine='dense'") from error
+        raise ImportError(
+            f"engine='sparse' needs numba, which does not load here ({error}): use engine='dense'"
+        ) from error
 
 
 def _kept(density: float, total: int) -> int:
