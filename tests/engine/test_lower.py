@@ -152,7 +152,7 @@ class Activations(Net):
         )
 
     def middle(self, x):
-        return torch.tanh(self.acts(self.plain(x))) + F.hardswish(F.relu6(x, inplace=True)) + F.silu(x)
+        return torch.tanh(self.acts(self.plain(x))) + F.hardswish(F.relu6(self.two(x), inplace=True)) + F.silu(x)
 
 
 class NotZeroAtZero(Net):
@@ -201,18 +201,18 @@ class UnknownReader(Net):
 
 
 class InPlaceOfImages(Net):
-    images = 1
+    images = 2
 
     def middle(self, x):
-        y = self.plain(x)
-        x = x.mul_(2)
-        return self.last(x) + y
+        y = self.two(x)
+        y.mul_(2)
+        return self.plain(y) + y
 
 
 class Scaled(Net):
     """Squeeze and excitation."""
 
-    images = 1
+    images = 2
 
     def __init__(self):
         super().__init__()
@@ -333,7 +333,7 @@ class Lowering:
         self.layers = {name: part for name, part in self.module.named_modules() if isinstance(part, Sparse)}
         for name, path in (paths or {}).items():
             self.layers[name].path = path
-        self.lowered = lower(self.module)
+        self.lowered = lower(self.module, self.module.graph)
         for name, part in self.lowered.parts.items():
             self.module.add_module(name, part)
 
@@ -487,7 +487,7 @@ def test_the_masked_original_is_the_truth():
 
 
 class Spread(Net):
-    """Maps of one size for the example only, 6 x 6: three halvings leave one pixel, the size of the mean."""
+    """Maps of one size for the example only: pooling leaves one pixel of 6 x 6, the size of the mean."""
 
     def __init__(self):
         super().__init__()

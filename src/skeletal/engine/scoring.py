@@ -16,8 +16,12 @@ from skeletal.engine.compact import Compact, compact
 from skeletal.engine.compile import Compiled
 from skeletal.engine.layers import COMPUTES
 
-BREAK_EVEN = 0.1
+BREAK_EVEN = 0.15
+"""Density below which gradients are taken on a skeleton: steps of VGG-19 and ResNet-50 cost the same both ways near 0.2
+(two threads, batch 128; docs/cost.md). Not measured at run time, as masks must not depend on a machine's load."""
 REPLAN = 0.5
+"""Share of a plan's weights left at which the next is made. Planning costs one or two steps (docs/cost.md), and an
+exponential schedule halves its weights every 9 to 30 steps."""
 
 
 @dataclass(frozen=True)

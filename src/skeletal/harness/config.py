@@ -63,6 +63,8 @@ class Pruning:
     """mode of the network while it is scored (default train)"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """of the forward pass while the network is scored; bfloat16 takes about half the time"""
+    scoring_engine: Literal["dense", "sparse"] = "dense"
+    """what takes the gradients of nested methods once few weights are left: torch, or our kernels on those kept"""
     on_collapse: Literal["raise", "keep"] = "keep"
     """when too few weights have a score: stop, or fill up by position and say so"""
 

@@ -88,6 +88,7 @@ def find_mask(model: nn.Module, data: Data, setup: Setup, pruning: Pruning, *, p
             average=pruning.average,
             bn_mode=pruning.bn_mode,
             precision=pruning.precision,
+            engine=pruning.scoring_engine,
             on_collapse=pruning.on_collapse,
             seed=setup.seed,
             on_step=on_step,
