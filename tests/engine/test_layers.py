@@ -417,6 +417,24 @@ def test_padding_by_name(padding):
     same(sparse, dense, mask, torch.randn(2, 2, 7, 6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("examples", [1, LANES, LANES + 3, 2 * LANES])
+def test_outputs_can_be_changed_in_place_and_viewed(examples):
+    """As torch's own can: they are contiguous, and nobody's views."""
+    sparse, dense = conv()
+    images = SMALL.random(examples, 4, 4, 5)
+    block = ToBlocks(1, torch.float64)
+    pairs = [(sparse(images), dense(images)), (layers.global_mean(block(images)), images.mean((2, 3), True))]
+    for bias in (True, False):
+        flat, full, _ = linear(80, 5, bias=bias)
+        pairs.append((flat(images.flatten(1)), full(images.flatten(1))))
+    with torch.no_grad():
+        pairs.append((to_images(block(images)), images.clone()))
+    for out, expected in pairs:
+        close(out.mul_(2).view(-1), expected.mul_(2).view(-1))
+    unpacked = to_images(block(images.requires_grad_()))
+    assert (torch.autograd.grad(unpacked.mul_(3).sum(), images)[0] == 3).all()
+
+
 def test_a_single_image_without_its_batch():
     sparse, dense = conv()
     same(sparse, dense, SMALL.mask, SMALL.images[0])

@@ -66,6 +66,12 @@ def pack(images: Tensor, grid: Grid) -> Tensor:
 
 
 def unpack(storage: Tensor, grid: Grid, examples: int) -> Tensor:
-    """The images (N, C, H, W) of a storage."""
-    images = grid.inside(storage).permute(0, 4, 1, 2, 3).flatten(0, 1)
-    return images[:examples].contiguous()
+    """The images (N, C, H, W) of a storage: memory of their own, and no view, so that they may be changed in place."""
+    inside = grid.inside(storage)
+    shape = (storage.shape[1], grid.height, grid.width)
+    images = storage.new_empty(examples, *shape)
+    whole = examples // LANES
+    images[: whole * LANES].view(whole, LANES, *shape).copy_(inside[:whole].permute(0, 4, 1, 2, 3))
+    if rest := examples % LANES:
+        images[whole * LANES :].copy_(inside[whole, ..., :rest].permute(3, 0, 1, 2))
+    return images

@@ -164,7 +164,7 @@ class SparseLinear(Sparse):
         columns = x.reshape(examples, self.shape[1]).t().to(self.weight.dtype)  # (features, examples)
         storage = F.pad(columns, (0, plan.source.plane - examples)).contiguous()[None]
         out, _, _ = Convolve.apply(storage, self.weight, None, plan, blocks * LANES, False)
-        out = out[0, :, :examples].t()
+        out = out[0, :, :examples].t().clone(memory_format=torch.contiguous_format)  # may be viewed, and changed
         if self.bias is not None:
             out = out + self.bias
         return out.reshape(*x.shape[:-1], self.shape[0])

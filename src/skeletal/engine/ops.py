@@ -295,7 +295,7 @@ class GlobalMean(torch.autograd.Function):
         means = torch.empty(blocks * channels, LANES, dtype=x.dtype)
         share(elementwise.mean, blocks * channels, flat(x), means.numpy(), numbers(grid))
         ctx.settings = grid, examples, x.shape
-        return means.view(blocks, channels, LANES).transpose(1, 2).flatten(0, 1)[:examples].contiguous()
+        return means.view(blocks, channels, LANES).transpose(1, 2).flatten(0, 1)[:examples].clone()
 
     @staticmethod
     @once_differentiable
