@@ -442,7 +442,7 @@ def test_other_densities(density):
         both.compare(batch())
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_random_networks(seed):
     """Of all blocks that `compact` is tested with, with empty layers and channels that are only a constant."""

@@ -10,7 +10,7 @@ starts and strides count elements.
 
 from numba import njit
 
-from skeletal.engine.tiles import LANES, inner, product
+from skeletal.engine.tiles import LANES, inner, inner_once, product
 
 compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
     nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
@@ -129,13 +129,14 @@ def weight_gradient(
 ):  # fmt: skip
     """Add up, for each kept weight, what it read times the gradient of what it was added to.
 
-    Tables as of `convolve`, of the forward plan. `sums` is (threads, kept weights * LANES); each thread
-    writes its own row. `add_up` makes gradients of them.
+    Tables as of `convolve`, of the forward plan. `sums` is (threads, kept weights, lanes), with a sum for each lane or,
+    where few tiles meet a weight, one for all; each thread writes its own. `add_up` makes gradients of them.
     """
     x_row, x_column, gradient_row, gradient_column = strides
     channels = pointers.shape[2] - 1
-    mine = sums[thread]
+    mine = sums[thread].reshape(-1)
     mine[:] = 0
+    per_lane = sums.shape[2] > 1
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = channels * split // splits, channels * (split + 1) // splits
@@ -145,11 +146,19 @@ def weight_gradient(
                 kind, phase = tiles[tile, 0], tiles[tile, 1]
                 x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
                 for channel in range(begin, end):
-                    inner(  # pyrefly: ignore [missing-argument]
-                        kind, x, x_start, x_row, x_column,
-                        gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
-                        pointers[phase, part, channel], pointers[phase, part, channel + 1],
-                    )  # fmt: skip
+                    some, others = pointers[phase, part, channel], pointers[phase, part, channel + 1]
+                    if per_lane:
+                        inner(  # pyrefly: ignore [missing-argument]
+                            kind, x, x_start, x_row, x_column,
+                            gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
+                            some, others,
+                        )  # fmt: skip
+                    else:
+                        inner_once(  # pyrefly: ignore [missing-argument]
+                            kind, x, x_start, x_row, x_column,
+                            gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
+                            some, others,
+                        )  # fmt: skip
 
 
 @compiled
@@ -172,6 +181,6 @@ def add_up(sums, order, gradient, first, last, thread):
     for j in range(first, last):
         total = sums.dtype.type(0)
         for row in range(sums.shape[0]):
-            for lane in range(LANES):
-                total += sums[row, j * LANES + lane]
+            for lane in range(sums.shape[2]):
+                total += sums[row, j, lane]
         gradient[order[j]] = total

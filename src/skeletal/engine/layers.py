@@ -18,6 +18,7 @@ from skeletal.engine.ops import (
     Convolve,
     GlobalMean,
     MaxPool,
+    Multiply,
     Normalise,
     Pack,
     Spread,
@@ -161,10 +162,8 @@ class SparseLinear(Sparse):
             shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
             self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
         plan = self._plans[blocks]
-        columns = x.reshape(examples, self.shape[1]).t().to(self.weight.dtype)  # (features, examples)
-        storage = F.pad(columns, (0, plan.source.plane - examples)).contiguous()[None]
-        out, _, _ = Convolve.apply(storage, self.weight, None, plan, blocks * LANES, False)
-        out = out[0, :, :examples].t().clone(memory_format=torch.contiguous_format)  # may be viewed, and changed
+        rows = x.reshape(examples, self.shape[1]).to(self.weight.dtype)
+        out = Multiply.apply(rows, self.weight, plan)
         if self.bias is not None:
             out = out + self.bias
         return out.reshape(*x.shape[:-1], self.shape[0])

@@ -33,6 +33,9 @@ def numbers(grid: Grid) -> tuple[int, int, int, int]:
     return grid.height, grid.width, grid.halo, grid.plane
 
 
+_FEW_TILES = 2
+
+
 def _splits(units: int, channels: int) -> int:
     """Into how many parts output channels are cut: where there are too few blocks and bands to share among threads."""
     threads = torch.get_num_threads()
@@ -83,7 +86,8 @@ def run_weight_gradient(plan: Plan, x: Tensor, gradient: Tensor) -> Tensor:
     units = x.shape[0] * len(tables.bands)
     splits = _splits(units, plan.outputs)
     units *= splits
-    sums = arena.empty((thread_count(units), plan.kept * LANES), x.dtype)
+    lanes = 1 if x.shape[0] * len(tables.tiles) <= _FEW_TILES else LANES
+    sums = arena.empty((thread_count(units), plan.kept, lanes), x.dtype)
     share(
         kernels.weight_gradient, units,
         flat(x), x.shape[1] * x.shape[2], flat(gradient), gradient.shape[1] * gradient.shape[2],
@@ -137,6 +141,47 @@ class Convolve(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             of_bias = plan.target.inside(gradient).sum((0, 2, 3, 4))
         return of_x, of_values, of_bias, None, None, None
+
+
+class Multiply(torch.autograd.Function):
+    """A sparse linear map: `apply(x, values, plan)` of x (examples, inputs) gives (examples, outputs).
+
+    Its plan is of a convolution on a map of one row, whose pixels are blocks of examples.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, plan: Plan) -> Tensor:
+        columns = _columns(x, plan.source)
+        ctx.plan = plan
+        ctx.save_for_backward(columns, values)
+        out, _ = run_convolution(plan.forward, columns, values.detach(), plan.outputs, plan.target, 0)
+        return _rows(out, len(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        columns, values = ctx.saved_tensors
+        plan = ctx.plan
+        of_out = _columns(gradient, plan.target)
+        of_x = of_values = None
+        if ctx.needs_input_grad[0]:
+            found, _ = run_convolution(plan.backward, of_out, values.detach(), plan.inputs, plan.source, 0)
+            of_x = _rows(found, len(gradient))
+        if ctx.needs_input_grad[1]:
+            of_values = run_weight_gradient(plan, columns, of_out)
+        return of_x, of_values, None
+
+
+def _columns(rows: Tensor, grid: Grid) -> Tensor:
+    """A storage (1, features, grid.plane) of rows (examples, features)."""
+    storage = torch.empty(1, rows.shape[1], grid.plane, dtype=rows.dtype)
+    storage[0, :, : len(rows)].copy_(rows.t())
+    storage[0, :, len(rows) :] = 0
+    return storage
+
+
+def _rows(storage: Tensor, examples: int) -> Tensor:
+    return storage[0, :, :examples].t().contiguous()
 
 
 class Normalise(torch.autograd.Function):
@@ -295,7 +340,8 @@ class GlobalMean(torch.autograd.Function):
         means = torch.empty(blocks * channels, LANES, dtype=x.dtype)
         share(elementwise.mean, blocks * channels, flat(x), means.numpy(), numbers(grid))
         ctx.settings = grid, examples, x.shape
-        return means.view(blocks, channels, LANES).transpose(1, 2).flatten(0, 1)[:examples].clone()
+        by_example = means.view(blocks, channels, LANES).transpose(1, 2).flatten(0, 1)[:examples]
+        return by_example.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     @once_differentiable

@@ -82,6 +82,14 @@ class _Emitter:
             self.builder.branch(end)
         self.builder.position_at_end(end)
 
+    def across(self, start: Any, vector: Any) -> Any:
+        """A number plus the sum over a vector."""
+        scalar = self.vector.element
+        kind = ir.FunctionType(scalar, [scalar, self.vector])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f{8 * self.bytes}"
+        reduce = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(reduce, [start, vector], fastmath=("reassoc",))
+
     def load(self, pointer: Any) -> Any:
         return self.builder.load(pointer, align=self.bytes)
 
@@ -235,38 +243,54 @@ def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, 
     return signature, generate
 
 
-@intrinsic
-def inner(typing, kind, x, x_start, x_row, x_column, y, y_start, y_row, y_column, offsets, sums, begin, end):
-    """`sums[j, lane] += Σ_tile x[offsets[j] + tile] y[tile]`, for j in [begin, end): the gradient of values[j].
+def _inner(per_lane: bool) -> Any:
+    @intrinsic
+    def tile(typing, kind, x, x_start, x_row, x_column, y, y_start, y_row, y_column, offsets, sums, begin, end):
+        index = types.int64
+        signature = types.void(index, x, index, index, index, y, index, index, index, offsets, sums, index, index)
 
-    Arguments as of `product`; the tile of y stays in registers.
-    """
-    index = types.int64
-    signature = types.void(index, x, index, index, index, y, index, index, index, offsets, sums, index, index)
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            emit = _Emitter(context, builder, signature, arguments, x.dtype)
+            kind_, _, x_at, x_row_, x_column_, _, y_at, y_row_, y_column_, _, _, begin_, end_ = arguments
+            start, y_start_ = builder.gep(emit.data(1), [x_at]), builder.gep(emit.data(5), [y_at])
+            offset, target = emit.data(9), emit.data(10)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = _Emitter(context, builder, signature, arguments, x.dtype)
-        kind_, _, x_at, x_row_, x_column_, _, y_at, y_row_, y_column_, _, _, begin_, end_ = arguments
-        start, y_start_ = builder.gep(emit.data(1), [x_at]), builder.gep(emit.data(5), [y_at])
-        offset, target = emit.data(9), emit.data(10)
+            def case(rows: int, columns: int, stride: int | None) -> None:
+                held = [emit.load(pixel) for pixel in emit.pixels(y_start_, rows, columns, y_row_, y_column_)]
 
-        def case(rows: int, columns: int, stride: int | None) -> None:
-            held = [emit.load(pixel) for pixel in emit.pixels(y_start_, rows, columns, y_row_, y_column_)]
+                def body(j: Any, _: list[Any]) -> list[Any]:
+                    here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
+                    at = builder.gep(target, [builder.mul(j, _constant(LANES)) if per_lane else j])
+                    if per_lane:
+                        at = builder.bitcast(at, emit.vector.as_pointer())
+                    # Two chains, so that an addition need not wait for the one before it.
+                    chains = [emit.load(at) if per_lane else emit.zero, emit.zero]
+                    pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
+                    for i, pixel in enumerate(pixels):
+                        chains[i % 2] = builder.call(emit.fma, [held[i], emit.load(pixel), chains[i % 2]])
+                    total = builder.fadd(*chains)
+                    if per_lane:
+                        emit.store(total, at)
+                    else:
+                        builder.store(emit.across(builder.load(at), total), at)
+                    return []
 
-            def body(j: Any, _: list[Any]) -> list[Any]:
-                here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
-                at = builder.gep(target, [builder.mul(j, _constant(LANES))])
-                at = builder.bitcast(at, emit.vector.as_pointer())
-                chains = [emit.load(at), emit.zero]  # two, so that an addition need not wait for the one before it
-                pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
-                for i, pixel in enumerate(pixels):
-                    chains[i % 2] = builder.call(emit.fma, [held[i], emit.load(pixel), chains[i % 2]])
-                emit.store(builder.fadd(*chains), at)
-                return []
+                emit.over(begin_, end_, [], body)
 
-            emit.over(begin_, end_, [], body)
+            emit.choose(kind_, [partial(case, *shape) for shape in _KINDS])
+            return context.get_dummy_value()
 
-        emit.choose(kind_, [partial(case, *shape) for shape in _KINDS])
-        return context.get_dummy_value()
+        return signature, generate
 
-    return signature, generate
+    return tile
+
+
+inner = _inner(per_lane=True)
+"""`sums[j, lane] += Σ_tile x[offsets[j] + tile] y[tile]`, for j in [begin, end): the gradient of values[j].
+
+Arguments as of `product`; the tile of y stays in registers.
+"""
+
+inner_once = _inner(per_lane=False)
+"""The same with the lanes added up at once, `sums[j]`: for weights that few tiles meet, where sums for each lane would
+cost more to write and to read than this does."""
