@@ -24,7 +24,7 @@ import skeletal
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
 from skeletal.harness.experiment import create_model, load_data
-from skeletal.harness.report import _save, style
+from skeletal.harness.report import save_figure, style
 
 MODELS = {"vgg19-cifar": "VGG-19", "resnet50-cifar": "ResNet-50"}
 MANY = 60  # batches of the one-shot methods' MB variants: as many as FORCE sees in its steps
@@ -113,7 +113,7 @@ def draw(row, folder, path):
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
     figure.axes[0].set_ylabel("density of the layer", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
     Image.open(path).quantize(64).save(path, optimize=True)  # a third of the size
 
 

@@ -24,7 +24,7 @@ from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
 from skeletal.harness.environment import environment
 from skeletal.harness.experiment import create_model, load_data
-from skeletal.harness.report import COLOURS, _save
+from skeletal.harness.report import COLOURS, save_figure
 
 
 def summary(found):
@@ -121,7 +121,7 @@ def draw(rows, title, path):
         panel.set_xlabel("steps T")
         panel.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def main():

@@ -1,6 +1,10 @@
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny, and xdist runs two processes
+
+# What the engine measures here is nobody else's business.
+os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="skeletal-cache-"))
 
 from hypothesis import settings
 

@@ -6,7 +6,7 @@ import pytest
 
 from skeletal import __version__
 
-COMMANDS = ("demo", "run", "prune", "train", "eval", "show", "doctor")
+COMMANDS = ("demo", "run", "prune", "train", "eval", "show", "diagnose", "bench", "doctor")
 
 
 def test_help_and_mistakes_answer_without_torch():

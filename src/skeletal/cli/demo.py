@@ -48,7 +48,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     )
     for method, density in track(settings, "prune, train, test", console=Console(stderr=True)):
         pruning, training = resolved(
-            "quick", Pruning(method=method, density=density), Training(epochs=epochs, batch_size=64)
+            "quick", Pruning(method=method, density=density), Training(epochs=epochs, batch_size=64, engine="dense")
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # the table says it

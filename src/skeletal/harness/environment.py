@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("skeletal", "torch", "torchvision", "accelerate", "numpy", "safetensors")
+_PACKAGES = ("skeletal", "torch", "torchvision", "accelerate", "numpy", "numba", "safetensors")
 
 
 def _version(package: str) -> str | None:

@@ -96,7 +96,7 @@ def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
     axes.set_ylabel("weights kept (x: empty layer)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -120,10 +120,10 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write a figure without a date in it, so that the same figure is the same file."""
     from matplotlib import rc_context
 

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from skeletal.harness.report import _save as save_figure
+from skeletal.harness.report import save_figure
 from skeletal.harness.report import style
 
 
