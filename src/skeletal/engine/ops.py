@@ -181,7 +181,8 @@ def _columns(rows: Tensor, grid: Grid) -> Tensor:
 
 
 def _rows(storage: Tensor, examples: int) -> Tensor:
-    return storage[0, :, :examples].t().contiguous()
+    # Memory of its own: what a Function returns as a view cannot be changed in place.
+    return storage[0, :, :examples].t().clone(memory_format=torch.contiguous_format)
 
 
 class Normalise(torch.autograd.Function):

@@ -4,8 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from skeletal.harness.report import save_figure
-from skeletal.harness.report import style
+from skeletal.harness.report import save_figure, style
 
 
 def plot_roofline(result: dict[str, Any], path: Path) -> None:
