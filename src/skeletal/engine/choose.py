@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skeletal.core.batches import forward
-from skeletal.core.borrow import random_state_kept
+from skeletal.core.borrow import in_mode, random_state_kept
 from skeletal.core.files import write_atomically
 from skeletal.core.probing import outputs_of
 from skeletal.engine.layers import Blocked, Sparse, SparseConv2d, ToBlocks
@@ -124,8 +124,6 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     gradients = [(p, p.grad) for p in network.parameters()]
-    modes = [(module, module.training) for module in network.modules()]
-    network.train()
 
     def step() -> None:
         outputs = [output for output in outputs_of(forward(network, batch)) if output.requires_grad]
@@ -135,11 +133,9 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
             )
 
     try:
-        with random_state_kept(network), torch.enable_grad():
+        with random_state_kept(network), in_mode(network, training=True), torch.enable_grad():
             return median_ms(step, _HOPELESS * best)
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

@@ -19,7 +19,7 @@ from skeletal.engine.channels import Channels, find_channels
 from skeletal.engine.cut import cut_modules
 from skeletal.engine.report import CutLayer, Report
 from skeletal.engine.rules import CONSTANT, ZERO, Norm, Product
-from skeletal.engine.trace import UntraceableError, note_shapes, state_tensors, trace
+from skeletal.engine.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +46,9 @@ class Compact:
         Pruned weights are exactly 0; what was removed, though the mask keeps it, has its original value.
         """
         dense = copy.deepcopy(self.original)
-        _fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
+        fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
         _zero(dense, self.original_mask)
-        modes = {name: module.training for name, module in self.model.named_modules()}
-        for name, module in dense.named_modules():
-            module.training = modes.get(name, self.model.training)
+        take_modes(dense, modes_of(self.model), self.model.training)
         return dense
 
     def dense_state(self) -> dict[str, Any]:
@@ -70,15 +68,9 @@ class Compact:
         dense.load_state_dict(state)
         _zero(dense, self.original_mask)
         values = state_tensors(dense)
-        for name, entries in self.relied_on.items():
-            moved = values[name].detach().ne(0).cpu() & entries
-            if moved.any():
-                raise MaskError(
-                    f"{name}[{int(moved.nonzero()[0])}] is not 0 in this state, but was 0 when channels were removed:"
-                    " load the state into the original model and compact that"
-                )
-        _fill(self.original, values)
-        _fill(self.model, gather(values, self.slices))
+        refuse_moved(values, self.relied_on, "compact")
+        fill(self.original, values)
+        fill(self.model, gather(values, self.slices))
 
 
 def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Compact:
@@ -162,8 +154,25 @@ def _line(node: fx.Node, rule: Product | Norm, channels: Channels, mask: Tensors
     )
 
 
+def refuse_moved(values: Tensors, relied_on: Tensors, verb: str) -> None:
+    """Make sure that what channels were removed by, being 0, still is; `verb` is the way to take it over if not.
+
+    Raises:
+        MaskError: names the first that is not.
+
+    """
+    for name, entries in relied_on.items():
+        moved = values[name].detach().ne(0).cpu() & entries
+        if moved.any():
+            raise MaskError(
+                f"{name}[{int(moved.nonzero()[0])}] is not 0 in this state, but was 0 when channels were removed:"
+                f" load the state into the original model and {verb} that"
+            )
+
+
 @torch.no_grad()
-def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into the parameters and buffers of these names."""
     for name, tensor in state_tensors(model).items():
         if name in values:
             tensor.copy_(values[name])

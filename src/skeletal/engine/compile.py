@@ -19,9 +19,10 @@ from skeletal.engine.compact import Compact, compact
 from skeletal.engine.layers import COMPUTES, Sparse
 from skeletal.engine.lower import PART, Lowered, lower, make_sparse
 from skeletal.engine.original import Original
-from skeletal.engine.trace import state_tensors
+from skeletal.engine.trace import modes_of, state_tensors, take_modes
 
 PATHS = ("auto", "sparse", "dense")
+_DENSE_LAST = "dense, channels last"
 
 
 class Network(nn.Module):
@@ -72,21 +73,18 @@ class Compiled(nn.Module):
         self._times: dict[str, tuple[float, float]] = {}
         self._steps: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
-        self._channels_last = False
-        self._register_hooks()
+        self.chosen = "sparse"
+        self.register_state_dict_post_hook(_to_user)
+        self.register_load_state_dict_pre_hook(_from_user)
 
     def _hold(self) -> None:
         """Masked weights of layers that only run dense (attention, 1d convolutions) are held at 0 as usual."""
         if self._held_masks:
             Skeleton(self._held_masks, self.network)
 
-    def _register_hooks(self) -> None:
-        self.register_state_dict_post_hook(_to_user)
-        self.register_load_state_dict_pre_hook(_from_user)
-
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """What the original network takes and returns."""
-        if self._channels_last:
+        if self.chosen == _DENSE_LAST:
             arguments = tuple(_channels_last(argument) for argument in arguments)
         return self.network(*arguments, **options)
 
@@ -117,9 +115,7 @@ class Compiled(nn.Module):
         for name, layer in self.sparse_layers().items():
             values[f"{name}.weight"] = layer.dense_weight().detach()
         dense = self._original.to_dense(values)
-        modes = {name: module.training for name, module in self.network.named_modules()}
-        for name, module in dense.named_modules():
-            module.training = modes.get(name, self.training)
+        take_modes(dense, modes_of(self.network), self.training)
         return dense
 
     def use(self, path: str) -> None:
@@ -138,14 +134,15 @@ class Compiled(nn.Module):
             raise ValueError(
                 f"sparse kernels run float32 and float64 on the CPU, not {weight.dtype} on {weight.device}"
             )
-        self._set(dict.fromkeys(self.sparse_layers(), path), path, channels_last=False)
+        self.repeat(dict.fromkeys(self.sparse_layers(), path), path)
 
     def _can_run_sparse(self) -> bool:
         layers = self.sparse_layers().values()
         return all(layer.weight.device.type == "cpu" and layer.weight.dtype in COMPUTES for layer in layers)
 
-    def _set(self, paths: Mapping[str, str], chosen: str, *, channels_last: bool) -> None:
-        self._channels_last, self.chosen = channels_last, chosen
+    def repeat(self, paths: Mapping[str, str], chosen: str) -> None:
+        """Take each layer's path as it was chosen before, under the name `chosen`; nothing is measured."""
+        self.chosen = chosen
         for name, layer in self.sparse_layers().items():
             layer.path = paths[name]
         if isinstance(self.network, Network) and self._graph is not None:
@@ -155,7 +152,7 @@ class Compiled(nn.Module):
         layers = self.sparse_layers()
         if not layers or not self._can_run_sparse():
             self._notes = ("nothing here runs on sparse kernels: all layers are dense",)
-            self._set(dict.fromkeys(layers, "dense"), "dense", channels_last=False)
+            self.repeat(dict.fromkeys(layers, "dense"), "dense")
             return
         examples = []
         map_tensors(lambda tensor: examples.append((tuple(tensor.shape), str(tensor.dtype))) or tensor, self._example)
@@ -172,7 +169,7 @@ class Compiled(nn.Module):
         self._times = {name: (times[0], times[1]) for name, times in choice["times"].items()}
         self._steps = dict(choice["steps"])
         paths = {name: "sparse" if name in choice["sparse"] else "dense" for name in layers}
-        self._set(paths, choice["chosen"], channels_last=choice["chosen"] == "dense, channels last")
+        self.repeat(paths, choice["chosen"])
 
     def _measure(self, layers: Mapping[str, Sparse]) -> dict[str, Any]:
         """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster."""
@@ -183,20 +180,20 @@ class Compiled(nn.Module):
             mixed = {
                 name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers
             }
-            ways: dict[str, tuple[dict[str, str], bool]] = {
-                "sparse": (dict.fromkeys(layers, "sparse"), False),
-                "dense": (dict.fromkeys(layers, "dense"), False),
-                "dense, channels last": (dict.fromkeys(layers, "dense"), True),
-                "each as was faster": (mixed, False),
+            ways = {
+                "sparse": dict.fromkeys(layers, "sparse"),
+                "dense": dict.fromkeys(layers, "dense"),
+                _DENSE_LAST: dict.fromkeys(layers, "dense"),
+                "each as was faster": mixed,
             }
             if len(set(mixed.values())) == 1:
                 del ways["each as was faster"]
             steps = {}
-            for way, (paths, channels_last) in ways.items():
-                self._set(paths, way, channels_last=channels_last)
+            for way, paths in ways.items():
+                self.repeat(paths, way)
                 steps[way] = choose.step_ms(self, self._example, min(steps.values(), default=math.inf))
         chosen = min(steps, key=steps.__getitem__)
-        sparse = [name for name, path in ways[chosen][0].items() if path == "sparse"]
+        sparse = [name for name, path in ways[chosen].items() if path == "sparse"]
         return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}
 
     @property
@@ -226,7 +223,7 @@ class Compiled(nn.Module):
         """Pickled as the dense network it stands for."""
         paths = {name: layer.path for name, layer in self.sparse_layers().items()}
         mask = dict(self.mask), dict(self.mask.metadata)
-        return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self._channels_last, self.training)
+        return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self.training)
 
 
 def compile(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, path: str = "auto") -> Compiled:
@@ -268,12 +265,11 @@ def _again(
     example: Any,
     paths: Mapping[str, str],
     chosen: str,
-    channels_last: bool,
     training: bool,
 ) -> Compiled:
     whole = Mask(*mask)
     compiled = Compiled(compact(dense, whole, example), whole, example)
-    compiled._set(paths, chosen, channels_last=channels_last)
+    compiled.repeat(paths, chosen)
     return compiled.train(training)
 
 

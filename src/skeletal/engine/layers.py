@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skeletal.engine.grid import Grid
+from skeletal.engine.grid import Grid, blocks_for
 from skeletal.engine.ops import (
     Convolve,
     GlobalMean,
@@ -28,7 +28,6 @@ from skeletal.engine.ops import (
     run_convolution,
 )
 from skeletal.engine.plan import Plan, Shape
-from skeletal.engine.tiles import LANES
 
 COMPUTES = (torch.float32, torch.float64)
 """What the kernels compute in."""
@@ -156,7 +155,7 @@ class SparseLinear(Sparse):
         if x.shape[-1] != self.shape[1]:
             raise ValueError(f"a linear layer of {self.shape[1]} features got a tensor {tuple(x.shape)}")
         examples = x.shape[:-1].numel()
-        blocks = max(1, -(-examples // LANES))
+        blocks = max(1, blocks_for(examples))
         if blocks not in self._plans:
             grid = Grid(1, blocks, 0)
             shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))

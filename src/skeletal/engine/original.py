@@ -6,10 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.errors import MaskError
 from skeletal.core.selection import Tensors
 from skeletal.engine.carry import gather, scatter
-from skeletal.engine.compact import Compact
+from skeletal.engine.compact import Compact, fill, refuse_moved
 from skeletal.engine.trace import state_tensors
 
 
@@ -45,10 +44,7 @@ class Original:
             weight[self.kept[name]] = kept
             memo[id(stand_in)] = nn.Parameter(weight.view(stand_in.shape), stand_in.requires_grad)
         model = copy.deepcopy(self.blueprint, memo)
-        there = state_tensors(model)
-        with torch.no_grad():
-            for name, value in scatter(values, self.slices, there).items():
-                there[name].copy_(value)
+        fill(model, scatter(values, self.slices, state_tensors(model)))
         return model
 
     def take(self, state: Mapping[str, Tensor]) -> tuple[Tensors, list[str], list[str]]:
@@ -68,13 +64,7 @@ class Original:
         dense = self.to_dense({})
         missing, unexpected = dense.load_state_dict(state, strict=False)
         there = {name: value.detach() for name, value in state_tensors(dense).items()}
-        for name, entries in self.relied_on.items():
-            moved = there[name].ne(0).cpu() & entries
-            if moved.any():
-                raise MaskError(
-                    f"{name}[{int(moved.nonzero()[0])}] is not 0 in this state, but was 0 when channels were removed:"
-                    " load the state into the original model and compile that"
-                )
+        refuse_moved(there, self.relied_on, "compile")
         for name, kept in self.kept.items():
             self.values[name] = there[name].flatten()[kept]
             there[name] = (

@@ -48,6 +48,17 @@ def state_tensors(model: nn.Module) -> Tensors:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
+def take_modes(module: nn.Module, modes: Mapping[str, bool], otherwise: bool) -> None:
+    """Set train or eval mode of each part by its name; parts without a name there get `otherwise`."""
+    for name, part in module.named_modules():
+        part.training = modes.get(name, otherwise)
+
+
+def modes_of(module: nn.Module) -> dict[str, bool]:
+    """Whether each part of a network is in train mode, by its name."""
+    return {name: part.training for name, part in module.named_modules()}
+
+
 class _Arguments(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs
@@ -118,10 +129,9 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     """
     few, expected = first_that_runs(model, [lambda n=n: _run(model, shorten(batch, n)) for n in (2, None)])
     graph = _same_in_both_modes(_graph(model, training=True), _graph(model, training=False))
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = modes_of(model)
     module = fx.GraphModule(model, graph, type(model).__name__)
-    for name, part in module.named_modules():
-        part.training = modes.get(name, model.training)
+    take_modes(module, modes, model.training)
     try:
         with torch.no_grad(), in_mode(module, training=False), random_state_kept(module):
             run = _Writes(module)

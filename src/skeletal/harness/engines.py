@@ -93,10 +93,9 @@ def engine_for(
 
     fast = compile(model, mask, example(), path="dense").train(model.training)
     if earlier is not None:
-        fast._set(earlier["paths"], earlier["chosen"], channels_last=earlier["channels_last"])
+        fast.repeat(earlier["paths"], earlier["chosen"])
     else:
         with autocast():
             fast.use(asked)
     paths = {name: layer.path for name, layer in fast.sparse_layers().items()}
-    choice = {"asked": asked, "chosen": fast.chosen, "paths": paths, "channels_last": fast._channels_last}
-    return Engine(fast, choice)
+    return Engine(fast, {"asked": asked, "chosen": fast.chosen, "paths": paths})

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS, prune
-from skeletal.harness import models
+from skeletal.harness.config import Setup
 from skeletal.harness.data import SPECS
+from skeletal.harness.experiment import create_model
 from skeletal.harness.models.initialization import seeded
 
 
@@ -24,14 +25,7 @@ class Setting:
 
     def network(self) -> nn.Module:
         """The network at its initialization."""
-        spec = SPECS[self.data]
-        return models.create(
-            self.model,
-            num_classes=spec.num_classes,
-            in_channels=spec.channels,
-            image_size=spec.image_size,
-            seed=self.seed,
-        )
+        return create_model(Setup(model=self.model, data=self.data, seed=self.seed), SPECS[self.data])
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Images of standard normal noise (N, C, H, W) and random classes (N,)."""
