@@ -43,7 +43,7 @@ def find(model_name, row, data, arguments):
         options["batches_per_step"] = arguments.batches_per_step
     if arguments.precision != "float32":
         options["precision"] = arguments.precision
-    model = create_model(Setup(model=model_name, data=data.name, seed=0), data)
+    model = create_model(Setup(model=model_name, data=data.name, seed=0), data).to(arguments.device)
     ticks = [time.perf_counter()]
     mask = skeletal.prune(
         model,
@@ -54,12 +54,19 @@ def find(model_name, row, data, arguments):
         on_step=lambda step: ticks.append(time.perf_counter()),
         **options,
     )
-    found = skeletal.diagnose(model, mask, torch.zeros(2, data.channels, data.image_size, data.image_size))
+    found = skeletal.diagnose(
+        model, mask, torch.zeros(2, data.channels, data.image_size, data.image_size, device=arguments.device)
+    )
     seconds = statistics.median(after - before for before, after in pairwise(ticks))
     mask.metadata |= {"seconds_per_step": round(seconds, 3), "threads": torch.get_num_threads()}
     mask.metadata |= {"network": model_name, "data": data.name, "precision": arguments.precision}
+    mask.metadata |= {"device": device_name(arguments.device)}
     mask.metadata |= {"effective_density": found.effective_density, "row": row}
     return mask
+
+
+def device_name(device):
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
 
 
 def saved(folder, model_name):
@@ -128,6 +135,7 @@ def main():
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--steps", type=int, help="of the methods with several; by default their own")
     parser.add_argument("--batches-per-step", type=int, help=f"of snip-mb and grasp-mb; {MANY} by default")
+    parser.add_argument("--device", default="cpu")
     precisions = ["float32"] + ["bfloat16"] * ("precision" in inspect.signature(skeletal.prune).parameters)
     parser.add_argument("--precision", default="float32", choices=precisions)
     arguments = parser.parse_args()

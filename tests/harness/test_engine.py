@@ -160,8 +160,8 @@ def test_a_gpu_trains_dense_and_says_so_but_does_not_go_on_with_what_a_cpu_began
         raise AssertionError("no example is needed")
 
     with pytest.warns(UserWarning, match="for CPUs: cuda computes with dense") as said:
-        engine = engine_for(model, mask, "auto", device=GPU, example=never)
-    assert engine.network is model and engine.name == "dense" and len(said) == 1
+        engines = [engine_for(model, mask, asked, device=GPU, example=never) for asked in ("sparse", "auto")]
+    assert all(engine.network is model and engine.name == "dense" for engine in engines) and len(said) == 1
     begun = engine_for(model, mask, "sparse", device=CPU, example=lambda: torch.zeros(2, *IMAGES))
     with pytest.raises(ValueError, match="began on a CPU with --engine sparse, which cuda does not have"):
         engine_for(model, mask, "auto", device=GPU, example=never, earlier=begun.choice)

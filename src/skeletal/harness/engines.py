@@ -72,7 +72,7 @@ def engine_for(
         earlier: `Engine.choice` of the run that is continued.
 
     Warns:
-        UserWarning: there is a mask, but the device is no CPU: dense it is.
+        UserWarning: "sparse" was asked for, but the device is no CPU: dense it is.
 
     Raises:
         ValueError: a run cannot go on with this engine, or on this device, as it began with another.
@@ -84,6 +84,8 @@ def engine_for(
     if mask is None or asked == "dense":
         return Engine(model, _DENSE)
     if device.type != "cpu":
+        if asked == "auto":  # whichever is faster, and there is only one
+            return Engine(model, _DENSE)
         warnings.warn(
             f"the sparse engine is for CPUs: {device.type} computes with dense, masked weights, as --engine dense does",
             stacklevel=3,

@@ -1,0 +1,53 @@
+"""Compact and compiled networks on a GPU."""
+
+import pytest
+import torch
+from torch import nn
+
+import skeletal
+from skeletal.harness.models import create
+from tests.cases import random_mask as drawn
+
+X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["vgg11-cifar", "resnet20-cifar"])
+def test_a_compact_network_equals_its_masked_one(name):
+    model = create(name, num_classes=10).double().cuda()
+    mask = skeletal.Mask(drawn(model, 0.02))
+    mask.attach(model)
+    small = skeletal.compact(model, mask, X.cuda()).model
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert next(small.parameters()).is_cuda
+    for network in (model, small):
+        network.train()
+        nn.functional.cross_entropy(network(X.cuda()), torch.arange(4, device="cuda")).backward()
+        network.eval()
+    torch.testing.assert_close(small(X.cuda()), model(X.cuda()), rtol=1e-9, atol=1e-10)
+
+
+def test_amp_through_a_compact_network():
+    model = create("vgg11-cifar", num_classes=10).cuda()
+    mask = skeletal.Mask(drawn(model, 0.02))
+    mask.attach(model)
+    small = skeletal.compact(model, mask, X.float().cuda()).model
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = small(X.float().cuda()).float().square().mean()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in small.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("path", ["auto", "dense"])
+def test_a_compiled_network_computes_densely_and_equally(path):
+    model = create("resnet20-cifar", num_classes=10).double().cuda().eval()
+    mask = skeletal.Mask(drawn(model, 0.02))
+    mask.attach(model)
+    fast = skeletal.compile(model, mask, X.cuda(), path=path)
+    torch.testing.assert_close(fast(X.cuda()), model(X.cuda()), rtol=1e-9, atol=1e-10)
+    mask.check(fast.to_dense())
+
+
+def test_sparse_kernels_are_for_cpus_and_say_so():
+    model = create("resnet20-cifar", num_classes=10).cuda()
+    with pytest.raises(ValueError, match=r"on the CPU, not torch\.float32 on cuda"):
+        skeletal.compile(model, skeletal.Mask(drawn(model, 0.02)), X.float().cuda(), path="sparse")
