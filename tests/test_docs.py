@@ -46,3 +46,25 @@ def test_links_and_pictures_exist(page):
         if anchor:
             titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], link
+
+
+def test_every_page_is_in_the_index():
+    listed = {line for block in re.findall(r"```{toctree}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+              for line in block.splitlines() if line and not line.startswith(":")}  # fmt: skip
+    listed |= {f"methods/{page.stem}" for page in METHODS.glob("*.md")} if "methods/*" in listed else set()
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES} - {"index"}
+    assert pages == listed - {"methods/*"}
+
+
+def test_the_citation_is_of_this_version():
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((DOCS.parent / "CITATION.cff").read_text())
+    assert citation["version"] == skeletal.__version__
+    assert citation["license"] == "MIT" and citation["type"] == "software"
+    assert citation["references"][0]["title"] in " ".join((DOCS.parent / "README.md").read_text().split())
+
+
+def test_the_public_names_are_in_the_reference():
+    page = (DOCS / "reference" / "python.md").read_text()
+    for name in set(skeletal.__all__) - {"__version__", "models"}:
+        assert re.search(rf":: skeletal\.{name}$", page, re.MULTILINE), name

@@ -14,6 +14,7 @@ import skeletal
 from skeletal.core.maskfile import pack, unpack
 from skeletal.core.weights import count_biases, prunable_weights
 from tests.cases import Residual, convnet, images
+from tests.robust import forge
 
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -67,7 +68,7 @@ def test_mask_owns_its_tensors_and_refuses_what_is_not_a_mask():
     mask = skeletal.Mask({"w": keep})
     keep.zero_()
     assert mask.kept == 3
-    with pytest.raises(skeletal.MaskError, match="mask of w holds values other than 0 and 1"):
+    with pytest.raises(skeletal.MaskError, match=r"mask of w \(2,\) holds values other than 0 and 1"):
         skeletal.Mask({"w": torch.tensor([0.0, 0.5])})
     with pytest.raises(skeletal.MaskError, match="at least one layer"):
         skeletal.Mask({})
@@ -162,6 +163,35 @@ def test_lying_headers_are_refused(tmp_path: Path, change, message):
     outer["__metadata__"]["skeletal"] = json.dumps(inner)
     header = json.dumps(outer).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
+    with pytest.raises(skeletal.MaskError, match=message):
+        skeletal.Mask.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told.update(format=True), "mask format True"),
+        (lambda told: told.update(shapes={"w": [1] * 17 + [4]}), "the shape"),
+        (lambda told: told.update(shapes={"w": [2**21, 2**21]}), "the shape"),
+        (lambda told: told.update(shapes={"w": [0, 2**62]}), "the shape"),
+        (lambda told: told.update(shapes={"w": [4.0]}), "the shape"),
+        (lambda told: told.update(shapes={"w": [True, 4]}), "the shape"),
+        (lambda told: told.update(shapes={"w": [3]}), "more bits than weights"),
+        (lambda told: told.update(shapes={"w\n": [4]}), "cannot be printed"),
+        (lambda told: told.update(metadata={"left_out": ["a\x1b"]}), "left_out"),
+        (lambda told: told.update(metadata={"left_out": "a"}), "should be list"),
+        (lambda told: told.update(metadata={"method": 3}), "should be str"),
+        (lambda told: told.update(metadata={"seed": True}), "should be int"),
+        (lambda told: told.update(metadata={"biases": -1}), "at least 0"),
+        (lambda told: told.update(metadata={"parameters": 3}), "at least 4"),
+    ],
+)
+def test_what_a_hostile_author_would_write_is_refused_with_a_right_checksum(tmp_path, change, message):
+    path = tmp_path / "m.safetensors"
+    skeletal.Mask({"w": torch.tensor([1, 0, 1, 1])}).save(path)
+    forge.mask_file(path, lambda told: None)
+    assert skeletal.Mask.load(path).kept == 3  # what is forged in another way than its sums would be refused for them
+    forge.mask_file(path, change)
     with pytest.raises(skeletal.MaskError, match=message):
         skeletal.Mask.load(path)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skeletal.engine import arena, plan
 from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Shape
-from skeletal.engine.tiles import LANES
+from skeletal.engine.slots import LANES, examples_of
 
 BATCHES = (1, 2, 3, LANES - 1, LANES, LANES + 1, 2 * LANES, 2 * LANES + 5, 40)
 MASKS = ("none", "all", "few", "half", "half", "no first output", "no last input", "one")
@@ -113,10 +113,10 @@ def threads(count: int) -> Iterator[None]:
 
 def assert_clean(storage: Tensor, grid: Grid, examples: int) -> None:
     """Zeros around the maps, and where there is no example."""
-    rest = storage.detach().clone()
-    assert rest.shape == (-(-examples // LANES), storage.shape[1], grid.plane)
+    rest, lanes = storage.detach().clone(), examples_of(storage.dtype)
+    assert rest.shape == (-(-examples // lanes), storage.shape[1], grid.numbers(storage.dtype)[3])
     inside = grid.inside(rest)
-    absent = torch.arange(inside.shape[0] * LANES).view(-1, LANES) >= examples
+    absent = torch.arange(inside.shape[0] * lanes).view(-1, lanes) >= examples
     assert not (inside != 0).permute(0, 4, 1, 2, 3)[absent].any(), "an absent example is not 0"
     inside.zero_()
     assert not rest.ne(0).any(), "halo or gap is not 0"

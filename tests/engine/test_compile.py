@@ -94,8 +94,8 @@ def test_trains_as_the_masked_network(make, path, optimizer):
         slow.train(mode), fast.train(mode), dense.train(mode)
         with torch.no_grad():
             outputs = [copy.deepcopy(network)(batches[0][0]) for network in (slow, fast, dense)]
-        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-7, atol=1e-10)  # Adam divides by small numbers
+        torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-7, atol=1e-10)
 
 
 def test_only_kept_values_are_parameters():

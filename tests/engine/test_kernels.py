@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from skeletal.engine.convolution import run_convolution, run_weight_gradient
 from skeletal.engine.grid import Grid, pack, unpack
-from skeletal.engine.ops import moments_of, run_convolution, run_weight_gradient
+from skeletal.engine.norm import moments_of
 from skeletal.engine.plan import Plan, Shape
 from skeletal.engine.threads import _flushes, share
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, small_windows, threads

@@ -10,21 +10,13 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from skeletal.engine import layers
+from skeletal.engine import blocked
+from skeletal.engine.blocked import Blocked, BlockedMaxPool, Elementwise, ToBlocks, can_pool, to_images
+from skeletal.engine.conv_norm import ConvNorm
 from skeletal.engine.grid import Grid, pack, unpack
-from skeletal.engine.layers import (
-    Blocked,
-    BlockedMaxPool,
-    ConvNorm,
-    Elementwise,
-    SparseConv2d,
-    SparseLinear,
-    ToBlocks,
-    can_pool,
-    to_images,
-)
+from skeletal.engine.layers import SparseConv2d, SparseLinear
 from skeletal.engine.plan import Shape
-from skeletal.engine.tiles import LANES
+from skeletal.engine.slots import LANES
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish
 
 SMALL = Case(Shape((1, 2), (1, 1), (1, 1), 2, (3, 2)), 3, 4, 6, 4, 5, "half", 3)
@@ -197,7 +189,7 @@ def test_gradients_of_storages_are_clean():
     normed, _ = ConvNorm(None, norm, 1, relu=True)(first, first)
     pooled = BlockedMaxPool(nn.MaxPool2d(2, 1, 1), 1)(normed)
     storages += [first.storage, normed.storage, pooled.storage]
-    total = (to_images(pooled) ** 2).sum() + to_images(passed).sum() + layers.global_mean(normed).sum()
+    total = (to_images(pooled) ** 2).sum() + to_images(passed).sum() + blocked.global_mean(normed).sum()
     found = torch.autograd.grad(total, storages)
     for gradient, grid in zip(found, (x.grid, first.grid, normed.grid, pooled.grid), strict=True):
         assert gradient.ne(0).any()
@@ -271,7 +263,7 @@ def test_nan_stays_nan():
             assert torch.equal(to_images(fused).isnan(), torch.relu(norm(dense(images))).isnan())
             added, _ = ConvNorm(sparse, norm, 1, relu=True)(ToBlocks(0, torch.float64)(torch.ones_like(images)), block)
             assert to_images(added).isnan().sum() >= 2
-    assert torch.equal(layers.global_mean(block).isnan(), images.mean((2, 3), True).isnan())
+    assert torch.equal(blocked.global_mean(block).isnan(), images.mean((2, 3), True).isnan())
     assert torch.equal(to_images(Elementwise(torch.relu)(block)).isnan(), images.isnan())
 
 
@@ -280,22 +272,22 @@ def test_mean_sum_and_concatenation(examples):
     one, two = (torch.randn(examples, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     block, wider = ToBlocks(0, torch.float64), ToBlocks(2, torch.float64)
     for ours, theirs in (
-        (layers.global_mean(block(one)), one.mean((2, 3), True)),
-        (to_images(layers.add(block(one), wider(one))), one + one),
-        (to_images(layers.concatenate([wider(one), block(two[:, :2])])), torch.cat([one, two[:, :2]], 1)),
-        (to_images(layers.with_halo(block(one), 3)), one),
+        (blocked.global_mean(block(one)), one.mean((2, 3), True)),
+        (to_images(blocked.add(block(one), wider(one))), one + one),
+        (to_images(blocked.concatenate([wider(one), block(two[:, :2])])), torch.cat([one, two[:, :2]], 1)),
+        (to_images(blocked.with_halo(block(one), 3)), one),
         (to_images(Elementwise(F.silu)(wider(one))), F.silu(one)),
     ):
         close(ours, theirs)
         close(gradients(ours, one)[0], gradients(theirs, one)[0])
-    for blocked in (
-        layers.add(block(one), wider(two)),
-        layers.concatenate([wider(one), block(two)]),
+    for maps in (
+        blocked.add(block(one), wider(two)),
+        blocked.concatenate([wider(one), block(two)]),
         Elementwise(F.gelu)(wider(one)),
-        layers.with_halo(wider(one), 1),
+        blocked.with_halo(wider(one), 1),
     ):
-        assert_clean(blocked.storage, blocked.grid, examples)
-    assert gradcheck(lambda x: layers.global_mean(wider(x)), one[:2, :1].detach().requires_grad_())
+        assert_clean(maps.storage, maps.grid, examples)
+    assert gradcheck(lambda x: blocked.global_mean(wider(x)), one[:2, :1].detach().requires_grad_())
 
 
 @given(st.integers(0, 2 * LANES + 1), st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(0, 3))
@@ -423,7 +415,7 @@ def test_outputs_can_be_changed_in_place_and_viewed(examples):
     sparse, dense = conv()
     images = SMALL.random(examples, 4, 4, 5)
     block = ToBlocks(1, torch.float64)
-    pairs = [(sparse(images), dense(images)), (layers.global_mean(block(images)), images.mean((2, 3), True))]
+    pairs = [(sparse(images), dense(images)), (blocked.global_mean(block(images)), images.mean((2, 3), True))]
     for bias in (True, False):
         flat, full, _ = linear(80, 5, bias=bias)
         pairs.append((flat(images.flatten(1)), full(images.flatten(1))))
@@ -446,7 +438,7 @@ def test_an_empty_batch():
     with torch.no_grad():
         block = ToBlocks(1, torch.float64)(SMALL.images[:0])
         assert to_images(pooled(SMALL.images[:0], nn.MaxPool2d(2))).shape == (0, 4, 2, 2)
-        assert layers.global_mean(block).shape == (0, 4, 1, 1)
+        assert blocked.global_mean(block).shape == (0, 4, 1, 1)
 
 
 def test_inputs_that_do_not_fit_are_refused():
@@ -470,7 +462,7 @@ def test_maps_of_other_sizes_are_not_combined():
     whole = block(SMALL.images)
     norm = norm_of(4, "usual")
     for other in (block(SMALL.images[:1]), block(SMALL.images[:, :, :1]), block(SMALL.images[..., :2])):
-        for combine in (layers.add, lambda x, y: layers.concatenate([x, y]), ConvNorm(None, norm, 0, relu=False)):
+        for combine in (blocked.add, lambda x, y: blocked.concatenate([x, y]), ConvNorm(None, norm, 0, relu=False)):
             with pytest.raises(ValueError, match="cannot combine maps"):
                 combine(whole, other)
 

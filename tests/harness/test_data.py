@@ -1,8 +1,10 @@
 """The contract of a split: order and augmentation are functions of (seed, epoch, batch), and of nothing else."""
 
+import gc
 import random
 import subprocess
 import sys
+import weakref
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import pad
 
 from skeletal.harness import data
-from skeletal.harness.data import parquet
+from skeletal.harness.data import memory, parquet
 from skeletal.harness.data.augment import crop_and_flip, draw, normalize
 from skeletal.harness.data.draws import divide, generator
 from skeletal.harness.data.memory import Arrays, MemorySplit, Part, assemble
@@ -212,3 +214,28 @@ def test_batches_that_cannot_be_balanced():
         data.BalancedStream(split, 9, 0, 10)
     with pytest.raises(ValueError, match="no examples of class 10"):
         data.BalancedStream(split, 20, 0, 11)
+
+
+# --- read once, and kept where the network is ---
+
+
+def test_batches_are_made_where_the_images_are():
+    there = data.resident(SPLIT, torch.device("meta"))  # a device that computes shapes, and refuses any mixture
+    for train in (True, False):
+        batches = list(there.batches(10, train=train, seed=1))
+        assert [tuple(x.shape) for x, _ in batches] == [(10, 3, 32, 32)] * 4 + [(1, 3, 32, 32)]
+        assert {t.device.type for batch in batches for t in batch} == {"meta"}
+    moved = next(iter(there.batches(10, train=False)))
+    assert moved[0].dtype == torch.float32 and moved[1].dtype == torch.int64
+    assert same(data.resident(SPLIT, torch.device("cpu")).batches(10, train=True), SPLIT.batches(10, train=True))
+
+
+def test_a_set_moves_to_a_device_once():
+    part = noise(5)
+    there = torch.device("meta")
+    first, second = memory._on(there, part), memory._on(there, part)
+    assert first.images is second.images and first.labels.device == there
+    gone = weakref.ref(first.images)
+    del part, first, second
+    gc.collect()
+    assert gone() is None  # and goes with the one on the CPU

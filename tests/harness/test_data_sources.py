@@ -393,3 +393,56 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
 def test_data_dir_comes_before_its_subfolder(tmp_path):
     assert data.where("cifar10", tmp_path) == [tmp_path, tmp_path / "cifar10"]
     assert data.where("digits") == []
+
+
+# --- read once ---
+
+
+def test_a_set_is_read_once_until_a_file_changes(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", [encoded(pixels(32, 32, 3))] * 3, [0, 1, 2])
+    reads = []
+    read_part = parquet.read_part
+    monkeypatch.setattr(parquet, "read_part", lambda *a: reads.append(1) or read_part(*a))
+    first = data.load("cifar10", tmp_path, validation=0)
+    second = data.load("cifar10", tmp_path, validation=0.34, seed=1)
+    assert len(reads) == 2 and second.train.part is first.train.part and len(second.validation) == 1
+    write_parquet(tmp_path / "test.parquet", [encoded(pixels(32, 32, 3))] * 2, [3, 4])
+    assert data.load("cifar10", tmp_path).test.labels.tolist() == [3, 4]
+    assert len(reads) == 4
+
+
+def test_a_file_deep_in_tiny_imagenet_is_noticed(tmp_path):
+    wnids = write_tiny(tmp_path / "tiny-imagenet-200")
+    before = data.load("tiny-imagenet", tmp_path, validation=0)
+    assert data.load("tiny-imagenet", tmp_path, validation=0).train.part is before.train.part
+    file = tmp_path / "tiny-imagenet-200" / "train" / wnids[9] / "images" / f"{wnids[9]}_0.JPEG"
+    write_image(file, np.full((64, 64, 3), 200, np.uint8), "JPEG")
+    assert abs(raw(data.load("tiny-imagenet", tmp_path, validation=0).train)[9].mean() - 200) < 3
+
+
+def test_damaged_small_pictures_are_left_out_if_asked_for(tmp_path):
+    for part in ("train", "test"):
+        blobs = [encoded(pixels(32, 32, 3)), b"no picture", encoded(pixels(32, 32, 3))]
+        write_parquet(tmp_path / f"{part}.parquet", blobs, [7, 8, 9])
+    with pytest.raises(data.DataError, match=r"train\.parquet, row 1: cannot decode .* --skip-corrupt"):
+        data.load("cifar10", tmp_path)
+    with pytest.warns(UserWarning, match=r"skipped 1 of 3 images that cannot be decoded, the first: .*row 1"):
+        loaded = data.load("cifar10", tmp_path, validation=0, skip_corrupt=True)
+    assert loaded.train.labels.tolist() == loaded.test.labels.tolist() == [7, 9]
+    with pytest.raises(data.DataError, match="cannot decode"):  # what was read before does not hide it
+        data.load("cifar10", tmp_path)
+
+
+def test_tiny_imagenet_s_other_files_are_no_images(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    wnids = write_tiny(root)
+    (root / "train" / wnids[0] / f"{wnids[0]}_boxes.txt").write_text(f"{wnids[0]}_0.JPEG\t0\t0\t5\t5\n")
+    (root / "test" / "images").mkdir(parents=True)
+    write_image(root / "test" / "images" / "test_0.JPEG", pixels(64, 64, 3), "JPEG")
+    loaded = data.load("tiny-imagenet", tmp_path, validation=0)
+    assert (len(loaded.train), len(loaded.test)) == (200, 1)
+    assert loaded.classes[:3] == (wnids[0], "goldfish", wnids[2])  # where words.txt has no line, the wnid
+    (root / "train" / wnids[3] / "images" / f"{wnids[3]}_0.JPEG").write_bytes(b"no picture")
+    with pytest.raises(data.DataError, match=rf"{wnids[3]}_0\.JPEG: cannot decode the image"):
+        data.load("tiny-imagenet", tmp_path)

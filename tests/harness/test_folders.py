@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from skeletal.core.files import write_atomically
+from skeletal.core.files import remove_drafts, write_atomically
 from skeletal.harness import environment as environment_module
 from skeletal.harness.environment import environment
 from skeletal.harness.folders import RunFolder
@@ -105,6 +106,30 @@ def test_any_other_damaged_line_is_an_error(folder):
         folder.metrics()
 
 
+@pytest.mark.parametrize("row", ["[]", "3", "{}", '{"epoch": "0"}', '{"epoch": true}', "[" * 5000])
+def test_a_line_that_is_no_epoch_is_an_error(folder, row):
+    (folder.path / "metrics.jsonl").write_text(f'{{"epoch": 0}}\n{row}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged.*delete the folder"):
+        folder.metrics()
+
+
+@pytest.mark.parametrize("written", [0, 5])
+def test_a_disk_that_fills_up_leaves_whole_lines(folder, monkeypatch, written):
+    folder.append({"epoch": 0})
+
+    def full(*_):
+        with open(folder.path / "metrics.jsonl", "ab") as file:
+            file.write(b'{"epo'[:written])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left.*'.*metrics\.jsonl'"):
+        patch.setattr(os, "fsync", full)
+        folder.append({"epoch": 1})
+    assert (folder.path / "metrics.jsonl").read_text() == '{"epoch": 0}\n'
+    folder.append({"epoch": 1})
+    assert folder.metrics() == [{"epoch": 0}, {"epoch": 1}]
+
+
 def test_truncation_keeps_the_earlier_epochs(folder):
     folder.truncate_metrics(0)  # nothing there yet
     for epoch in range(4):
@@ -128,6 +153,30 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, broken, old
         write_atomically(path, b"new")
     assert files(tmp_path) == (["file"] if old else [])
     assert not old or path.read_text() == old
+
+
+def test_a_failed_write_names_the_file_and_not_its_draft(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as raised:
+        write_atomically(tmp_path / "file", b"new")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomically(tmp_path / "nowhere" / "file", b"new")
+    assert missing.value.filename == str(tmp_path / "nowhere" / "file")
+
+
+def test_drafts_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "inner").mkdir()
+    for name in (".file.12.tmp", "inner/.state.pt.7.tmp", "file", ".hidden", "file.tmp"):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path)
+    remove_drafts(tmp_path / "nowhere")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        ".hidden", "file", "file.tmp", "inner",
+    ]  # fmt: skip
 
 
 def test_a_written_file_obeys_the_umask(tmp_path):

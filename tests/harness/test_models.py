@@ -63,6 +63,7 @@ SHAPES = [
     ("stable-resnet50-cifar", 1, 9),
     ("resnet20-cifar", 3, 32),
     ("resnet20-cifar", 3, 64),
+    ("stable-resnet20-cifar", 1, 8),
     ("vgg19-cifar", 3, 16),
     ("vgg11-cifar", 3, 64),
     ("vgg-mini", 1, 8),
@@ -129,10 +130,13 @@ def test_residual_branches_are_scaled_by_one_over_root_l(name, scale):
         torch.testing.assert_close(model(images), expected)
 
 
-def test_stable_and_plain_resnets_share_weights_for_one_seed():
-    plain, stable = (models.create(n, seed=1).state_dict() for n in ("resnet50-cifar", "stable-resnet50-cifar"))
+@pytest.mark.parametrize(("name", "scale"), [("resnet50-cifar", 1 / 4), ("resnet20-cifar", 1 / 3)])
+def test_stable_and_plain_resnets_share_weights_for_one_seed(name, scale):
+    models_of_a_seed = [models.create(n, seed=1) for n in (name, f"stable-{name}")]
+    plain, stable = (model.state_dict() for model in models_of_a_seed)
     assert plain.keys() == stable.keys()
     assert all(torch.equal(plain[k], stable[k]) for k in plain)
+    assert [model.layer1[0].scale for model in models_of_a_seed] == pytest.approx([1.0, scale])
 
 
 def _weights(model: nn.Module) -> Tensor:

@@ -11,11 +11,15 @@ from cyclopts import App, Parameter
 
 from skeletal import __version__
 from skeletal.cli import config_file
+from skeletal.cli.advise import advise
 from skeletal.cli.bench import bench
 from skeletal.cli.demo import demo
 from skeletal.cli.diagnose import diagnose
+from skeletal.cli.estimate import estimate
 from skeletal.cli.look import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
+from skeletal.cli.sanity import sanity
+from skeletal.cli.study import study
 
 app = App(
     name="skeletal",
@@ -30,15 +34,19 @@ app = App(
 for name, command in {
     "demo": demo,
     "run": run,
+    "estimate": estimate,
     "prune": prune,
     "train": train,
     "eval": evaluate,
     "show": show,
     "diagnose": diagnose,
+    "advise": advise,
+    "sanity": sanity,
     "bench": bench,
     "doctor": doctor,
 }.items():
     app.command(command, name=name)
+app.command(study)
 
 app.meta.suppress_keyboard_interrupt = False
 
@@ -58,7 +66,18 @@ def _with_config(
     """
     if config is not None:
         app.config = (config_file.read(config, tokens),)
-    return app(tokens)
+    return _as_one(tokens) if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 else app(tokens)
+
+
+def _as_one(tokens: tuple[str, ...]) -> object:
+    """Run a command in all the processes that torchrun or accelerate has launched."""
+    if tokens and tokens[0] not in ("run", "prune", "train", "eval"):
+        raise ValueError(f"{tokens[0]} runs in one process: torchrun is for run, prune, train and eval")
+    from skeletal.core.distributed import together
+    from skeletal.harness.processes import group
+
+    with group(), together():
+        return app(tokens)
 
 
 def main() -> None:
@@ -74,20 +93,30 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SKELETAL_TRACEBACK") or not _is_for_the_user(error):
             raise
-        _say("error", "red", _message(error))
+        if not _told_by_another(error):
+            _say("error", "red", _message(error))
         sys.exit(1)
 
 
 def _is_for_the_user(error: Exception) -> bool:
+    from skeletal.core.distributed import PeerError
     from skeletal.core.errors import CollapsedError
 
-    return isinstance(error, ValueError | OSError | CollapsedError)
+    return isinstance(error, ValueError | OSError | CollapsedError | PeerError)
+
+
+def _told_by_another(error: Exception) -> bool:
+    from skeletal.core.distributed import SHOWN
+
+    return SHOWN in getattr(error, "__notes__", ())
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         about = {
             "ENOSPC": "make room, then run the same command again",
+            "EDQUOT": "make room, then run the same command again",
+            "EROFS": "choose another place, or mount it for writing",
             "EACCES": "choose another place, or change its permissions",
             "ENOTDIR": "a file stands where a folder is wanted; choose another place",
             "EEXIST": "a file stands where a folder is wanted; choose another place",
@@ -106,4 +135,5 @@ def _say(kind: str, colour: str, message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    kind = f"{kind}, rank {rank}" if (rank := os.environ.get("RANK", "0")) != "0" else kind
     Console(stderr=True, soft_wrap=True).print(Text(f"{kind}: ", style=f"bold {colour}") + Text(message))

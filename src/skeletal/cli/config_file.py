@@ -29,7 +29,7 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
         raise FileNotFoundError(f"no config file at {path}; `skeletal run --print-config > {path}` writes one")
     try:
         settings: dict[str, Any] = tomllib.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     takes = {field.name for record in _USES.get(tokens[0] if tokens else "", ()) for field in fields(record)}
     given = {token.partition("=")[0] for token in tokens}

@@ -1,11 +1,13 @@
 """`skeletal run`, `prune` and `train`."""
 
 from pathlib import Path
+from typing import Literal
 
 from skeletal.cli.settings import (
     Flag,
     PruningFlags,
     SetupFlags,
+    SlurmFlags,
     TrainingFlags,
     print_json,
     resolved,
@@ -23,6 +25,9 @@ def run(
     preset: str = "quick",
     out: Path = Path("runs"),
     name: str | None = None,
+    wait: Flag = False,
+    executor: Literal["none", "local", "slurm"] = "none",
+    slurm: SlurmFlags = None,
     print_config: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -46,6 +51,12 @@ def run(
         folder of run folders
     name
         name of the run folder, in place of model-data-method-density; a hash of the settings follows it
+    wait
+        for another process that is at work on the same run; without it, that is an error
+    executor
+        none: in this process; local: in one of its own; slurm: submit it, and go on from its checkpoint when preempted
+    slurm
+        options of sbatch, such as --slurm.partition P --slurm.time 720 (minutes) --slurm.gpus-per-node 1
     print_config
         print the settings as TOML and stop
     json
@@ -55,9 +66,19 @@ def run(
     if print_config:
         return print_settings(preset, setup, pruning, training)
     pruning, training = resolved(preset, pruning, training)
+    if executor != "none":
+        from skeletal.study.jobs import Job
+        from skeletal.study.launch import launch_one
+
+        job = Job(setup, pruning, training, name)
+        ids = launch_one(job, out, executor=executor, slurm=slurm or {})
+        if ids:
+            return print_json({"submitted": ids}) if json else print(f"submitted to Slurm: {', '.join(ids)}")
+        folder = job.folder(out)
+        return _report(folder.path, folder.result(), json)
     from skeletal.harness import experiment
 
-    folder, result = experiment.run(setup, pruning, training, root=out, name=name, progress=not json)
+    folder, result = experiment.run(setup, pruning, training, root=out, name=name, wait=wait, progress=not json)
     _report(folder.path, result, json)
 
 
@@ -102,11 +123,12 @@ def prune(
         raise ValueError(f"{out} is there already: choose another --out, or --overwrite")
     if not out.parent.is_dir():
         raise ValueError(f"the folder of {out} is not there: make it first, or choose another --out")
+    from skeletal.core.distributed import on_first
     from skeletal.harness import experiment
 
     data = experiment.load_data(setup)
     mask = experiment.find_mask(experiment.create_model(setup, data), data, setup, pruning, progress=not json)
-    mask.save(out)
+    on_first(lambda: mask.save(out))
     if json:
         print_json({"out": out, "kept": mask.kept, "prunable": mask.total, "densities": mask.densities(),
                     "empty_layers": mask.empty_layers, **mask.metadata})  # fmt: skip
@@ -122,6 +144,7 @@ def train(
     mask: Path | None = None,
     preset: str = "quick",
     out: Path = Path("runs"),
+    wait: Flag = False,
     print_config: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -143,6 +166,8 @@ def train(
         settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
     out
         folder of run folders
+    wait
+        for another process that is at work on the same run; without it, that is an error
     print_config
         print the settings as TOML and stop
     json
@@ -154,7 +179,7 @@ def train(
     (training,) = resolved(preset, training)
     from skeletal.harness import experiment
 
-    folder, result = experiment.train_masked(setup, training, mask, root=out, progress=not json)
+    folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait, progress=not json)
     _report(folder.path, result, json)
 
 

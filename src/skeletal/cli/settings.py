@@ -12,6 +12,7 @@ from skeletal.harness.config import Pruning, Setup, Training, resolve
 SetupFlags = Annotated[Setup, Parameter(name="*", group="Network and data")]
 PruningFlags = Annotated[Pruning, Parameter(name="*", group="Pruning")]
 TrainingFlags = Annotated[Training, Parameter(name="*", group="Training")]
+SlurmFlags = Annotated[dict[str, str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
 
 

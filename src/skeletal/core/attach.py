@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from skeletal.core.errors import MaskError
 from skeletal.core.selection import Tensors
+from skeletal.core.shards import is_sharded, local, part_like, whole
 from skeletal.core.weights import unwrap
 
 
@@ -22,6 +23,9 @@ class Skeleton:
     weights it holds are set to 0 again, which a momentum from before the pruning would undo. And they are set
     to 0 again after `load_state_dict`. The model keeps the skeleton alive; the skeleton keeps nothing alive.
     A `deepcopy` of the model, or one that was pickled, carries no hooks: attach the mask to it, too.
+
+    Of a model sharded by FSDP2 (`fully_shard`) each rank holds its own part to zero: prune first, shard, then attach,
+    on every rank.
     """
 
     def __init__(self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None) -> None:
@@ -64,13 +68,14 @@ class _Held:
     """One weight and its pruned positions. Weak, so that hooks keep no model alive."""
 
     def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
-        self._where = ~keep
+        self._all = ~keep
         self._hook: Any = None
         self.bind(weight)
 
     def bind(self, weight: nn.Parameter) -> None:
         self.let_go()
         self.weight = weakref.ref(weight)
+        self._where = part_like(self._all, weight)
         self.zero()
 
     def let_go(self) -> None:
@@ -86,19 +91,26 @@ class _Held:
     def zero_gradient(self, gradient: Tensor) -> Tensor:
         return gradient.masked_fill(self.where(gradient.device), 0)
 
+    def zero_own_gradient(self, weight: Tensor) -> None:
+        if weight.grad is not None:
+            local(weight.grad).masked_fill_(self.where(weight.device), 0)
+
     @torch.no_grad()
     def zero(self) -> None:
         weight = self.weight()
         if weight is None:
             return
         # Filling, where multiplying with the mask would leave NaN and -0.
-        weight.masked_fill_(self.where(weight.device), 0)
+        local(weight).masked_fill_(self.where(weight.device), 0)
         if self._hook is None and weight.requires_grad:  # also where it was frozen until now
-            self._hook = weight.register_hook(self.zero_gradient)
+            if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
+                self._hook = weight.register_post_accumulate_grad_hook(self.zero_own_gradient)
+            else:
+                self._hook = weight.register_hook(self.zero_gradient)
 
     def zero_stale_gradient(self) -> None:
-        if (weight := self.weight()) is not None and weight.grad is not None:
-            weight.grad.masked_fill_(self.where(weight.device), 0)
+        if (weight := self.weight()) is not None:
+            self.zero_own_gradient(weight)
 
     def zero_state(self, optimizer: Optimizer) -> None:
         """Forget what a used optimizer remembers of pruned weights: momentum, second moments, averages."""
@@ -107,7 +119,7 @@ class _Held:
             return
         for value in optimizer.state[weight].values():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.masked_fill_(self.where(value.device), 0)
+                local(value).masked_fill_(self.where(value.device), 0)
 
 
 def _after_step(skeleton: "weakref.ref[Any]", optimizer: Optimizer) -> None:
@@ -159,7 +171,7 @@ def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model
     for skeleton in earlier:
         for held in skeleton._held:
             if (name := names.get(id(held.weight()))) is not None:
-                lost += int((mask[name] & held.where(mask[name].device)).sum())
+                lost += int((mask[name] & held._all).sum())
         skeleton.detach()
     if lost:
         warnings.warn(
@@ -197,10 +209,13 @@ def check(mask: Tensors, model: nn.Module) -> None:
     if callable(to_dense):  # a compiled network, whose weights are vectors of kept values
         model = to_dense()
     for name, weight in matching_parameters(mask, model).items():
-        moved = weight.detach().ne(0) & ~mask[name].to(weight.device)  # NaN counts as moved
+        if weight.is_meta:
+            raise MaskError(f"{name} is on the meta device and has no values to check: materialize the model first")
+        values = whole(weight.detach())
+        moved = values.ne(0) & ~mask[name].to(values.device)  # NaN counts as moved
         if moved.any():
             first = tuple(moved.nonzero()[0].tolist())
             raise MaskError(
                 f"{name}: {int(moved.sum())} of {int((~mask[name]).sum())} pruned weights are not zero,"
-                f" the first at {first} = {weight[first].item():g}; attach the mask before training, and to every copy"
+                f" the first at {first} = {values[first].item():g}; attach the mask before training, and to every copy"
             )

@@ -1,6 +1,7 @@
 """The caller's batches: one continuous stream, and how a batch meets a model and a loss."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -55,6 +56,19 @@ class Cycle:
         self.taken -= 1
         return batch
 
+    def twice(self, count: int) -> tuple[Iterator[Any], Iterator[Any]]:
+        """The next `count` batches, two times over; the second time comes after the first.
+
+        An endless iterable with a method `starting_at(k)`, which iterates from its k-th batch on, is asked for them
+        again; any other's are held in memory.
+        """
+        again = getattr(self._batches, "starting_at", None)
+        if again is not None:
+            start = self.taken
+            return (next(self) for _ in range(count)), (batch for batch in islice(again(start), count))
+        held = [next(self) for _ in range(count)]
+        return iter(held), iter(held)
+
 
 def forward(model: nn.Module, batch: Any) -> Any:
     """Run the model on a batch.
@@ -73,6 +87,24 @@ def forward(model: nn.Module, batch: Any) -> Any:
         return model(**inputs)
     # Only plain tuples and lists are several arguments; a named tuple or a PackedSequence is one.
     return model(*inputs) if type(inputs) in (tuple, list) else model(inputs)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of logits (N, classes) and classes (N,).
+
+    Raises:
+        ValueError: a label that is no class of the network's; on a GPU CUDA reports it, and later.
+
+    """
+    try:
+        return functional.cross_entropy(outputs, targets)
+    except IndexError:
+        last = outputs.shape[1] - 1
+        wrong = targets[(targets < 0) | (targets > last)]
+        raise ValueError(
+            f"label {wrong[0].item()} is not in 0..{last}: the network has {last + 1} outputs; create it with"
+            " as many as there are classes, or mend the labels"
+        ) from None
 
 
 def evaluate(loss: Loss | None, outputs: Any, batch: Any) -> Tensor:
@@ -97,7 +129,7 @@ def evaluate(loss: Loss | None, outputs: Any, batch: Any) -> Tensor:
                 f"cross-entropy needs a tensor of logits, but the model returned {type(outputs).__name__}:"
                 " pass loss=, a function of (outputs, targets)"
             )
-        value = functional.cross_entropy(outputs, batch[1])
+        value = cross_entropy(outputs, batch[1])
     else:
         value = loss(outputs, batch if isinstance(batch, Mapping) else batch[1])
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -128,6 +160,54 @@ def map_inputs(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     return map_tensors(function, batch[0]), batch[1]
 
 
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        yield from _tensors(tuple(tree.values()))
+    elif isinstance(tree, tuple | list) and not isinstance(tree, PackedSequence):
+        for value in tree:
+            yield from _tensors(value)
+
+
+def examples(batch: Any) -> int:
+    """How many examples a batch holds: the length of its last tensor, which of a pair are the targets."""
+    counts = [len(tensor) for tensor in _tensors(batch) if tensor.dim()]
+    return counts[-1] if counts else 1
+
+
+def pieces(batch: Any, size: int | None) -> Iterator[tuple[Any, float]]:
+    """A batch in parts of at most `size` examples, about equally many in each, and each one's share of the examples.
+
+    Tensors as long as the batch are cut along their first dimension; anything else goes into every part whole.
+
+    Raises:
+        ValueError: a batch with a `PackedSequence`, which cannot be cut.
+
+    """
+    count = examples(batch)
+    if size is None or count <= size:
+        yield batch, 1.0
+        return
+    parts = -(-count // size)
+    for part in range(parts):
+        first, end = part * count // parts, (part + 1) * count // parts
+        yield _cut(batch, count, first, end), (end - first) / count
+
+
+def _cut(tree: Any, count: int, first: int, end: int) -> Any:
+    if isinstance(tree, PackedSequence):
+        raise ValueError("a batch with a PackedSequence cannot be cut into micro-batches: leave micro_batch out")
+    if isinstance(tree, Tensor):
+        return tree[first:end] if tree.dim() and len(tree) == count else tree
+    if isinstance(tree, Mapping):
+        return {key: _cut(value, count, first, end) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        cut = [_cut(value, count, first, end) for value in tree]
+        return type(tree)(*cut) if hasattr(tree, "_fields") else type(tree)(cut)
+    return tree
+
+
 def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) -> Any:
     """A copy of the batch on the model's device: an in-place first layer must not change the caller's.
 
@@ -138,6 +218,8 @@ def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) 
     def copied(tensor: Tensor) -> Tensor:
         image = channels_last and tensor.dim() == 4 and tensor.is_floating_point()
         order = torch.channels_last if image else torch.preserve_format
+        if tensor.is_meta and device.type != "meta":  # a shape: zeros will do
+            return torch.zeros_like(tensor, device=device, memory_format=order)
         return tensor.detach().to(device, non_blocking=True, copy=True, memory_format=order)
 
     return map_tensors(copied, batch)

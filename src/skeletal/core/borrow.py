@@ -67,9 +67,10 @@ def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:
     """Copies of a model's parameters and buffers, detached, except of the parameters named in `without`.
 
     Copies, since a forward pass may write: batch norm to its statistics, an embedding with `max_norm` to its weight.
+    A model on the meta device has shapes alone: zeros on the CPU stand in for its values.
     """
     return {
-        name: tensor.detach().clone()
+        name: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().clone()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
         if name not in without
     }
@@ -95,8 +96,9 @@ def within(model: nn.Module, state: Tensors, function: Callable[[], Value]) -> V
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies, and its batches therefore have to go."""
-    return next(model.parameters()).device
+    """Where the model's first parameter lies, and its batches therefore have to go; the CPU for the meta device."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def widen(tensor: Tensor) -> Tensor:

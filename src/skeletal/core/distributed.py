@@ -1,4 +1,4 @@
-"""Pruning on several processes at once (torchrun): means over all ranks, and agreement on the rest.
+"""Several processes at once (torchrun): means over all ranks, and agreement on the rest.
 
 Every exchange begins with a meeting, `everyone`. There a rank that has failed says so, and all the others stop,
 too: nobody waits for a message that will never come. With one process all of this does nothing.
@@ -17,6 +17,8 @@ from torch import Tensor
 from skeletal.core.selection import Tensors
 
 Value = TypeVar("Value")
+_TOLD = "the other ranks know"
+SHOWN = "rank 0 has the same error"
 BUCKET = 25_000_000  # numbers a message, about
 
 
@@ -25,8 +27,13 @@ class PeerError(RuntimeError):
 
 
 def ranks() -> int:
-    """How many processes prune together: 1 where there is no process group."""
+    """How many processes work together: 1 where there is no process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among them: 0 where there is no process group."""
+    return dist.get_rank() if ranks() > 1 else 0
 
 
 def everyone(value: Value, failure: str = "") -> list[Value]:
@@ -36,27 +43,48 @@ def everyone(value: Value, failure: str = "") -> list[Value]:
         PeerError: another rank has brought a failure.
 
     """
+    brought = _meet(value, failure)
+    for number, (failed, _) in enumerate(brought):
+        if failed and not failure:
+            raise PeerError(f"stopped, because rank {number} has failed: {failed}")
+    return [value for _, value in brought]
+
+
+def _meet(value: Value, failure: str) -> list[tuple[str, Value]]:
     if ranks() == 1:
-        return [value]
+        return [(failure, value)]
     brought: list[Any] = [None] * ranks()
     _exchange(dist.all_gather_object, brought, (failure, value))
-    for rank, (failed, _) in enumerate(brought):
-        if failed and not failure:
-            raise PeerError(f"stopped, because rank {rank} has failed: {failed}")
-    return [value for _, value in brought]
+    return brought
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Tell the other ranks of an error within, at the meeting where they wait; each then raises a `PeerError`."""
+    """Tell the other ranks of an error within, at the meeting where they wait; each then raises a `PeerError`.
+
+    May be nested, and may decorate a function: an error is told once. An error that rank 0 has, too, is marked with a
+    note, so that it need not be shown several times.
+    """
     try:
         yield
     except PeerError:
         raise
     except Exception as error:
-        with suppress(PeerError):  # this rank's own error matters more
-            everyone(None, failure=f"{type(error).__name__}: {error}")
+        if ranks() > 1 and _TOLD not in getattr(error, "__notes__", ()):
+            error.add_note(_TOLD)
+            failure = f"{type(error).__name__}: {error}"
+            with suppress(PeerError):  # this rank's own error matters more
+                first = _meet(None, failure)[0][0]
+                if rank() and first == failure:
+                    error.add_note(SHOWN)
         raise
+
+
+def on_first(function: Callable[[], Value]) -> Value:
+    """What a function returns on rank 0, which alone calls it; the others wait, and stop where it fails."""
+    with together():
+        found = function() if rank() == 0 else None
+    return everyone(found)[0]  # type: ignore[bad-return]
 
 
 def agree(held: Mapping[str, object], remedy: str) -> None:
@@ -82,10 +110,15 @@ def _digest(value: object) -> bytes:
     return hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + content).digest()
 
 
-def average_over_ranks(tensors: Tensors) -> None:
-    """Replace each tensor by its mean over the ranks, in place and in few messages."""
+def average_over_ranks(tensors: Tensors, share: float = 1.0) -> None:
+    """Replace each tensor by its mean over the ranks, in place and in few messages.
+
+    `share` is this rank's weight, by its examples: their number over the mean number, so that all shares average to 1.
+    """
     if ranks() == 1:
         return
+    if share != 1:
+        torch._foreach_mul_(list(tensors.values()), share)
     for bucket in _buckets(tensors.values()):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         _exchange(dist.all_reduce, flat)

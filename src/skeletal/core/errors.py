@@ -13,5 +13,9 @@ class MaskError(ValueError):
     """A mask does not fit its model, a pruned weight has moved, or a mask file is damaged or foreign."""
 
 
+class BusyError(OSError):
+    """Another process is at work on the same run; the message says which, and since when."""
+
+
 class CollapseWarning(UserWarning):
     """The finished mask leaves no path from the input to the output: the skeleton cannot learn."""

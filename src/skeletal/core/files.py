@@ -2,29 +2,55 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 
 @contextmanager
+def failing_at(path: str | Path) -> Iterator[None]:
+    """Let an `OSError` say which file it is about, which a failed write (a full disk) does not."""
+    try:
+        yield
+    except Exception as error:
+        # torch.save's writer fails a second time while it cleans up, and what it then raises hides the first.
+        first = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(first, OSError) and first.errno and first.strerror:
+            raise OSError(first.errno, first.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` when the block ends, whole and on disk, or not at all."""
+    """A binary file that appears at `path` when the block ends, whole and on disk, or not at all.
+
+    Raises:
+        OSError: it cannot be written, with `path` as its file name; what was there before is still there.
+
+    """
     # Not `tempfile`, whose files only the owner may read.
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    with failing_at(path):
+        try:
+            with open(draft, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Put `content` (text as UTF-8) at `path`; a reader sees the old file or the new, never a part."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_drafts(folder: str | Path) -> None:
+    """Remove what writers that were killed left in `folder` and below; only while nobody writes there."""
+    for draft in Path(folder).rglob(".*.tmp"):
+        draft.unlink(missing_ok=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from skeletal.core.batches import Cycle, Loss, evaluate, forward, to_device
+from skeletal.core.batches import Cycle, Loss, evaluate, examples, forward, pieces, to_device
 from skeletal.core.borrow import device_of, differentiable, random_state_kept, state_of, widen, within
-from skeletal.core.distributed import average_over_ranks, everyone
+from skeletal.core.distributed import average_over_ranks, everyone, rank
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.precision import autocast, in_float32
 from skeletal.core.selection import Tensors, all_finite
@@ -18,8 +18,8 @@ from skeletal.core.selection import Tensors, all_finite
 class Derivatives:
     """Gradient and Hessian-gradient product of the loss, averaged over the next batches of a stream.
 
-    Each batch counts the same. Under `torch.distributed` the average is over all ranks' batches, too, and every
-    rank gets the same numbers to the bit.
+    Each batch counts the same. Under `torch.distributed` the average is over all ranks, too, each counting by its
+    examples, and every rank gets the same numbers to the bit.
 
     Args:
         model: run in the mode `bn_mode`; nothing of it is written to.
@@ -31,6 +31,7 @@ class Derivatives:
             absolute value after the average; "absolute" averages the absolute values of each batch's gradient.
         precision: "float32", or "bfloat16" for a forward pass under autocast; the loss is float32 in both.
         channels_last: images go in with their channels innermost in memory; the numbers are the same to rounding.
+        micro_batch: see `prune`.
 
     """
 
@@ -44,9 +45,11 @@ class Derivatives:
         average: str = "signed",
         precision: str = "float32",
         channels_last: bool = False,
+        micro_batch: int | None = None,
     ) -> None:
         self.model, self.batches, self.count, self.loss = model, batches, count, loss
         self.bn_mode, self.average, self.precision, self.channels_last = bn_mode, average, precision, channels_last
+        self.micro_batch = micro_batch
 
     def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
         """The mean gradient with respect to some weights, in at least float32, and the mean loss.
@@ -65,8 +68,8 @@ class Derivatives:
         """H g, the Hessian of the mean loss times its gradient, and the mean loss: what GRASP needs (Eq. 4).
 
         Both factors are of the same batches: g is averaged over all of them first, then Σ_b H_b g is summed up batch
-        by batch, each by a second backward pass through g_b·g. The batches are held in memory for that, and random
-        layers draw the same numbers in both passes.
+        by batch, each by a second backward pass through g_b·g. The batches are asked for again, or held in memory,
+        for that (see `Cycle.twice`), and random layers draw the same numbers in both passes.
 
         Raises:
             NonFiniteError, ValueError: as `gradient`.
@@ -78,9 +81,9 @@ class Derivatives:
                 "average='absolute' has no meaning for a Hessian-gradient product: GRASP's criterion is signed,"
                 " and the sign tells what to prune; use average='signed'"
             )
-        batches = [next(self.batches) for _ in range(self.count)]
+        batches, again = self.batches.twice(self.count)
         with random_state_kept(self.model):
-            gradient, loss = self._gradient(weights, iter(batches))
+            gradient, loss = self._gradient(weights, batches)
 
         def twice(leaves: Tensors, value: Tensor) -> None:
             first = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
@@ -93,7 +96,7 @@ class Derivatives:
 
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            return self._mean(weights, iter(batches), twice, "Hessian-gradient product")[0], loss
+            return self._mean(weights, again, twice, "Hessian-gradient product")[0], loss
 
     def _gradient(self, weights: Tensors, batches: Iterator[Any]) -> tuple[Tensors, float]:
         def once(leaves: Tensors, value: Tensor) -> None:
@@ -113,26 +116,39 @@ class Derivatives:
         parameters = dict(self.model.named_parameters())
         leaves = {name: value.to(parameters[name].dtype).detach().requires_grad_() for name, value in weights.items()}
         total: Tensors = {}
-        losses = []
+        losses, seen = [], 0
         for batch in batches:
-            losses.append(self._visit(batch, state, leaves, backward))
-            for name, leaf in leaves.items():
-                if leaf.grad is not None:
-                    grad, leaf.grad = widen(leaf.grad), None
-                    grad = grad.abs_() if self.average == "absolute" else grad
-                    total[name] = total[name].add_(grad) if name in total else grad
+            seen += examples(batch)
+            # Absolute values are of a whole batch's gradient, so that its pieces have to be summed up apart.
+            into, loss = ({} if self.average == "absolute" else total), 0.0
+            for piece, share in pieces(batch, self.micro_batch):
+                loss += self._visit(piece, share, state, leaves, backward)
+                _collect(leaves, into)
+            losses.append(loss)
+            if self.average == "absolute":
+                _add({name: summed.abs_() for name, summed in into.items()}, total)
+            del batch, piece  # else the last one stays while the next is made
         total = {name: total[name] if name in total else torch.zeros_like(widen(leaf)) for name, leaf in leaves.items()}
         for name, summed in total.items():
             if len(losses) > 1:
                 summed.div_(len(losses))
             if not all_finite(summed):
                 raise NonFiniteError(f"the {what} of {name} {tuple(summed.shape)} holds NaN or infinity")
-        means = everyone(sum(losses) / len(losses))  # before the long messages: learns of a rank that has failed
-        average_over_ranks(total)
-        return total, sum(means) / len(means)
+        # A meeting before the long messages: learns of a rank that has failed.
+        means, counts = zip(*everyone((sum(losses) / len(losses), seen)), strict=True)
+        shares = [count * len(counts) / sum(counts) for count in counts]
+        average_over_ranks(total, shares[rank()])
+        return total, sum(mean * share for mean, share in zip(means, shares, strict=True)) / len(means)
 
-    def _visit(self, batch: Any, state: Tensors, leaves: Tensors, backward: Callable[[Tensors, Tensor], None]) -> float:
-        """Run `backward(leaves, loss)` on a batch; returns the loss."""
+    def _visit(
+        self,
+        batch: Any,
+        share: float,
+        state: Tensors,
+        leaves: Tensors,
+        backward: Callable[[Tensors, Tensor], None],
+    ) -> float:
+        """Run `backward(leaves, loss)` on a batch whose loss counts `share` times; returns that loss."""
         device, drawn = device_of(self.model), torch.get_rng_state()
         copied = to_device(batch, device, channels_last=self.channels_last)
 
@@ -141,6 +157,8 @@ class Derivatives:
                 outputs = forward(self.model, copied)
             value = evaluate(self.loss, outputs if self.precision == "float32" else in_float32(outputs), copied)
             if not torch.isfinite(value):
+                if not examples(batch):
+                    raise ValueError(f"batch {self.batches.taken} holds no examples: leave empty batches out")
                 raise NonFiniteError(
                     f"the loss is {value.item()} on batch {self.batches.taken}: check inputs and weights"
                 )
@@ -148,6 +166,7 @@ class Derivatives:
                 raise ValueError(
                     "the loss does not depend on the prunable weights: computed under no_grad, or detached?"
                 )
+            value = value if share == 1 else value * share
             backward(leaves, value)
             return value.item()
 
@@ -164,4 +183,17 @@ class Derivatives:
         torch.set_rng_state(drawn)
         for leaf in leaves.values():
             leaf.grad = None
-        return self._visit(batch, state, leaves, backward)
+        return self._visit(batch, share, state, leaves, backward)
+
+
+def _collect(leaves: Tensors, into: Tensors) -> None:
+    """Add the leaves' gradients to the sums, and take them off the leaves."""
+    for name, leaf in leaves.items():
+        if leaf.grad is not None:
+            grad, leaf.grad = widen(leaf.grad), None
+            _add({name: grad}, into)
+
+
+def _add(tensors: Tensors, into: Tensors) -> None:
+    for name, tensor in tensors.items():
+        into[name] = into[name].add_(tensor) if name in into else tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from skeletal.core import attach, interop, maskfile
+from skeletal.core import attach, interop, maskfile, variants
 from skeletal.core.errors import MaskError
 
 
@@ -31,12 +31,14 @@ class Mask(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
         if not tensors:
-            raise MaskError("a mask needs at least one layer")
+            raise MaskError("a mask needs at least one layer: pass a tensor for each, by parameter name")
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             keep = tensor.detach().bool()
             if tensor.dtype != torch.bool and not torch.equal(keep.to(tensor.dtype), tensor):
-                raise MaskError(f"mask of {name} holds values other than 0 and 1")
+                raise MaskError(
+                    f"mask of {name} {tuple(tensor.shape)} holds values other than 0 and 1: pass a bool tensor"
+                )
             self._tensors[name] = keep.to("cpu", copy=True).contiguous()
         self.metadata: dict[str, Any] = dict(metadata or {})
 
@@ -99,7 +101,7 @@ class Mask(Mapping[str, Tensor]):
         kept, total = self.kept, self.total
         return {
             "prunable": kept / max(total, 1),
-            "prunable + biases": None if biases is None else (kept + biases) / (total + biases),
+            "prunable + biases": None if biases is None else (kept + biases) / max(total + biases, 1),
             "all parameters": None if parameters is None else (kept + parameters - total) / parameters,
         }
 
@@ -166,6 +168,12 @@ class Mask(Mapping[str, Tensor]):
 
         """
         attach.check(self._tensors, model)
+
+    def shuffled(self, seed: int) -> "Mask":
+        """A mask with as many weights in every layer, at positions drawn anew: its layer densities alone."""
+        method = f"{self.metadata.get('method', 'mask')}-shuffled"
+        made = {"method": method, "shuffled": seed, "connected": None}
+        return Mask(variants.shuffled(self._tensors, seed), self.metadata | made)
 
     def to_torch(self, model: nn.Module) -> None:
         """Hand the mask over to `torch.nn.utils.prune`, which keeps `<weight>_orig` and `<weight>_mask`."""

@@ -24,6 +24,7 @@ from skeletal.core.mask import Mask
 from skeletal.core.precision import PRECISIONS, autocast, prefers_channels_last
 from skeletal.core.schedules import SCHEDULES, Schedule, visit
 from skeletal.core.selection import Tensors, all_finite, flatten, top, unflatten
+from skeletal.core.shards import is_sharded
 from skeletal.core.weights import Selection, count_biases, left_out, prunable_weights, unwrap
 
 
@@ -71,6 +72,7 @@ class Step:
     scores: Tensors
 
 
+@together()  # an argument that is wrong on one rank stops all
 def prune(
     model: nn.Module,
     batches: Iterable[Any] | None = None,
@@ -87,6 +89,7 @@ def prune(
     average: Literal["signed", "absolute"] = "signed",
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["dense", "sparse"] = "dense",
+    micro_batch: int | None = None,
     on_collapse: Literal["raise", "keep"] = "raise",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -97,7 +100,7 @@ def prune(
     `mask.attach(model)` makes it a skeleton.
 
     Under torchrun call it on every rank, with the same arguments and weights, and with each rank's own share of the
-    batches: gradients are averaged over all ranks, and all find the same mask.
+    batches: gradients are averaged over all ranks, each counting by its examples, and all find the same mask.
 
     Args:
         model: any module, on any device.
@@ -124,6 +127,11 @@ def prune(
             (nested methods, float32 or float64, on a CPU; others, and networks torch.fx cannot trace, are scored
             densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same to rounding, except that
             active dropout draws other numbers, and that scores of your own see gradients of 0 at pruned weights.
+        micro_batch: run each batch in pieces of at most so many examples, for large images in little memory. The
+            gradient is the whole batch's, each piece counting by its examples, where the loss is a mean over examples;
+            but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
+            with second derivatives keep a step's batches in memory, unless `batches` has a method `starting_at(k)`
+            that iterates from its k-th batch on.
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
@@ -133,9 +141,9 @@ def prune(
         The mask, with its making in `mask.metadata`.
 
     Raises:
-        ValueError: density, steps, method, schedule or another option out of range; no prunable weights; no batches;
-            ranks that differ in arguments or weights; bfloat16 on a device that has no autocast; a sparse engine in
-            bfloat16, or for a method that looks at pruned weights.
+        ValueError: density, steps, method, schedule or another option out of range; no prunable weights, or sharded;
+            no batches; ranks that differ in arguments or weights; bfloat16 on a device that has no autocast; a sparse
+            engine in bfloat16, or for a method that looks at pruned weights.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
@@ -151,6 +159,8 @@ def prune(
     density = float(density)
     model = unwrap(model)
     weights = prunable_weights(model, prunable)
+    if sharded := [name for name, weight in weights.items() if is_sharded(weight)]:
+        raise ValueError(f"{sharded[0]} is sharded already: prune first, then fully_shard, then attach the mask")
     total = sum(weight.numel() for weight in weights.values())
     kept = _kept(density, total)
     counts = visit(_schedule(schedule), total, kept, steps)
@@ -161,17 +171,19 @@ def prune(
     require("on_collapse", on_collapse, ("raise", "keep"))
     autocast(precision, device_of(model))  # refuses a device without
     derived = _derivatives(engine, method, row, precision)
-    if batches_per_step < 1:
-        raise ValueError(f"batches_per_step is {batches_per_step}; it has to be at least 1")
+    micro_batch = None if micro_batch is None else operator.index(micro_batch)
+    for name, number in {"batches_per_step": batches_per_step, "micro_batch": micro_batch}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; it has to be at least 1")
     if batches is None and row.needs_data:
         raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")
 
     filled: list[dict[str, int]] = []
     connected, why_unknown = None, "no batches were given"
-    with together(), borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
+    with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
         settings = dict(method=method, counts=counts, batches_per_step=batches_per_step, bn_mode=bn_mode)
         settings |= dict(average=average, precision=precision, on_collapse=on_collapse, seed=seed)
-        settings |= dict(prunable=list(weights), engine=engine)
+        settings |= dict(prunable=list(weights), engine=engine, micro_batch=micro_batch)
         agree(settings, "call prune with the same arguments on every rank")
         agree(
             dict(model.named_parameters()),
@@ -184,7 +196,7 @@ def prune(
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
         channels_last = prefers_channels_last(model, precision)
-        options = batches_per_step, loss, bn_mode, average, precision, channels_last
+        options = batches_per_step, loss, bn_mode, average, precision, channels_last, micro_batch
         derivatives = None if stream is None else derived(model, stream, *options)
         generator = torch.Generator().manual_seed(seed)
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
@@ -192,7 +204,10 @@ def prune(
             if engine == "sparse" and derivatives is not None:
                 derivatives.mask = mask
             point = scores.Point(theta, mask, count, derivatives, generator)
-            scored = row.score(point)
+            try:
+                scored = row.score(point)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"at step {step} of {steps}: {error}") from error
             scores.check_scores(scored, theta)
             mask, missing = _select(scored, mask, count, row.nested, step, steps, on_collapse)
             if missing:
@@ -220,6 +235,7 @@ def prune(
             "average": average,
             "precision": precision,
             "engine": engine,
+            "micro_batch": micro_batch,
             "why_dense": getattr(derivatives, "why_dense", None),
             "ranks": ranks(),
             "seed": seed,
@@ -252,7 +268,7 @@ def _warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
         )
     else:
         return
-    warnings.warn(message, CollapseWarning, stacklevel=3)
+    warnings.warn(message, CollapseWarning, stacklevel=4)  # past the decorator, at the caller of `prune`
 
 
 def _select(

@@ -20,9 +20,12 @@ from skeletal.core.batches import forward
 from skeletal.core.borrow import in_mode, random_state_kept
 from skeletal.core.files import write_atomically
 from skeletal.core.probing import outputs_of
-from skeletal.engine.layers import Blocked, Sparse, SparseConv2d, ToBlocks
+from skeletal.engine.blocked import Blocked, ToBlocks
+from skeletal.engine.layers import Sparse, SparseConv2d
 
 _REPEATS = 3
+_KERNELS = 2
+"""counts up when kernels change so much that earlier choices say nothing"""
 _HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring better
 
 
@@ -152,7 +155,7 @@ def cache_key(parts: Iterable[Any]) -> str:
             (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
         )
     autocast = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
-    return hashlib.sha256(repr((list(parts), host, name, autocast)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((list(parts), host, name, autocast, _KERNELS)).encode()).hexdigest()[:24]
 
 
 def _cache_file(key: str) -> Path:

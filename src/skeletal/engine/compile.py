@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,13 +17,16 @@ from skeletal.core.mask import Mask
 from skeletal.core.selection import Tensors
 from skeletal.engine import choose
 from skeletal.engine.compact import Compact, compact
-from skeletal.engine.layers import COMPUTES, Sparse
+from skeletal.engine.layers import Sparse
 from skeletal.engine.lower import PART, Lowered, lower, make_sparse
 from skeletal.engine.original import Original
+from skeletal.engine.slots import COMPUTES
 from skeletal.engine.trace import modes_of, state_tensors, take_modes
 
 PATHS = ("auto", "sparse", "dense")
 _DENSE_LAST = "dense, channels last"
+_FULL = "float32 maps"
+"""how the name of a way ends that keeps its maps in float32 under autocast to bfloat16"""
 
 
 class Network(nn.Module):
@@ -86,7 +90,8 @@ class Compiled(nn.Module):
         """What the original network takes and returns."""
         if self.chosen == _DENSE_LAST:
             arguments = tuple(_channels_last(argument) for argument in arguments)
-        return self.network(*arguments, **options)
+        with _precision(arguments, options, self.parameters()):
+            return self.network(*arguments, **options)
 
     # What a user sees of parameters and buffers has the original network's names.
 
@@ -132,7 +137,7 @@ class Compiled(nn.Module):
         if path == "sparse" and not self._can_run_sparse():
             weight = next(self.parameters())
             raise ValueError(
-                f"sparse kernels run float32 and float64 on the CPU, not {weight.dtype} on {weight.device}"
+                f"sparse kernels have weights in float32 or float64 on the CPU, not {weight.dtype} on {weight.device}"
             )
         self.repeat(dict.fromkeys(self.sparse_layers(), path), path)
 
@@ -144,7 +149,7 @@ class Compiled(nn.Module):
         """Take each layer's path as it was chosen before, under the name `chosen`; nothing is measured."""
         self.chosen = chosen
         for name, layer in self.sparse_layers().items():
-            layer.path = paths[name]
+            layer.path, layer.bf16 = paths[name], not chosen.endswith(_FULL)
         if isinstance(self.network, Network) and self._graph is not None:
             self.network.install(lower(self.network, self._graph))
 
@@ -172,7 +177,10 @@ class Compiled(nn.Module):
         self.repeat(paths, choice["chosen"])
 
     def _measure(self, layers: Mapping[str, Sparse]) -> dict[str, Any]:
-        """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster."""
+        """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster.
+
+        Under autocast to bfloat16 all of that in bfloat16, and all sparse on maps in float32 as well.
+        """
         with flush_denormals():
             times = {
                 name: choose.layer_times(layers[name], shape) for name, shape in self._shapes.items() if name in layers
@@ -184,10 +192,11 @@ class Compiled(nn.Module):
                 "sparse": dict.fromkeys(layers, "sparse"),
                 "dense": dict.fromkeys(layers, "dense"),
                 _DENSE_LAST: dict.fromkeys(layers, "dense"),
-                "each as was faster": mixed,
             }
-            if len(set(mixed.values())) == 1:
-                del ways["each as was faster"]
+            if len(set(mixed.values())) > 1:
+                ways["each as was faster"] = mixed
+            if any(layer.storage_type() == torch.bfloat16 for layer in layers.values()):
+                ways[f"sparse, {_FULL}"] = ways["sparse"]
             steps = {}
             for way, paths in ways.items():
                 self.repeat(paths, way)
@@ -226,7 +235,14 @@ class Compiled(nn.Module):
         return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self.training)
 
 
-def compile(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, path: str = "auto") -> Compiled:
+def compile(
+    model: nn.Module,
+    mask: Mapping[str, Tensor],
+    example: Any,
+    *,
+    path: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Compiled:
     """Make a masked network cost what is left of it: the same function, the same gradients, less time and memory.
 
     Dead channels are removed (see `compact`); convolutions and linear layers run over kept weights only; batch norm,
@@ -241,6 +257,10 @@ def compile(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, path:
             correct; what is fastest is measured for this one.
         path: "auto" measures each layer, then whole training steps, and takes the fastest, dense ones among them;
             remembered for these shapes and this host. "sparse" and "dense" force one.
+        dtype: what you train in: `torch.bfloat16` measures as under autocast to it, `torch.float32` without, None as
+            it is where this is called. What counts in the end is the autocast around each forward pass, or inputs in
+            bfloat16: then sparse layers keep maps and their gradients in bfloat16, half the memory to read and write,
+            and parameters, arithmetic and statistics in float32.
 
     Returns:
         A module to train and run in place of the model: create the optimizer on *its* parameters.
@@ -248,15 +268,29 @@ def compile(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, path:
 
     Raises:
         MaskError: the mask belongs to another model.
-        ValueError: the model does not run on the example; an unknown path.
+        ValueError: the model does not run on the example; an unknown path; a type other than those two.
 
     """
     require("path", path, PATHS)
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype has to be torch.float32 or torch.bfloat16, not {dtype}")
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     batch = (example, None) if isinstance(example, Tensor) else example
     compiled = Compiled(compact(model, mask, batch), mask, batch)
-    compiled.use(path)
+    with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        compiled.use(path)
     return compiled
+
+
+def _precision(
+    arguments: tuple[Any, ...], options: Mapping[str, Any], parameters: Iterator[nn.Parameter]
+) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 where inputs are of that type and weights are not; else whatever there is."""
+    found = []
+    map_tensors(lambda tensor: found.append(tensor.dtype) or tensor, (arguments, dict(options)))
+    if torch.bfloat16 in found and any(parameter.dtype == torch.float32 for parameter in parameters):
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
 
 
 def _again(

@@ -5,12 +5,13 @@ the places that they read. The batch lies innermost, so every step is a whole ve
 depends on stride, padding, dilation or groups: they are in the tables.
 
 Work is cut into *units*: a band of tiles of one block of examples, for a part of the output channels. Arrays are flat;
-starts and strides count elements.
+starts and strides count slots (see `slots`), or numbers where it says so.
 """
 
 from numba import njit
 
-from skeletal.engine.tiles import LANES, inner, inner_once, product
+from skeletal.engine.slots import LANES, lanes, nothing, read
+from skeletal.engine.tiles import inner, inner_once, product
 
 compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
     nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
@@ -20,41 +21,30 @@ compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
 @compiled
 def clear_border(out, start, height, width, halo, plane):
     """Zero what surrounds a map: its halo, and the gap at the end of its plane."""
-    row = (width + 2 * halo) * LANES
-    inside = halo * row + halo * LANES
+    row = (width + 2 * halo) * lanes(out)
+    inside = halo * row + halo * lanes(out)
     for i in range(start, start + inside):
         out[i] = 0
     for h in range(height - 1):  # the end of a row and the start of the next lie side by side
-        begin = start + inside + h * row + width * LANES
-        for i in range(begin, begin + 2 * halo * LANES):
+        begin = start + inside + h * row + width * lanes(out)
+        for i in range(begin, begin + 2 * halo * lanes(out)):
             out[i] = 0
-    for i in range(start + inside + (height - 1) * row + width * LANES, start + plane):
+    for i in range(start + inside + (height - 1) * row + width * lanes(out), start + plane):
         out[i] = 0
 
 
 @compiled
 def clear_lanes(out, start, length, valid):
     """Zero the examples that are not there, in a row of pixels."""
-    for i in range(start, start + length, LANES):
-        for lane in range(valid, LANES):
+    for i in range(start, start + length, lanes(out)):
+        for lane in range(valid, lanes(out)):
             out[i + lane] = 0
 
 
 @compiled
-def _finish(out, start, length, valid, scale, shift, other, other_start, relu):
-    """`out = out * scale + shift (+ other)`, not below 0 with `relu`; 0 for examples that are not there."""
-    for i in range(length):
-        value = out[start + i] * scale + shift
-        if other.size:
-            value += other[other_start + i]
-        out[start + i] = 0 if relu and value < 0 else value
-    clear_lanes(out, start, length, valid)
-
-
-@compiled
 def convolve(
-    x, x_block, out, out_block, values, offsets, pointers, tiles, bands, strides, grid,
-    scale, shift, other, relu, moments, examples, splits, first, last, thread,
+    x, x_block, out, out_block, values, offsets, pointers, tiles, bands, strides, maps,
+    grid, scale, shift, other, relu, moments, examples, splits, first, last, thread,
 ):  # fmt: skip
     """Write a sparse convolution of x, with what follows it while it is still in the cache.
 
@@ -65,7 +55,8 @@ def convolve(
         tiles: (tiles, 5): kind, phase, start in x, start in out, pixels.
         bands: (bands, 4): first and last tile, first and last row of the map.
         strides: x_row, x_column, out_row, out_column of a tile.
-        grid: height, width, halo, plane of out.
+        maps: the memory of `out`, number by number (see `slots`).
+        grid: height, width, halo, plane of `maps`.
         scale, shift: for each output channel, applied afterwards; empty for none.
         other: added afterwards, of the layout of `out`; empty for none.
         relu: 1 ends with it.
@@ -77,49 +68,50 @@ def convolve(
 
     """
     x_row, x_column, out_row, out_column = strides
-    height, width, halo, plane = grid
+    height, width, halo, size = grid
+    plane = size // (lanes(maps) // LANES)
     channels = pointers.shape[2] - 1
-    after = scale.size + other.size + relu + moments.size > 0
-    row = (width + 2 * halo) * LANES
-    inside = halo * row + halo * LANES
+    after = int(scale.size + other.size + relu > 0)
+    one, zero = values.dtype.type(1), values.dtype.type(0)
+    last_part = pointers.shape[1] - 1
+    row = (width + 2 * halo) * lanes(maps)
+    inside = halo * row + halo * lanes(maps)
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = channels * split // splits, channels * (split + 1) // splits
         x_at, out_at = block * x_block, block * out_block
+        valid = min(lanes(maps), examples - block * lanes(maps))
         for tile in range(bands[band, 0], bands[band, 1]):
             kind, phase = tiles[tile, 0], tiles[tile, 1]
             x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
             for part in range(pointers.shape[1]):
                 for channel in range(begin, end):
+                    a, b = (scale[channel], shift[channel]) if scale.size else (one, zero)
                     product(  # pyrefly: ignore [missing-argument]
                         kind, min(part, 1), x, x_start, x_row, x_column,
                         out, out_start + channel * plane, out_row, out_column, offsets, values,
                         pointers[phase, part, channel], pointers[phase, part, channel + 1],
+                        after * (part == last_part), a, b, other, other.size, relu, valid,
                     )  # fmt: skip
+        first_map = block * channels * size
         if band == 0:
             for channel in range(begin, end):
-                clear_border(out, out_at + channel * plane, height, width, halo, plane)
-        if after:
-            valid = min(LANES, examples - block * LANES)
+                clear_border(maps, first_map + channel * size, height, width, halo, size)
+        if moments.size:
             for channel in range(begin, end):
                 total = 0.0
                 squares = 0.0
                 for h in range(bands[band, 2], bands[band, 3]):
-                    start = out_at + channel * plane + inside + h * row
-                    if scale.size + other.size + relu > 0:
-                        a, b = (scale[channel], shift[channel]) if scale.size else (1.0, 0.0)
-                        _finish(out, start, width * LANES, valid, a, b, other, start, relu)
-                    if moments.size:
-                        sum_of_row = squares_of_row = out.dtype.type(0)
-                        for i in range(width * LANES):
-                            value = out[start + i]
-                            sum_of_row += value
-                            squares_of_row += value * value
-                        total += sum_of_row
-                        squares += squares_of_row
-                if moments.size:
-                    moments[unit // splits, channel, 0] = total
-                    moments[unit // splits, channel, 1] = squares
+                    start = first_map + channel * size + inside + h * row
+                    sum_of_row = squares_of_row = nothing(maps)
+                    for i in range(width * lanes(maps)):
+                        value = read(maps, start + i)
+                        sum_of_row += value
+                        squares_of_row += value * value
+                    total += sum_of_row
+                    squares += squares_of_row
+                moments[unit // splits, channel, 0] = total
+                moments[unit // splits, channel, 1] = squares
 
 
 @compiled

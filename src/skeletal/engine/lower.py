@@ -15,18 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from skeletal.engine import layers
-from skeletal.engine.layers import (
-    COMPUTES,
-    BlockedMaxPool,
-    ConvNorm,
-    Elementwise,
-    Sparse,
-    SparseConv2d,
-    SparseLinear,
-    ToBlocks,
-    can_pool,
-)
+from skeletal.engine import blocked
+from skeletal.engine.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
+from skeletal.engine.conv_norm import ConvNorm
+from skeletal.engine.layers import Sparse, SparseConv2d, SparseLinear
+from skeletal.engine.slots import COMPUTES
 
 _ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
 _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -60,8 +53,11 @@ def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
             layer.padding_mode != "zeros" or (layer.padding == "same" and _uneven(layer))
         ):
             continue
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, kind(layer, masks[weight]))
+        path, _, leaf = name.rpartition(".")
+        parent: Any = module.get_submodule(path)
+        setattr(parent, leaf, kind(layer, masks[weight]))
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # it would pass dense weights to a kernel for inference
         replaced.append(name)
     return replaced
 
@@ -187,7 +183,7 @@ class _Lowering:
         if isinstance(layer, nn.MaxPool2d) and can_pool(layer):
             return self._call(BlockedMaxPool(layer, self._halo(node)), x)
         if self._is_global_mean(node, layer):
-            out = self.graph.call_function(layers.global_mean, (self._run(x),))
+            out = self.graph.call_function(blocked.global_mean, (self._run(x),))
             if len(node.meta["shape"]) == 2:
                 out = self.graph.call_method("flatten", (out, 1))
             return _Value(out, False)
@@ -217,7 +213,7 @@ class _Lowering:
             if pending is not None and pending.norm is not None and pending.other is None and self._alone(node):
                 self._run(other)
                 return _Value(None, True, replace(pending, other=other))
-        out = self.graph.call_function(layers.add, tuple(self._run(value) for _, value in pairs))
+        out = self.graph.call_function(blocked.add, tuple(self._run(value) for _, value in pairs))
         return _Value(out, True)
 
     def _concatenate(self, node: fx.Node) -> _Value | None:
@@ -228,7 +224,7 @@ class _Lowering:
         if not all(isinstance(part, fx.Node) and self.values[part].blocked for part in parts):
             return None
         maps = [self._run(self.values[part]) for part in parts]
-        return _Value(self.graph.call_function(layers.concatenate, (maps,)), True)
+        return _Value(self.graph.call_function(blocked.concatenate, (maps,)), True)
 
     @staticmethod
     def _is_global_mean(node: fx.Node, layer: Any) -> bool:
@@ -272,21 +268,19 @@ class _Lowering:
             convolution = None if pending.convolution is None else pending.convolution[1]
             part = self._part(ConvNorm(convolution, pending.norm, pending.halo, relu))
             pair = self.graph.call_module(part, (x,) if other is None else (x, self._run(other)))
-        out = self.graph.call_function(layers.first, (pair,))
+        out = self.graph.call_function(blocked.first, (pair,))
         # Whoever reads the input after this reads what the convolution hands on (see `ops.Convolve`).
-        pending.x.node = self.graph.call_function(layers.second, (pair,))
+        pending.x.node = self.graph.call_function(blocked.second, (pair,))
         return out
 
     def _in_blocks(self, node: fx.Node) -> _Value:
         value = self.values[node]
         if not value.blocked:
             assert value.node is not None
-            part = self._part(ToBlocks(self._halo(node), self._dtype()))
+            layer = next(layer for layer in self.old.modules() if isinstance(layer, Sparse))
+            part = self._part(ToBlocks(self._halo(node), layer.weight.dtype, layer.bf16))
             return _Value(self.graph.call_module(part, (value.node,)), True)
         return value
-
-    def _dtype(self) -> torch.dtype:
-        return next(layer.weight.dtype for layer in self.old.modules() if isinstance(layer, Sparse))
 
     def _plain(self, node: fx.Node) -> fx.Node:
         """The node as a tensor."""
@@ -295,5 +289,5 @@ class _Lowering:
             assert value.node is not None
             return value.node
         if value.images is None:
-            value.images = self.graph.call_function(layers.to_images, (self._run(value),))
+            value.images = self.graph.call_function(blocked.to_images, (self._run(value),))
         return value.images

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from skeletal.engine.grid import Grid
-from skeletal.engine.tiles import LANES, kind_of
+from skeletal.engine.slots import LANES
+from skeletal.engine.tiles import kind_of
 
 Pair = tuple[int, int]
 
@@ -79,8 +80,6 @@ class Tables:
     tiles: np.ndarray
     bands: np.ndarray
     strides: tuple[int, int, int, int]
-    whole_rows: bool
-    """whether a band makes whole rows of the map, so that what follows can be done band by band"""
 
 
 class Plan:
@@ -91,11 +90,12 @@ class Plan:
         shape: of the convolution.
         source: grid of its input, whose halo suffices (`Shape.halos`).
         target: grid of its output, whose halo suffices for the gradient.
+        in_parts: whether sums may lie in memory before they are complete, which would round them in bfloat16.
 
     """
 
-    def __init__(self, mask: Tensor, shape: Shape, source: Grid, target: Grid) -> None:
-        self.shape, self.source, self.target = shape, source, target
+    def __init__(self, mask: Tensor, shape: Shape, source: Grid, target: Grid, *, in_parts: bool = True) -> None:
+        self.shape, self.source, self.target, self.in_parts = shape, source, target, in_parts
         outputs, inputs = mask.shape[0], mask.shape[1] * shape.groups
         self.outputs, self.inputs = outputs, inputs
         self._kept = [index.numpy() for index in mask.cpu().nonzero(as_tuple=True)]
@@ -184,6 +184,7 @@ class Plan:
         sources = int(source.max()) + 1 if len(source) else 1
         window = reach[0] * reach[1] * LANES * 4 * sources
         parts = max(1, min(-(-window // _WINDOW), len(offsets) // max(1, channels * phases * _WORTH)))
+        parts = parts if self.in_parts else 1
         part = source // -(-sources // parts)
         order = np.lexsort((offsets, channel, part, phase))
         key = (phase * parts + part) * channels + channel
@@ -201,7 +202,6 @@ class Plan:
             np.array(tiles, np.int64).reshape(-1, 5),
             np.array(bands, np.int64).reshape(-1, 4),
             strides,
-            phases == 1,
         )
 
 

@@ -14,7 +14,7 @@ from skeletal.core.selection import Tensors
 from skeletal.engine.carry import cut
 from skeletal.engine.compact import Compact, compact
 from skeletal.engine.compile import Compiled
-from skeletal.engine.layers import COMPUTES
+from skeletal.engine.slots import COMPUTES
 
 BREAK_EVEN = 0.15
 """Density below which gradients are taken on a skeleton: steps of VGG-19 and ResNet-50 cost the same both ways near 0.2
@@ -104,7 +104,8 @@ class SkeletonDerivatives(Derivatives):
             if not compiled.sparse_layers():
                 return None, "no layer of it runs on sparse kernels"
             compiled.use("sparse")
-        inner = Derivatives(compiled.network, self.batches, self.count, self.loss, self.bn_mode, self.average)
+        options = self.loss, self.bn_mode, self.average
+        inner = Derivatives(compiled.network, self.batches, self.count, *options, micro_batch=self.micro_batch)
         return _Plan(inner, _places(compiled, compacted), kept), ""
 
 

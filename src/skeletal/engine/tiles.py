@@ -10,14 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-_FEATURES = binding.get_host_cpu_features()
-
-LANES = 16 if _FEATURES.get("avx512f") else 8
-"""Examples side by side in memory: as many float32 as one vector register holds, twice that on short ones."""
+from skeletal.engine.slots import LANES, interleave, narrow, widen
 
 SHAPES = ((1, 8), (1, 7), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2))
 """Rows and columns of the tiles there are: for wide maps, for those of ImageNet networks, for what remains."""
@@ -32,15 +29,26 @@ def _constant(value: int) -> ir.Constant:
     return ir.Constant(_INDEX, value)
 
 
+Cell = list[Any]
+"""The numbers of a cell in registers: one vector, or two where a slot holds two numbers."""
+
+
 class _Emitter:
-    """What both loops share: where a tile's pixels lie, and vectors of the arrays' type."""
+    """What the loops share: where a tile's pixels lie, and vectors of what is computed in.
+
+    Maps are arrays of float32 or float64, or of int32, whose slots hold two bfloat16.
+    """
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> None:
         self.context, self.builder, self.signature, self.arguments = context, builder, signature, arguments
-        scalar = context.get_value_type(kind)
+        self.paired = kind == types.int32
+        scalar = ir.FloatType() if self.paired else context.get_value_type(kind)
+        self.slots = ir.VectorType(context.get_value_type(kind), LANES)
         self.vector = ir.VectorType(scalar, LANES)
         self.zero = ir.Constant(self.vector, [0.0] * LANES)
-        self.bytes = 4 if kind == types.float32 else 8
+        self.bytes = 8 if kind == types.float64 else 4
+        self.halves = 2 if self.paired else 1
+        self.bytes_ = ir.VectorType(ir.IntType(8), LANES)
         suffix = f"v{LANES}f{8 * self.bytes}"
         self.fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fma.{suffix}"
@@ -67,8 +75,12 @@ class _Emitter:
                     offset = _constant(column * column_stride)
                 else:
                     offset = self.builder.mul(column_stride, _constant(column))
-                found.append(self.builder.bitcast(self.builder.gep(begin, [offset]), self.vector.as_pointer()))
+                found.append(self.cell(self.builder.gep(begin, [offset])))
         return found
+
+    def cell(self, start: Any) -> Any:
+        """A pointer to the cell at a slot."""
+        return self.builder.bitcast(start, self.slots.as_pointer())
 
     def choose(self, kind: Any, cases: list[Callable[[], None]]) -> None:
         """`cases[kind]()`."""
@@ -82,6 +94,35 @@ class _Emitter:
             self.builder.branch(end)
         self.builder.position_at_end(end)
 
+    def where(self, condition: Any, otherwise: list[Any], make: Callable[[], list[Any]]) -> list[Any]:
+        """`make()` where the condition is not 0, else what there is."""
+        builder, before = self.builder, self.builder.block
+        made_in, end = builder.append_basic_block("made"), builder.append_basic_block("end")
+        builder.cbranch(builder.icmp_signed("!=", condition, _constant(0)), made_in, end)
+        builder.position_at_end(made_in)
+        made = make()
+        made_in = builder.block
+        builder.branch(end)
+        builder.position_at_end(end)
+        results = []
+        for old, new in zip(otherwise, made, strict=True):
+            phi = builder.phi(old.type)
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, made_in)
+            results.append(phi)
+        return results
+
+    def before(self, valid: Any) -> list[Any]:
+        """Which numbers of a cell come before the number `valid`: a mask for each vector."""
+        word = ir.IntType(32)
+        limit = self.spread(self.builder.trunc(valid, word), ir.VectorType(word, LANES))
+        return [
+            self.builder.icmp_signed(
+                "<", ir.Constant(limit.type, [self.halves * i + half for i in range(LANES)]), limit
+            )
+            for half in range(self.halves)
+        ]
+
     def across(self, start: Any, vector: Any) -> Any:
         """A number plus the sum over a vector."""
         scalar = self.vector.element
@@ -90,11 +131,37 @@ class _Emitter:
         reduce = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(reduce, [start, vector], fastmath=("reassoc",))
 
-    def load(self, pointer: Any) -> Any:
-        return self.builder.load(pointer, align=self.bytes)
+    def load(self, pointer: Any) -> Cell:
+        slots = self.builder.load(pointer, align=self.bytes)
+        return list(widen(self.builder, slots)) if self.paired else [slots]
 
-    def store(self, value: Any, pointer: Any) -> None:
-        self.builder.store(value, pointer, align=self.bytes)
+    def store(self, cell: Cell, pointer: Any) -> None:
+        slots = narrow(self.builder, *cell) if self.paired else cell[0]
+        self.builder.store(slots, pointer, align=self.bytes)
+
+    def load_all(self, pointers: list[Any]) -> list[Any]:
+        """The vectors of several cells, one cell after the other."""
+        return [number for pointer in pointers for number in self.load(pointer)]
+
+    def store_all(self, numbers: list[Any], pointers: list[Any]) -> None:
+        for i, pointer in enumerate(pointers):
+            self.store(numbers[i * self.halves : (i + 1) * self.halves], pointer)
+
+    def load_places(self, array: Any, at: Any) -> Cell:
+        """The bytes that belong to the numbers of the cell at slot `at`, each vector's together."""
+        places = self.builder.load(self._places(array, at), align=1)
+        if not self.paired:
+            return [places]
+        upper = self.builder.lshr(places, ir.Constant(places.type, [8] * LANES))
+        return [self.builder.trunc(half, self.bytes_) for half in (places, upper)]
+
+    def store_places(self, cell: Cell, array: Any, at: Any) -> None:
+        places = interleave(self.builder, *cell) if self.paired else cell[0]
+        self.builder.store(places, self._places(array, at), align=1)
+
+    def _places(self, array: Any, at: Any) -> Any:
+        start = self.builder.gep(array, [self.builder.mul(at, _constant(self.halves))])
+        return self.builder.bitcast(start, ir.VectorType(ir.IntType(8 * self.halves), LANES).as_pointer())
 
     def over(self, begin: Any, end: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
         """`for j in range(begin, end): carried = body(j, carried)`, with `carried` in registers."""
@@ -139,21 +206,26 @@ _KINDS = [(rows, columns, stride) for rows, columns in SHAPES for stride in STRI
 
 @intrinsic
 def product(
-    typing, kind, add, x, x_start, x_row, x_column, out, out_start, out_row, out_column, offsets, values, begin, end
+    typing, kind, add, x, x_start, x_row, x_column, out, out_start, out_row, out_column, offsets, values, begin, end,
+    after, scale, shift, other, added, relu, valid,
 ):  # fmt: skip
     """`out[tile] = Σ_j values[j] x[offsets[j] + tile]`, for j in [begin, end); with `add` 1, `+=`.
 
-    `kind` says the tile's shape (see `kind_of`); rows and columns of a tile lie `x_row` and `x_column` elements apart
-    in x, and `out_row` and `out_column` in `out`.
+    `kind` says the tile's shape (see `kind_of`); rows and columns of a tile lie `x_row` and `x_column` slots apart
+    in x, and `out_row` and `out_column` in `out`. With `after` 1 the sums become `sum * scale + shift`, plus what is at
+    their place in `other` if `added`, not below 0 if `relu`, and 0 for examples from the number `valid` of a cell on.
     """
     index = types.int64
     signature = types.void(
-        index, index, x, index, index, index, out, index, index, index, offsets, values, index, index
-    )
+        index, index, x, index, index, index, out, index, index, index, offsets, values, index, index,
+        index, values.dtype, values.dtype, other, index, index, index,
+    )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = _Emitter(context, builder, signature, arguments, x.dtype)
-        kind_, add_, _, x_at, x_row_, x_column_, _, out_at, out_row_, out_column_, _, _, begin_, end_ = arguments
+        kind_, add_, _, x_at, x_row_, x_column_, _, out_at, out_row_, out_column_, _, _, begin_, end_ = arguments[:14]
+        after_, scale_, shift_, _, added_, relu_, valid_ = arguments[14:]
+        beside = builder.gep(emit.data(17), [out_at])
         start, out_start_ = builder.gep(emit.data(2), [x_at]), builder.gep(emit.data(6), [out_at])
         offset, value = emit.data(10), emit.data(11)
 
@@ -165,13 +237,28 @@ def product(
                 weight = emit.spread(builder.load(builder.gep(value, [j])))
                 pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
                 return [
-                    builder.call(emit.fma, [weight, emit.load(pixel), total])
-                    for pixel, total in zip(pixels, sums, strict=True)
+                    builder.call(emit.fma, [weight, number, total])
+                    for number, total in zip(emit.load_all(pixels), sums, strict=True)
                 ]
 
-            first = [emit.load(pointer) if add else emit.zero for pointer in results]
-            for total, pointer in zip(emit.over(begin_, end_, first, body), results, strict=True):
-                emit.store(total, pointer)
+            first = emit.load_all(results) if add else [emit.zero] * len(results) * emit.halves
+            sums = emit.over(begin_, end_, first, body)
+
+            def finish() -> list[Any]:
+                a, b = emit.spread(scale_), emit.spread(shift_)
+                finished = [builder.call(emit.fma, [total, a, b]) for total in sums]
+                others = emit.pixels(beside, rows, columns, out_row_, out_column_)
+                finished = emit.where(
+                    added_, finished, lambda: list(map(builder.fadd, finished, emit.load_all(others)))
+                )
+                below = lambda number: builder.fcmp_ordered("<", number, emit.zero)  # noqa: E731
+                finished = emit.where(
+                    relu_, finished, lambda: [builder.select(below(n), emit.zero, n) for n in finished]
+                )
+                present = emit.before(valid_)
+                return [builder.select(present[i % emit.halves], n, emit.zero) for i, n in enumerate(finished)]
+
+            emit.store_all(emit.where(after_, sums, finish), results)
 
         number = builder.add(builder.mul(kind_, _constant(2)), add_)
         emit.choose(number, [partial(case, *shape, add) for shape in _KINDS for add in (False, True)])
@@ -193,23 +280,24 @@ def largest(typing, x, x_start, offsets, positions, begin, end, out, out_start, 
         emit = _Emitter(context, builder, signature, arguments, x.dtype)
         _, x_at, _, _, begin_, end_, _, out_at, _ = arguments
         start, offset, position = builder.gep(emit.data(0), [x_at]), emit.data(2), emit.data(3)
-        bytes_ = ir.VectorType(ir.IntType(8), LANES)
 
-        def read(j: Any) -> tuple[Any, Any]:
-            here = builder.gep(start, [builder.load(builder.gep(offset, [j]))])
-            value = emit.load(builder.bitcast(here, emit.vector.as_pointer()))
-            return value, emit.spread(builder.load(builder.gep(position, [j])), bytes_)
+        def read(j: Any) -> Cell:
+            value = emit.load(emit.cell(builder.gep(start, [builder.load(builder.gep(offset, [j]))])))
+            place = emit.spread(builder.load(builder.gep(position, [j])), emit.bytes_)
+            return value + [place] * emit.halves
 
         def body(j: Any, best: list[Any]) -> list[Any]:
-            value, place = read(j)
-            larger = builder.fcmp_unordered(">", value, best[0])  # or one of them is NaN
-            larger = builder.and_(larger, builder.fcmp_ordered("ord", best[0], best[0]))
-            return [builder.select(larger, value, best[0]), builder.select(larger, place, best[1])]
+            found = read(j)
+            for i in range(emit.halves):
+                larger = builder.fcmp_unordered(">", found[i], best[i])  # or one of them is NaN
+                larger = builder.and_(larger, builder.fcmp_ordered("ord", best[i], best[i]))
+                for k in (i, i + emit.halves):
+                    found[k] = builder.select(larger, found[k], best[k])
+            return found
 
-        best = emit.over(builder.add(begin_, _constant(1)), end_, list(read(begin_)), body)
-        emit.store(best[0], builder.bitcast(builder.gep(emit.data(6), [out_at]), emit.vector.as_pointer()))
-        at = builder.bitcast(builder.gep(emit.data(8), [out_at]), bytes_.as_pointer())
-        builder.store(best[1], at, align=1)
+        best = emit.over(builder.add(begin_, _constant(1)), end_, read(begin_), body)
+        emit.store(best[: emit.halves], emit.cell(builder.gep(emit.data(6), [out_at])))
+        emit.store_places(best[emit.halves :], emit.data(8), out_at)
         return context.get_dummy_value()
 
     return signature, generate
@@ -225,16 +313,17 @@ def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, 
         emit = _Emitter(context, builder, signature, arguments, out.dtype)
         _, out_at, _, _, begin_, end_, _, at_, _ = arguments
         target, offset, position = builder.gep(emit.data(0), [out_at]), emit.data(2), emit.data(3)
-        bytes_ = ir.VectorType(ir.IntType(8), LANES)
-        value = emit.load(builder.bitcast(builder.gep(emit.data(6), [at_]), emit.vector.as_pointer()))
-        at = builder.bitcast(builder.gep(emit.data(8), [at_]), bytes_.as_pointer())
-        places = builder.load(at, align=1)
+        values = emit.load(emit.cell(builder.gep(emit.data(6), [at_])))
+        places = emit.load_places(emit.data(8), at_)
 
         def body(j: Any, _: list[Any]) -> list[Any]:
-            here = builder.gep(target, [builder.load(builder.gep(offset, [j]))])
-            here = builder.bitcast(here, emit.vector.as_pointer())
-            mine = builder.icmp_unsigned("==", places, emit.spread(builder.load(builder.gep(position, [j])), bytes_))
-            emit.store(builder.fadd(emit.load(here), builder.select(mine, value, emit.zero)), here)
+            here = emit.cell(builder.gep(target, [builder.load(builder.gep(offset, [j]))]))
+            mine = emit.spread(builder.load(builder.gep(position, [j])), emit.bytes_)
+            cell = [
+                builder.fadd(number, builder.select(builder.icmp_unsigned("==", place, mine), value, emit.zero))
+                for number, value, place in zip(emit.load(here), values, places, strict=True)
+            ]
+            emit.store(cell, here)
             return []
 
         emit.over(begin_, end_, [], body)
@@ -256,7 +345,7 @@ def _inner(per_lane: bool) -> Any:
             offset, target = emit.data(9), emit.data(10)
 
             def case(rows: int, columns: int, stride: int | None) -> None:
-                held = [emit.load(pixel) for pixel in emit.pixels(y_start_, rows, columns, y_row_, y_column_)]
+                held = emit.load_all(emit.pixels(y_start_, rows, columns, y_row_, y_column_))
 
                 def body(j: Any, _: list[Any]) -> list[Any]:
                     here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
@@ -264,13 +353,13 @@ def _inner(per_lane: bool) -> Any:
                     if per_lane:
                         at = builder.bitcast(at, emit.vector.as_pointer())
                     # Two chains, so that an addition need not wait for the one before it.
-                    chains = [emit.load(at) if per_lane else emit.zero, emit.zero]
+                    chains = [builder.load(at, align=emit.bytes) if per_lane else emit.zero, emit.zero]
                     pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
-                    for i, pixel in enumerate(pixels):
-                        chains[i % 2] = builder.call(emit.fma, [held[i], emit.load(pixel), chains[i % 2]])
+                    for i, number in enumerate(emit.load_all(pixels)):
+                        chains[i % 2] = builder.call(emit.fma, [held[i], number, chains[i % 2]])
                     total = builder.fadd(*chains)
                     if per_lane:
-                        emit.store(total, at)
+                        builder.store(total, at, align=emit.bytes)
                     else:
                         builder.store(emit.across(builder.load(at), total), at)
                     return []

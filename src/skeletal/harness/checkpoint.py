@@ -1,69 +1,22 @@
-"""One file from which a run goes on.
-
-Not accelerate's `save_state`: that writes several files, which cannot be replaced at once, so that a kill in
-between leaves a model of one step beside the optimizer of another; and its random states are a pickle, which
-may run code when it is loaded. Ours is one file, replaced atomically and read with `weights_only=True`.
-"""
+"""Everything that changes while training: saved in one file, from which the run goes on as if it had never stopped."""
 
 import math
-import pickle
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
+from skeletal.core.distributed import everyone, on_first, rank
 from skeletal.core.errors import NonFiniteError
-from skeletal.core.files import atomic_file
 from skeletal.core.mask import Mask
 from skeletal.harness.engines import Engine
 from skeletal.harness.evaluate import Tally
 from skeletal.harness.folders import RunFolder
+from skeletal.harness.statefile import REMEDY, engine_of, in_short, load, path_in, save
 
-FORMAT = 1
-
-
-def _file(folder: Path) -> Path:
-    return folder / "checkpoint" / "state.pt"
-
-
-def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings and containers of them) to `folder/checkpoint/state.pt`."""
-    path = _file(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
-
-
-def load(folder: Path) -> dict[str, Any] | None:
-    """The last state saved in `folder`, with its tensors on the CPU; `None` if there is none.
-
-    Raises:
-        ValueError: the file is damaged, was not written by `save`, or by a version with another format.
-
-    """
-    path = _file(folder)
-    if not path.exists():
-        return None
-    remedy = "delete it to train from the beginning"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint of skeletal; {remedy}") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise ValueError(f"{path} is not a checkpoint of skeletal; {remedy}")
-    if state["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has format {state['format']!r}, this version of skeletal reads {FORMAT}; "
-            f"go on with the version that wrote it, or {remedy}"
-        )
-    return state
-
-
-def engine_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The `Engine.choice` of a state; those written before there was one are dense."""
-    return state.get("engine", {"asked": "dense"})
+__all__ = ["RunState", "engine_of", "load", "save"]
 
 
 def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -95,7 +48,7 @@ def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, stat
 class RunState:
     """Everything that changes while training, and its way to disk and back.
 
-    Without a folder, `save` and `restore` do nothing.
+    Without a folder, `save` and `restore` do nothing. Of several ranks, which all call everything, rank 0 writes.
     """
 
     engine: Engine
@@ -117,6 +70,8 @@ class RunState:
     started: float = field(default_factory=time.perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """metrics of the epochs that are done"""
+    newest: float = math.nan
+    """the last loss that `settle` has seen"""
 
     @property
     def seconds(self) -> float:
@@ -126,9 +81,11 @@ class RunState:
     def non_finite(self, name: str, value: object, step: int) -> NonFiniteError:
         """An error that names the thing, the step of this epoch, and what is left to go on from."""
         rate = self.optimizer.param_groups[0]["lr"]
-        message = f"{name} is {value} in epoch {self.epoch + 1}, step {step}, at learning rate {rate:g}"
-        if self.folder is not None and _file(self.folder.path).exists():
-            message += f"; {_file(self.folder.path)} holds the last good state"
+        message = (
+            f"{name} is {value} in epoch {self.epoch + 1}, step {step}, at learning rate {rate:g}: try a lower one"
+        )
+        if self.folder is not None and path_in(self.folder.path).exists():
+            message += f"; {path_in(self.folder.path)} holds the last good state"
         return NonFiniteError(message)
 
     def settle(self) -> float:
@@ -142,7 +99,8 @@ class RunState:
         for step, loss in enumerate(losses, self.batch - len(losses) + 1):
             if not math.isfinite(loss):
                 raise self.non_finite("the training loss", loss, step)
-        return losses[-1]
+        self.newest = losses[-1] if losses else self.newest
+        return self.newest
 
     def check(self) -> None:
         """Refuse a state that nobody should go on from.
@@ -162,7 +120,7 @@ class RunState:
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Record the metrics of this epoch and turn to the next."""
         self.rows.append(row)
-        if self.folder is not None:
+        if self.folder is not None and rank() == 0:
             self.folder.append(row)
         self.scheduler.step()
         self.epoch, self.batch, self.tally, self.epoch_seconds = self.epoch + 1, 0, Tally(), 0.0
@@ -171,6 +129,8 @@ class RunState:
         """Write the checkpoint."""
         if self.folder is None:
             return
+        cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        (rng, cuda_rng), *others = everyone((torch.get_rng_state(), cuda_rng))
         state = {
             "settings": self.settings,
             "engine": self.engine.choice,
@@ -182,22 +142,24 @@ class RunState:
             "tally": self.tally.sums(),
             "epoch_seconds": self.epoch_seconds,
             "seconds": self.seconds,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rng": rng,
+            "cuda_rng": cuda_rng,
+            "rng_of_others": others,
         }
-        save(self.folder.path, state)
+        on_first(partial(save, self.folder.path, state))
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint, if there is one; drop metrics that are newer.
 
         Raises:
-            ValueError: the checkpoint was trained with other settings, or metrics of earlier epochs are gone.
+            ValueError: the checkpoint was trained with other settings, is of another network, or metrics of earlier
+                epochs are gone.
 
         """
         if self.folder is None:
             return
         state = load(self.folder.path)
-        self.folder.truncate_metrics(0 if state is None else state["epoch"])
+        on_first(partial(self.folder.truncate_metrics, 0 if state is None else state["epoch"]))
         if state is None:
             return
         self.rows = self.folder.metrics()
@@ -212,11 +174,23 @@ class RunState:
                 f"{self.folder.path / 'metrics.jsonl'} has {len(self.rows)} lines, the checkpoint needs "
                 f"{state['epoch']}; delete the folder to run again"
             )
+        try:
+            self._take(state)
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{path_in(self.folder.path)} does not fit this network and optimizer ({in_short(error)}); {REMEDY}"
+            ) from error
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.engine.network.load_state_dict(state["model"])
         _load_optimizer_state(self.engine, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.epoch, self.batch, self.tally = state["epoch"], state["batch"], Tally(**state["tally"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.tally = Tally(**state["tally"]) if rank() == 0 else Tally()  # the sums of all ranks so far
         self.epoch_seconds, self.earlier_seconds = state["epoch_seconds"], state["seconds"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        states = [(state["rng"], state["cuda_rng"]), *state.get("rng_of_others", [])]
+        if rank() < len(states):  # else there are more ranks than before, and the new ones stay as they were seeded
+            rng, cuda_rng = states[rank()]
+            torch.set_rng_state(rng)
+            if cuda_rng is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(cuda_rng, self.device)

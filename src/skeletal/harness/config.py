@@ -29,6 +29,8 @@ class Setup:
     """auto, cpu, cuda, cuda:1, mps"""
     workers: int = 2
     """processes that decode images, for data sets too large for memory"""
+    skip_corrupt: bool = False
+    """leave out images that cannot be decoded, with a warning that counts them, in place of an error"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Pruning:
     batches_per_step: int | None = None
     """batches whose gradients are averaged at each step; SNIP-MB is snip with many"""
     prune_batch_size: int | None = None
-    """examples in each of those batches"""
+    """examples in each of those batches, of all processes together"""
     as_in: str = "paper"
     """whose choices the next four options follow where they are not given: paper, force-code (the paper's official
     code), grasp-code, synflow-code, pysnip"""
@@ -65,6 +67,8 @@ class Pruning:
     """of the forward pass while the network is scored; bfloat16 takes about half the time"""
     scoring_engine: Literal["dense", "sparse"] = "dense"
     """what takes the gradients of nested methods once few weights are left: torch, or our kernels on those kept"""
+    micro_batch: int | None = None
+    """run each batch in pieces of at most so many images, to save memory; changes what batch norm sees"""
     on_collapse: Literal["raise", "keep"] = "keep"
     """when too few weights have a score: stop, or fill up by position and say so"""
 
@@ -76,7 +80,7 @@ class Training:
     epochs: int | None = None
     """passes over the training images"""
     batch_size: int | None = None
-    """images per step"""
+    """images per step, of all processes together"""
     lr: float | None = None
     """learning rate at the start"""
     momentum: float | None = None
@@ -89,11 +93,15 @@ class Training:
     """forward and backward under bf16 autocast"""
     channels_last: bool = False
     """keep images and weights in channels-last memory order"""
+    sync_bn: bool = False
+    """with several GPUs: batch norm over the whole batch, not over each process's part of it"""
     test_every: int = 0
     """also test every so many epochs; 0 tests once, at the end"""
     engine: Literal["auto", "dense", "sparse"] = "auto"
     """what computes a masked network on a CPU: torch on the dense weights, our kernels on the kept ones, or whichever
     is measured to be faster"""
+    tensorboard: bool = False
+    """also write each epoch's metrics and the layer densities for TensorBoard, into the run folder"""
 
 
 # The paper, section 5.1, 5.2 and appendix A. Milestones are fractions, so that `--epochs` keeps their proportion.

@@ -1,4 +1,8 @@
-"""Which device a name means."""
+"""Which device a name means, and how to compute there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -6,15 +10,34 @@ import torch
 def pick_device(name: str) -> torch.device:
     """`auto` is the first of CUDA, MPS and CPU that is there; anything else is torch's own name.
 
+    Of several processes on a machine (torchrun) each takes a GPU of its own for `auto` and `cuda`.
+
     Raises:
-        ValueError: torch does not know the name, or the device is not in this machine.
+        ValueError: torch does not know the name, the device is not in this machine, or there are fewer GPUs than
+            processes.
 
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        gpu, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if gpu >= there:
+            raise ValueError(f"process {gpu} of this machine has no GPU of its own, there are {there}: start {there}")
+        return torch.device("cuda", gpu)
     if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); cpu always is") from None
+
+
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try which convolution is fastest for each shape, unless determinism was asked for."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    if device.type == "cuda" and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled()):
+        cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from skeletal.core.distributed import rank
 from skeletal.harness.folders import RunFolder
 from skeletal.harness.interrupt import Interrupted
 
@@ -68,5 +69,6 @@ class Display:
             how = resume_command or "run the same command again"
             message = f"{where}; {folder.path} holds the checkpoint. To go on:\n  {how}"
         self._bar.stop()
-        self._console.print(message, markup=False)
+        if rank() == 0:
+            self._console.print(message, markup=False)
         return Interrupted(message, folder)

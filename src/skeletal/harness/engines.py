@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.distributed import everyone, rank, together
 from skeletal.core.mask import Mask
 
 ENGINES = ("auto", "dense", "sparse")
@@ -95,9 +96,25 @@ def engine_for(
 
     fast = compile(model, mask, example(), path="dense").train(model.training)
     if earlier is not None:
-        fast.repeat(earlier["paths"], earlier["chosen"])
+        paths = earlier.get("paths", {})
+        if paths.keys() != fast.sparse_layers().keys():
+            raise ValueError(
+                f"the checkpoint is of a network with the sparse layers {', '.join(map(str, paths))}, this one has"
+                f" {', '.join(fast.sparse_layers())}: delete the checkpoint to train from the beginning"
+            )
+        fast.repeat(paths, earlier["chosen"])
     else:
         with autocast():
             fast.use(asked)
     paths = {name: layer.path for name, layer in fast.sparse_layers().items()}
     return Engine(fast, {"asked": asked, "chosen": fast.chosen, "paths": paths})
+
+
+def engine_for_all(
+    model: nn.Module, mask: Mask | None, asked: str, *, earlier: dict[str, Any] | None = None, **options: Any
+) -> Engine:
+    """`engine_for`, the same on all ranks: rank 0 measures, and the others repeat what it has chosen."""
+    with together():
+        engine = engine_for(model, mask, asked, earlier=earlier, **options) if rank() == 0 else None
+    choice = everyone(None if engine is None else engine.choice)[0]
+    return engine or engine_for(model, mask, "auto", earlier=choice, **options)

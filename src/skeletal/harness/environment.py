@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from skeletal.core.distributed import ranks
+from skeletal.harness.processes import RULE
+
 _PACKAGES = ("skeletal", "torch", "torchvision", "accelerate", "numpy", "numba", "safetensors")
 
 
@@ -78,6 +81,7 @@ def environment() -> dict[str, Any]:
         "cpu": _or_none(_cpu_model),
         "cores": _or_none(_usable_cores),
         "threads": torch.get_num_threads(),
+        "processes": {"number": ranks(), "rule": RULE},
         "memory_gib": _or_none(_memory_gib),
         "gpus": _or_none(_gpus),
         "checkout": _or_none(_checkout),

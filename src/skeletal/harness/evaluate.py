@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from skeletal.core.batches import cross_entropy
 from skeletal.core.borrow import in_mode
+from skeletal.core.distributed import everyone
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Tally:
 
     def settle(self) -> list[float]:
         """Fetch what was added since the last call, and return the loss of each of those batches."""
-        rows = [row.tolist() for _, row in self._unsettled]
+        rows = torch.stack([row for _, row in self._unsettled]).tolist() if self._unsettled else []  # one wait for all
         for (examples, _), (loss, top1, top5) in zip(self._unsettled, rows, strict=True):
             self.loss += loss * examples
             self.top1 += int(top1)
@@ -66,6 +67,12 @@ class Tally:
     def sums(self) -> dict[str, Any]:
         """The settled sums, as the keyword arguments of a tally that goes on from here."""
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "examples": self.examples}
+
+    def gather(self) -> None:
+        """Add up the sums of all ranks; every one of them then has the same."""
+        self.settle()
+        rows = everyone(self.sums())
+        self.loss, self.top1, self.top5, self.examples = (sum(row[name] for row in rows) for name in self.sums())
 
     def scores(self) -> Scores:
         """Means over all examples so far."""
@@ -88,10 +95,12 @@ def evaluate(
     device: torch.device | str,
     bf16: bool = False,
     channels_last: bool = False,
+    shared: bool = False,
 ) -> Scores:
     """Score `model` on all `batches` in evaluation mode, without gradients.
 
     The model is moved to `device` and stays there; its parameters, buffers and modes are otherwise unchanged.
+    With `shared` batches, of which each rank has its part, the sums of all ranks are added up.
     With `bf16` the forward pass runs under autocast and the loss in float32. A NaN output counts as wrong,
     and the loss is then NaN.
 
@@ -104,11 +113,15 @@ def evaluate(
     tally = Tally()
     with in_mode(model, training=False):
         for inputs, targets in batches:
+            if not len(targets):
+                continue
             inputs, targets = place(inputs, device, channels_last), targets.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 outputs = model(inputs)
             outputs = outputs.float()
             tally.add(cross_entropy(outputs, targets), outputs, targets)
+    if shared:
+        tally.gather()
     tally.settle()
     if tally.examples == 0:
         raise ValueError("there is nothing to evaluate: the batches hold no example")

@@ -6,14 +6,18 @@ settings find the same folder: a finished run is recognised by its result, a kil
 appear by an atomic rename, and `metrics.jsonl` grows by whole lines.
 """
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from skeletal.core.files import write_atomically
+from skeletal.core.files import failing_at, remove_drafts, write_atomically
+from skeletal.harness import claims
 from skeletal.harness.environment import environment
 
 FORMAT = 1
@@ -32,7 +36,7 @@ def _json(value: Any, **layout: Any) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete its folder to run again") from None
     if not isinstance(found, dict):
         raise ValueError(
@@ -115,6 +119,37 @@ class RunFolder:
             )
 
     @property
+    def _lock(self) -> Path:
+        # Beside the folder, which does not exist before the settings have proved sound.
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    @contextmanager
+    def claim(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep every other process from working on this run inside the `with` block; whether the folder exists or not.
+
+        The lock is `flock`'s, on `.<folder>.lock` beside the folder: a process that dies, however, has let go of it.
+        What a killed writer left half-written in the folder is removed. Claiming again in the same thread is free.
+
+        Args:
+            wait: for the present holder to end, with a warning; look at `finished` after.
+
+        Raises:
+            BusyError: another process holds it; the message says which one, on which machine, and since when.
+
+        Warns:
+            UserWarning: the file system has no locks, so that nobody is kept out.
+
+        """
+        with claims.claim(self._lock, str(self.path), wait=wait):
+            remove_drafts(self.path)
+            yield
+
+    @property
+    def running(self) -> bool:
+        """Whether a process has claimed this run just now."""
+        return claims.is_claimed(self._lock)
+
+    @property
     def finished(self) -> bool:
         """Whether the run has left its result."""
         return (self.path / "result.json").exists()
@@ -150,19 +185,30 @@ class RunFolder:
         rows = []
         for number, line in enumerate(self._whole_lines().splitlines(), 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{self._log}, line {number} is damaged ({error})") from None
+                row = json.loads(line)
+                if not isinstance(row, dict) or type(row.get("epoch")) is not int:
+                    raise ValueError("it should be a JSON object with an epoch")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{self._log}, line {number} is damaged ({error}); delete the folder to run again"
+                ) from None
+            rows.append(row)
         return rows
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`; it is on disk when this returns."""
         line = _json(metrics) + "\n"
-        with open(self._log, "ab") as file:
-            file.truncate(len(self._whole_lines()))
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with failing_at(self._log), open(self._log, "ab", buffering=0) as file:
+            size = len(self._whole_lines())
+            file.truncate(size)
+            try:
+                # Unbuffered, so that what a full disk has refused is not written again on closing.
+                if file.write(line.encode()) < len(line.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the lines of `epoch` and later: a run that resumes there will write them again."""

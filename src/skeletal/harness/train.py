@@ -4,32 +4,35 @@ A run can be stopped at any step and goes on exactly where it was: on a CPU the 
 weights, to the bit, as one that was never stopped.
 """
 
+import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import nn
-from torch.nn.functional import cross_entropy
 
+from skeletal.core.batches import cross_entropy
 from skeletal.core.choices import require
 from skeletal.core.denormals import flush_denormals
+from skeletal.core.distributed import PeerError, agree, everyone, on_first, rank, ranks, together
 from skeletal.core.files import write_atomically
 from skeletal.core.mask import Mask
+from skeletal.harness import trackers
 from skeletal.harness.checkpoint import RunState, engine_of, load
 from skeletal.harness.config import Training
+from skeletal.harness.data.placing import resident, shared
 from skeletal.harness.data.splits import Data, Split
+from skeletal.harness.devices import pick_device, tuned
 from skeletal.harness.display import Display
-from skeletal.harness.engines import ENGINES, Engine, engine_for
+from skeletal.harness.engines import ENGINES, Engine, engine_for_all
 from skeletal.harness.evaluate import Scores, evaluate, place
 from skeletal.harness.folders import RunFolder
 from skeletal.harness.interrupt import Stop
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from skeletal.harness.processes import Team, generator_seed
 
 
 @dataclass(frozen=True)
@@ -51,30 +54,6 @@ class TrainResult:
     """what computed the network: dense, sparse, or "auto: " and what was measured to be fastest"""
 
 
-@contextmanager
-def _accelerator(device: str, bf16: bool) -> Iterator["Accelerator"]:
-    """An Accelerator of our own. Accelerate allows one configuration per process: set the caller's aside."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-    from accelerate.utils import patch_environment
-
-    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
-    callers = [dict(state) for state in shared]
-    chosen = {} if device in ("auto", "cpu") else {"ACCELERATE_TORCH_DEVICE": device}
-    try:
-        for state in shared:
-            state.clear()
-        with patch_environment(**chosen):
-            accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=device == "cpu")
-        if accelerator.num_processes > 1:
-            raise RuntimeError(f"train runs in one process, but {accelerator.num_processes} were launched")
-        yield accelerator
-    finally:
-        for state, before in zip(shared, callers, strict=True):
-            state.clear()
-            state.update(before)
-
-
 def milestones(training: Training) -> list[int]:
     """Epochs before which the learning rate is divided by 10: 150 and 250 for the paper's 350 epochs."""
     fractions, epochs = training.milestones or (), training.epochs or 0
@@ -86,6 +65,21 @@ def _to_channels_last(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _synchronize(model: nn.Module, device: torch.device, examples: int, batch_size: int) -> None:
+    if device.type != "cuda":
+        raise ValueError(
+            f"--sync-bn needs GPUs, not {device.type}: torch's SyncBatchNorm computes nowhere else; without it each"
+            " process normalizes by its own part of the batch"
+        )
+    if 0 < examples % batch_size < ranks():
+        raise ValueError(
+            f"the last batch of an epoch has {examples % batch_size} examples for {ranks()} processes, and with"
+            " --sync-bn each needs one: choose another --batch-size"
+        )
+    if ranks() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _named(prefix: str, scores: Scores) -> dict[str, Any]:
@@ -111,6 +105,8 @@ def steps_per_epoch(training: Training, data: Data) -> int:
         if settings[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {settings[name]}")
     require("engine", training.engine, ENGINES)
+    if training.tensorboard:
+        trackers.require_tensorboard()
     steps = len(data.train.batches(settings["batch_size"], train=True))
     if steps == 0:
         raise ValueError("there is nothing to train on: the training split is empty")
@@ -118,18 +114,24 @@ def steps_per_epoch(training: Training, data: Data) -> int:
 
 
 def _engine(
-    model: nn.Module, mask: Mask | None, data: Data, training: Training, folder: RunFolder | None, accelerator: Any
+    model: nn.Module,
+    mask: Mask | None,
+    data: Data,
+    training: Training,
+    folder: RunFolder | None,
+    device: torch.device,
+    autocast: Any,
 ) -> Engine:
     """What the folder's checkpoint was trained by, or what the settings ask for."""
     state = None if folder is None else load(folder.path)
     batch_size = training.batch_size or 0
-    return engine_for(
+    return engine_for_all(
         model,
         mask,
         training.engine,
-        device=accelerator.device,
-        example=lambda: next(iter(data.train.batches(batch_size, train=False)))[0],
-        autocast=accelerator.autocast,
+        device=device,
+        example=lambda: next(iter(shared(data.train).batches(batch_size, train=False)))[0],
+        autocast=autocast,
         earlier=None if state is None else engine_of(state),
     )
 
@@ -154,6 +156,7 @@ def _save_weights(model: nn.Module, folder: RunFolder) -> None:
     write_atomically(folder.path / "model.safetensors", save(copies))
 
 
+@together()
 def train(
     model: nn.Module,
     data: Data,
@@ -181,29 +184,42 @@ def train(
     The model moves to `device` and stays there, in training mode; `training.channels_last` changes the memory
     order of its weights. torch's global random state is seeded with `seed`, or restored when resuming.
 
+    In a process group (torchrun) all ranks call it, on the same model, data and settings; `training.batch_size` is that
+    of all together, of which each takes its part, and rank 0 writes. All end with the same weights, to rounding those
+    of one process, except that batch norm takes each rank's own statistics unless `training.sync_bn`, and dropout draws
+    each rank's own numbers.
+
     Raises:
-        ValueError: a setting is missing or senseless, there are no training examples, or the folder's
-            checkpoint belongs to another run, or to another engine than the one asked for.
+        ValueError: a setting is missing or senseless, there are no training examples, a label is no class of the
+            network's, ranks hold different weights, or the folder's checkpoint belongs to another run, or to another
+            engine than the one asked for.
         NonFiniteError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
         MaskError: the mask does not fit the model, or a pruned weight has moved.
-        Interrupted: a signal came.
+        Interrupted: a signal came, to this rank or another.
+        PeerError: another rank has failed; names the rank and its error.
 
     """
     settings: dict[str, Any] = {**asdict(training), "seed": seed}
-    del settings["engine"]  # the checkpoint says what came of it
+    del settings["engine"], settings["tensorboard"]  # the checkpoint says what came of the one; the other is a view
+    if not settings["sync_bn"]:
+        del settings["sync_bn"]  # came later: checkpoints from before it go on
     steps = steps_per_epoch(training, data)
     epochs, batch_size = settings["epochs"], settings["batch_size"]
+    target = pick_device(device)
+    autocast = partial(torch.autocast, target.type, torch.bfloat16, enabled=training.bf16)
     with (
-        _accelerator(device, training.bf16) as accelerator,
         flush_denormals(),
+        tuned(target),
         Stop() as stop,
-        Display(epochs, steps, progress) as display,
+        Display(epochs, steps, progress and rank() == 0) as display,
         ExitStack() as attached,
     ):
-        model.to(accelerator.device)
+        model.to(target)
         if training.channels_last:
             _to_channels_last(model)
-        engine = _engine(model, mask, data, training, folder, accelerator)
+        if training.sync_bn:
+            _synchronize(model, target, len(data.train), batch_size)
+        engine = _engine(model, mask, data, training, folder, target, autocast)
         network = engine.network
         if engine.compiled:
             attached.callback(lambda: model.train().load_state_dict(network.state_dict()))
@@ -216,48 +232,70 @@ def train(
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(training), gamma=0.1)
         if mask is not None and not engine.compiled:
             attached.callback(mask.attach(model, optimizer).detach)
-        torch.manual_seed(seed)
-        run = RunState(engine, optimizer, scheduler, mask, folder, settings, accelerator.device)
+        torch.manual_seed(generator_seed(seed))
+        run = RunState(engine, optimizer, scheduler, mask, folder, settings, target)
         run.restore()
+        held = network.state_dict() | {"settings": settings, "epoch": run.epoch, "batch": run.batch}
+        agree(held, "train the same model with the same settings on every rank, from one run folder that all can see")
+        team = Team(network, target)
+        tracker = trackers.of(folder if training.tensorboard and rank() == 0 else None, mask, run.epoch)
+        attached.callback(tracker.close)
         display.begin(run.epoch, run.batch)
+        training_split = shared(resident(data.train, target))
+
+        def asked_to_stop() -> bool:
+            return any(everyone(stop.requested))
 
         def train_epoch() -> None:
             started = time.perf_counter() - run.epoch_seconds
-            look_every = 1 if accelerator.device.type == "cpu" else 20  # looking makes a GPU wait
+            look_every = 1 if target.type == "cpu" or ranks() > 1 else 20  # looking makes a GPU wait
             network.train()
-            batches = data.train.batches(batch_size, train=True, seed=seed, epoch=run.epoch, start=run.batch)
+            batches = training_split.batches(batch_size, train=True, seed=seed, epoch=run.epoch, start=run.batch)
             for inputs, targets in batches:
-                inputs = place(inputs, accelerator.device, training.channels_last)
-                targets = targets.to(accelerator.device, non_blocking=True)
+                inputs = place(inputs, target, training.channels_last)
+                targets = targets.to(target, non_blocking=True)
                 optimizer.zero_grad()
-                with accelerator.autocast():
-                    outputs = network(inputs)
-                outputs = outputs.float()
-                loss = cross_entropy(outputs, targets)
-                accelerator.backward(loss)
+                loss = torch.zeros((), device=target)
+                if len(targets):  # none, where a small last batch is divided, or its images are corrupt
+                    with autocast():
+                        outputs = network(inputs)
+                    outputs = outputs.float()
+                    loss = cross_entropy(outputs, targets)
+                    loss.backward()
+                    run.tally.add(loss, outputs, targets)
+                told = team.meet(loss, len(targets), stop.requested)
+                if ranks() > 1 and not math.isfinite(told.loss):  # on all ranks alike
+                    raise run.non_finite("the training loss", told.loss, run.batch + 1)
+                team.average_gradients(len(targets), told)
                 optimizer.step()
                 run.batch += 1
-                run.tally.add(loss, outputs, targets)
-                stopping = stop.requested
-                if run.batch % look_every == 0 or run.batch == steps or stopping:
-                    display.step(run.epoch, run.batch, run.settle())
-                if stopping:
+                if run.batch % look_every == 0 or run.batch == steps or told.stopping:
+                    newest = run.settle()
+                    display.step(run.epoch, run.batch, newest if ranks() == 1 else told.loss)
+                if told.stopping:
                     break
             run.epoch_seconds = time.perf_counter() - started
 
         def score(split: Split) -> Scores:
             return evaluate(
                 network,
-                split.batches(batch_size, train=False),
-                device=accelerator.device,
+                shared(resident(split, target)).batches(batch_size, train=False),
+                device=target,
                 bf16=training.bf16,
                 channels_last=training.channels_last,
+                shared=True,
             )
 
-        while run.epoch < epochs and not stop.requested:
-            train_epoch()
-            assert run.batch == steps or stop.requested, "the training split broke its promised length"
+        while run.epoch < epochs and not asked_to_stop():
+            try:
+                train_epoch()
+            except Exception as error:
+                if not isinstance(error, PeerError):
+                    team.fail()
+                raise
+            run.tally.gather()
             run.check()
+            team.share_statistics()
             if run.batch == steps:
                 done = run.epoch + 1
                 row = {
@@ -272,14 +310,15 @@ def train(
                 if done == epochs or (training.test_every and done % training.test_every == 0):
                     row |= _named("test", score(data.test))
                 run.end_epoch(row)
+                tracker.epoch(row)
                 display.epoch(row)
             run.save()
 
-        if stop.requested:
+        if asked_to_stop():
             where = f"stopped after epoch {run.epoch} of {epochs}"
             if run.batch:
                 where += f" and step {run.batch} of {steps} of the next"
             raise display.interrupted(where, folder, resume_command)
         if folder is not None:
-            _save_weights(network, folder)
+            on_first(partial(_save_weights, network, folder))
         return _result(run)

@@ -10,6 +10,8 @@ from skeletal.harness.data import digits, folder, sources
 from skeletal.harness.data.errors import DataError as DataError
 from skeletal.harness.data.errors import DataNotFoundError as DataNotFoundError
 from skeletal.harness.data.memory import assemble
+from skeletal.harness.data.placing import resident as resident
+from skeletal.harness.data.placing import shared as shared
 from skeletal.harness.data.sources import found as found
 from skeletal.harness.data.sources import where as where
 from skeletal.harness.data.specs import NAMES as NAMES
@@ -19,16 +21,28 @@ from skeletal.harness.data.splits import BalancedStream as BalancedStream
 from skeletal.harness.data.splits import Batch as Batch
 from skeletal.harness.data.splits import Batches as Batches
 from skeletal.harness.data.splits import Data as Data
+from skeletal.harness.data.splits import Share as Share
 from skeletal.harness.data.splits import Split as Split
 from skeletal.harness.data.splits import Stream as Stream
 
 
-def load(name: str, data_dir: Path | None = None, *, validation: float = 0.1, seed: int = 0, workers: int = 2) -> Data:
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    workers: int = 2,
+    skip_corrupt: bool = False,
+) -> Data:
     """Load a data set by one of `NAMES`, or the image folder at the path `name`.
 
     The validation split is `round(validation * N)` of the N training examples, drawn at random by `seed`
     alone; the test set is never part of it. `workers` processes decode the images of `imagenet` and of image
-    folders; 0 decodes in this one.
+    folders; 0 decodes in this one. With `skip_corrupt` images that cannot be decoded are left out.
+
+    Warns:
+        UserWarning: images were left out; says how many, and names the first.
 
     Raises:
         DataNotFoundError: the files are in none of the places `where(name, data_dir)`; says how to get them.
@@ -39,7 +53,7 @@ def load(name: str, data_dir: Path | None = None, *, validation: float = 0.1, se
         root = folder.find(Path(name))
         if root is None:
             raise sources.unknown(name)
-        return folder.read(root, name=name, validation=validation, seed=seed, workers=workers)
+        return folder.read(root, name, validation=validation, seed=seed, workers=workers, skip_corrupt=skip_corrupt)
     spec = SPECS[name]
     if name == "digits":
         return assemble(digits.read(spec), spec, validation=validation, seed=seed)
@@ -48,6 +62,5 @@ def load(name: str, data_dir: Path | None = None, *, validation: float = 0.1, se
         raise sources.missing(spec, data_dir)
     layout, place = match
     if layout == "folder":
-        return folder.read(place, name=name, validation=validation, seed=seed, workers=workers)
-    arrays = sources.IN_MEMORY[layout].read(place, spec)
-    return assemble(arrays, spec, validation=validation, seed=seed)
+        return folder.read(place, name, validation=validation, seed=seed, workers=workers, skip_corrupt=skip_corrupt)
+    return assemble(sources.read(layout, place, spec, skip_corrupt), spec, validation=validation, seed=seed)

@@ -29,11 +29,11 @@ def draw(batch: int, *, padding: int, flip: bool, generator: torch.Generator) ->
 
 
 def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Return the drawn crops, mirrored where drawn: uint8 `(B, C, H, W)` in, the same shape out."""
+    """Return the drawn crops, mirrored where drawn: uint8 `(B, C, H, W)` in, the same out; `draws` on its device."""
     B, C, H, W = images.shape
     padded = pad(images, (padding,) * 4)  # (B, C, H + 2p, W + 2p)
-    column = torch.arange(W)
-    rows = draws.top[:, None] + torch.arange(H)  # (B, H)
+    column = torch.arange(W, device=images.device)
+    rows = draws.top[:, None] + torch.arange(H, device=images.device)  # (B, H)
     columns = draws.left[:, None] + torch.where(draws.mirror[:, None], W - 1 - column, column)  # (B, W)
     pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
     return padded.flatten(2).gather(2, pixels.view(B, 1, H * W).expand(B, C, H * W)).view(B, C, H, W)

@@ -8,33 +8,58 @@ ImageNet example, which the paper adapts (appendix A): RandomResizedCrop(224) an
 and CenterCrop(224) to test.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skeletal.harness.data.draws import batch_range, divide, order, seed_of
 from skeletal.harness.data.errors import DataError
-from skeletal.harness.data.pixels import FORMATS
+from skeletal.harness.data.pixels import FORMATS, cannot_decode, warn_of_skipped
 from skeletal.harness.data.specs import IMAGENET_MEAN, IMAGENET_STD
-from skeletal.harness.data.splits import Batch, Data
+from skeletal.harness.data.splits import WHOLE, Batch, Data, Share
 
 LOOKS_FOR = "an image folder: train/<class>/ and val/<class>/ (or test/<class>/)"
 SIZE = 224
 
 
 @dataclass(frozen=True)
-class _Examples(Dataset[tuple[Tensor, int]]):
-    files: list[Path]
-    labels: Tensor
+class Listing:
+    """The image files of a folder. One array each, so that a million of them are no million objects in every worker."""
+
+    names: np.ndarray  # (N,) bytes
+    labels: Tensor  # (N,) int64
+
+    def file(self, index: int) -> Path:
+        """The path of an image."""
+        return Path(os.fsdecode(self.names[index]))
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file that is no image. Not raised in a worker, which would bury the message in a traceback of its own."""
+
+    file: Path
+    reason: str
+
+
+Decoded = tuple[Tensor, int] | Damaged
+"""an image with its label, or why there is none"""
+
+
+@dataclass(frozen=True)
+class _Examples(Dataset[Decoded]):
+    listing: Listing
     train: bool
     seed: int
     epoch: int
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Decoded:
         from PIL import Image
         from torchvision import transforms as T
 
@@ -42,27 +67,37 @@ class _Examples(Dataset[tuple[Tensor, int]]):
             [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()] if self.train else [T.Resize(256), T.CenterCrop(SIZE)]
         )
         transform = T.Compose([*size, T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+        file = self.listing.file(index)
         try:
-            with Image.open(self.files[index], formats=FORMATS) as image:
-                pixels = image.convert("RGB")
+            with Image.open(file, formats=FORMATS) as image:
+                pixels = image.convert("RGB")  # grey and CMYK ones, of which ImageNet has some, too
         except Exception as error:  # Pillow raises nearly anything at a damaged file
-            raise DataError(f"{self.files[index]}: cannot decode the image ({error})") from error
+            return Damaged(file, str(error))
         # torchvision draws from the global generator: borrow it, and give it back as it was. Only that of the
         # CPU: `torch.manual_seed` would reseed the GPU's as well.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of("augment", self.seed, self.epoch, index))
-            return transform(pixels), int(self.labels[index])
+            return transform(pixels), int(self.listing.labels[index])
+
+
+def _collate(decoded: list[Decoded]) -> tuple[Tensor, Tensor, list[Damaged]]:
+    """Images, labels, and the files without; a rank's part of a small last batch may be empty."""
+    good = [example for example in decoded if not isinstance(example, Damaged)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, SIZE, SIZE)
+    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
+    return images, labels, [example for example in decoded if isinstance(example, Damaged)]
 
 
 @dataclass(frozen=True)
 class FolderBatches:
     """The batches `indices` of one pass. Iterating starts the workers, which stop with the iterator."""
 
-    examples: _Examples
-    members: Tensor
+    split: "FolderSplit"
     batch_size: int
     indices: range
-    workers: int
+    train: bool
+    seed: int
+    epoch: int
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -70,31 +105,40 @@ class FolderBatches:
     def __iter__(self) -> Iterator[Batch]:
         if not self.indices:
             return
-        shuffled = self.members[
-            order(
-                len(self.members),
-                train=self.examples.train,
-                seed=self.examples.seed,
-                epoch=self.examples.epoch,
-            )
-        ]
-        size = self.batch_size
-        yield from DataLoader(
-            self.examples,
-            batch_sampler=[shuffled[k * size : (k + 1) * size].tolist() for k in self.indices],
-            num_workers=self.workers,
+        split, size = self.split, self.batch_size
+        members = split.members[order(len(split), train=self.train, seed=self.seed, epoch=self.epoch)]
+        loader = DataLoader(
+            _Examples(split.listing, self.train, self.seed, self.epoch),
+            batch_sampler=[split.share.of(members[k * size : (k + 1) * size].tolist()) for k in self.indices],
+            collate_fn=_collate,
+            num_workers=split.workers,
+            pin_memory=split.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws its workers' seed from the global one
         )
+        skipped: list[Damaged] = []
+        try:
+            for images, labels, damaged in loader:
+                if damaged and not split.skip_corrupt:
+                    raise cannot_decode(damaged[0].file, damaged[0].reason)
+                skipped += damaged
+                yield images, labels
+        finally:
+            warn_of_skipped([str(one.file) for one in skipped], len(split))
 
 
 @dataclass(frozen=True)
 class FolderSplit:
     """The examples `members` of a list of files."""
 
-    files: list[Path]
-    all_labels: Tensor
+    listing: Listing
     members: Tensor
     workers: int
+    skip_corrupt: bool = False
+    """leave out, with a warning that counts them, the images that cannot be decoded; batches get smaller"""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    """where batches are going to"""
+    share: Share = WHOLE
+    """which examples of each batch are decoded"""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -102,7 +146,7 @@ class FolderSplit:
     @property
     def labels(self) -> Tensor:
         """Return the class of every example: int64, `(len(self),)`."""
-        return self.all_labels[self.members]
+        return self.listing.labels[self.members]
 
     def batches(
         self,
@@ -116,22 +160,22 @@ class FolderSplit:
     ) -> FolderBatches:
         """Return one pass, as `Split.batches` says."""
         indices = batch_range(len(self), batch_size, start=start, drop_last=drop_last)
-        examples = _Examples(self.files, self.all_labels, train, seed, epoch)
-        return FolderBatches(examples, self.members, batch_size, indices, self.workers)
+        return FolderBatches(self, batch_size, indices, train, seed, epoch)
 
 
 def _test_folder(root: Path) -> Path | None:
     return next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
 
 
-def _listed(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
+def _listed(folder: Path) -> tuple[Listing, list[str]]:
     from torchvision.datasets import ImageFolder
 
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folders, or one without images
         raise DataError(f"{folder}: {error}") from error
-    return [Path(file) for file, _ in found.samples], torch.tensor(found.targets), found.classes
+    names = np.array([os.fsencode(file) for file, _ in found.samples])
+    return Listing(names, torch.tensor(found.targets)), found.classes
 
 
 def find(root: Path, spec: object = None) -> Path | None:
@@ -139,7 +183,7 @@ def find(root: Path, spec: object = None) -> Path | None:
     return root if (root / "train").is_dir() and _test_folder(root) else None
 
 
-def read(root: Path, *, name: str, validation: float, seed: int, workers: int) -> Data:
+def read(root: Path, name: str, *, validation: float, seed: int, workers: int, skip_corrupt: bool = False) -> Data:
     """List the files; nothing is decoded yet.
 
     Raises:
@@ -148,22 +192,22 @@ def read(root: Path, *, name: str, validation: float, seed: int, workers: int) -
     """
     test_root = _test_folder(root)
     assert test_root is not None, "find() comes first"
-    files, labels, classes = _listed(root / "train")
-    test_files, test_labels, test_classes = _listed(test_root)
+    listing, classes = _listed(root / "train")
+    test_listing, test_classes = _listed(test_root)
     if classes != test_classes:
         other = sorted(set(classes) ^ set(test_classes))
         raise DataError(
             f"{root}: {len(classes)} class folders in train, {len(test_classes)} in {test_root.name}; "
             f"not in both: {', '.join(other[:5])}{', ...' if len(other) > 5 else ''}"
         )
-    kept, held_out = divide(len(files), validation, seed)
+    kept, held_out = divide(len(listing.labels), validation, seed)
     return Data(
         name=name,
         num_classes=len(classes),
         channels=3,
         image_size=SIZE,
         classes=tuple(classes),
-        train=FolderSplit(files, labels, kept, workers),
-        validation=FolderSplit(files, labels, held_out, workers),
-        test=FolderSplit(test_files, test_labels, torch.arange(len(test_files)), workers),
+        train=FolderSplit(listing, kept, workers, skip_corrupt),
+        validation=FolderSplit(listing, held_out, workers, skip_corrupt),
+        test=FolderSplit(test_listing, torch.arange(len(test_listing.labels)), workers, skip_corrupt),
     )

@@ -1,17 +1,20 @@
-"""Data sets that fit in memory: the whole set as uint8, augmented a batch at a time."""
+"""Data sets that fit in memory: the whole set as uint8, augmented a batch at a time, where the network is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from skeletal.harness.data.augment import crop_and_flip, draw, normalize
+from skeletal.harness.data.augment import Draws, crop_and_flip, draw, normalize
 from skeletal.harness.data.draws import batch_range, divide, generator, order
 from skeletal.harness.data.errors import DataError
 from skeletal.harness.data.specs import Spec
-from skeletal.harness.data.splits import Batch, Data
+from skeletal.harness.data.splits import WHOLE, Batch, Data, Share
+
+CPU = torch.device("cpu")
 
 
 class Part(NamedTuple):
@@ -42,6 +45,17 @@ def checked(images: Tensor, labels: Tensor, spec: Spec, source: object) -> Part:
     return Part(images, labels)
 
 
+_moved: Any = WeakTensorKeyDictionary()
+"""what of a part's images lies on which device: moved there once, however many runs and splits use it"""
+
+
+def _on(device: torch.device, part: Part) -> Part:
+    copies = _moved.setdefault(part.images, {})
+    if device not in copies:
+        copies[device] = Part(part.images.to(device), part.labels.to(device))
+    return copies[device]
+
+
 @dataclass(frozen=True)
 class MemorySplit:
     """The examples `members` of a part; parts are shared between splits, never copied."""
@@ -49,6 +63,10 @@ class MemorySplit:
     part: Part
     members: Tensor  # (n,) int64
     spec: Spec
+    device: torch.device = CPU
+    """where batches are made"""
+    share: Share = WHOLE
+    """which examples of each batch are made"""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -88,17 +106,25 @@ class MemoryBatches:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        spec, part = self.split.spec, self.split.part
-        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
-        members = self.split.members[order(len(self.split), train=self.train, seed=self.seed, epoch=self.epoch)]
+        spec, device, share = self.split.spec, self.split.device, self.split.share
+        part = self.split.part if device == CPU else _on(device, self.split.part)
+        mean, std = torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)
+        shuffled = order(len(self.split), train=self.train, seed=self.seed, epoch=self.epoch)
+        members = self.split.members[shuffled].to(device)
         for k in self.indices:
-            chosen = members[k * self.batch_size : (k + 1) * self.batch_size]
+            batch = members[k * self.batch_size : (k + 1) * self.batch_size]
+            chosen = share.of(batch)
             images = part.images[chosen]
             if self.train:
-                random = generator("augment", self.seed, self.epoch, k)
-                draws = draw(len(chosen), padding=spec.padding, flip=spec.flip, generator=random)
-                images = crop_and_flip(images, draws, spec.padding)
+                random = generator("augment", self.seed, self.epoch, k)  # of the CPU, also for a GPU: the same draws
+                draws = draw(len(batch), padding=spec.padding, flip=spec.flip, generator=random)
+                images = crop_and_flip(images, Draws(*(_sent(share.of(d), device) for d in draws)), spec.padding)
             yield normalize(images, mean, std), part.labels[chosen]
+
+
+def _sent(drawn: Tensor, device: torch.device) -> Tensor:
+    # From pinned memory, as a copy from any other waits for what the GPU has still to do.
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
 
 def assemble(arrays: Arrays, spec: Spec, *, validation: float, seed: int) -> Data:

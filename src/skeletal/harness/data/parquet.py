@@ -58,7 +58,7 @@ def _image_column(schema: Any) -> str | None:
     return next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
 
 
-def read_part(files: list[Path], spec: Spec) -> Part:
+def read_part(files: list[Path], spec: Spec, skip_corrupt: bool = False) -> Part:
     """Decode all examples of the files, in order.
 
     Raises:
@@ -84,13 +84,14 @@ def read_part(files: list[Path], spec: Spec) -> Part:
         pictures += blobs
         labels += classes
         rows += [(path, row) for row in range(len(blobs))]
-    images = decode(
+    images, decoded = decode(
         pictures,
         lambda i: f"{rows[i][0]}, row {rows[i][1]}",
         channels=spec.channels,
         size=spec.image_size,
+        skip_corrupt=skip_corrupt,
     )
-    return checked(images, torch.tensor(labels, dtype=torch.int64), spec, files[0].parent)
+    return checked(images, torch.tensor(labels, dtype=torch.int64)[decoded], spec, files[0].parent)
 
 
 def find(root: Path, spec: Spec) -> Path | None:
@@ -106,8 +107,8 @@ def find(root: Path, spec: Spec) -> Path | None:
     return None
 
 
-def read(folder: Path, spec: Spec) -> Arrays:
+def read(folder: Path, spec: Spec, skip_corrupt: bool = False) -> Arrays:
     """Read both parts; classes without names are numbered."""
     train, test = _complete(_shards(folder, ("train",))), _complete(_shards(folder, _TEST_STEMS))
     classes = _class_names(_schema(train[0]), spec.label_column) or tuple(map(str, range(spec.num_classes)))
-    return Arrays(read_part(train, spec), read_part(test, spec), classes)
+    return Arrays(read_part(train, spec, skip_corrupt), read_part(test, spec, skip_corrupt), classes)

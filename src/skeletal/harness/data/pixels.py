@@ -1,9 +1,10 @@
-"""Decoding of many small pictures.
+"""Decoding of pictures.
 
-In one thread: for 32x32 and 64x64 JPEGs Pillow spends most of its time in Python, under the interpreter lock,
-and two or four threads were measured to take as long as one (about 10,000 CIFAR images/s).
+Many small ones in one thread: for 32x32 and 64x64 JPEGs Pillow spends most of its time in Python, under the
+interpreter lock, and two or four threads were measured to take as long as one (about 10,000 CIFAR images/s).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -18,26 +19,60 @@ FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 """what Pillow may take a file for: none of these starts another program"""
 
 
-def decode(pictures: Sequence[bytes | Path], describe: Callable[[int], str], *, channels: int, size: int) -> Tensor:
-    """Decode encoded pictures, or files, of `size` by `size` pixels: uint8, `(N, channels, size, size)`.
+def cannot_decode(picture: object, reason: object) -> DataError:
+    """The error for a damaged picture."""
+    return DataError(
+        f"{picture}: cannot decode the image ({reason}); mend or remove it, or leave such images out with"
+        " --skip-corrupt"
+    )
+
+
+def warn_of_skipped(skipped: Sequence[str], examples: int) -> None:
+    """Say how many of the pictures were left out, and which was the first; nothing, if there are none."""
+    if skipped:
+        warnings.warn(
+            f"skipped {len(skipped):,} of {examples:,} images that cannot be decoded, the first: {skipped[0]}",
+            stacklevel=2,
+        )
+
+
+def decode(
+    pictures: Sequence[bytes | Path],
+    describe: Callable[[int], str],
+    *,
+    channels: int,
+    size: int,
+    skip_corrupt: bool = False,
+) -> tuple[Tensor, list[int]]:
+    """Decode encoded pictures, or files, of `size` by `size` pixels.
+
+    Returns:
+        The images, uint8, `(N, channels, size, size)`, and which of the pictures they are: all, unless `skip_corrupt`.
 
     Raises:
-        DataError: a picture is damaged or of another size; `describe(i)` names it.
+        DataError: a picture is of another size, or damaged where none may be skipped; `describe(i)` names it.
 
     """
     from PIL import Image
 
     mode = "L" if channels == 1 else "RGB"
     out = np.empty((len(pictures), channels, size, size), dtype=np.uint8)
+    decoded: list[int] = []
+    skipped: list[str] = []
     for i, source in enumerate(pictures):
         try:
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 found = image.size
                 if found == (size, size):  # before decoding: a huge picture is refused unread
                     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-                    out[i] = pixels.reshape(size, size, channels).transpose(2, 0, 1)
+                    out[len(decoded)] = pixels.reshape(size, size, channels).transpose(2, 0, 1)
         except Exception as error:  # Pillow raises nearly anything at a damaged file
-            raise DataError(f"{describe(i)}: cannot decode the image ({error})") from error
+            if not skip_corrupt:
+                raise cannot_decode(describe(i), error) from error
+            skipped.append(describe(i))
+            continue
         if found != (size, size):
             raise DataError(f"{describe(i)}: {found[0]}x{found[1]} pixels, expected {size}x{size}")
-    return torch.from_numpy(out)
+        decoded.append(i)
+    warn_of_skipped(skipped, len(pictures))
+    return torch.from_numpy(out[: len(decoded)]), decoded

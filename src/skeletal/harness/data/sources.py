@@ -1,14 +1,17 @@
 """Where each data set may lie, where it does lie, and what to say when it does not."""
 
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from skeletal.harness.data import cifar, folder, idx, parquet, tiny
 from skeletal.harness.data.errors import DataError, DataNotFoundError
+from skeletal.harness.data.memory import Arrays
 from skeletal.harness.data.specs import NAMES, SPECS, Spec
 
 IN_MEMORY = {"cifar": cifar, "idx": idx, "parquet": parquet, "tiny": tiny}
+ENCODED = ("parquet", "tiny")  # image by image, so that one may be damaged
 LAYOUTS = {**IN_MEMORY, "folder": folder}
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
@@ -43,6 +46,28 @@ def find(spec: Spec, data_dir: Path | None = None) -> tuple[str, Path] | None:
             if found := LAYOUTS[layout].find(place, spec):
                 return layout, found
     return None
+
+
+def _stamp(layout: str, folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a set's files: another one where any of them has changed."""
+    files = folder.rglob("*") if layout == "tiny" else folder.iterdir()
+    stats = ((str(file), file.stat()) for file in files)
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@lru_cache(maxsize=2)
+def _read(layout: str, folder: Path, spec: Spec, skip_corrupt: bool, _: object) -> Arrays:
+    options = {"skip_corrupt": True} if skip_corrupt and layout in ENCODED else {}
+    return IN_MEMORY[layout].read(folder, spec, **options)
+
+
+def read(layout: str, folder: Path, spec: Spec, skip_corrupt: bool = False) -> Arrays:
+    """Read an in-memory set; once for all runs of a process, as long as its files stay as they are.
+
+    Decoding CIFAR-10's JPEGs takes seconds, and a study may run hundreds of small jobs in a process. The last two sets
+    stay in memory; nobody may write to their tensors.
+    """
+    return _read(layout, folder, spec, skip_corrupt, (folder.resolve(), _stamp(layout, folder)))
 
 
 def found(data_dir: Path | None = None) -> dict[str, Path | Literal["embedded"] | None]:

@@ -2,14 +2,34 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
-from typing import Protocol
+from itertools import count, islice
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
 """images, float32 `(B, C, H, W)`, normalized; labels, int64 `(B,)`"""
+Examples = TypeVar("Examples", Tensor, list)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of every batch: example `rank`, and every `ranks`-th after it.
+
+    The parts of all ranks are the batch, none twice; their sizes differ by one at most, and those of small last batches
+    may be empty.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, batch: Examples) -> Examples:
+        """The rank's examples of a batch."""
+        return batch[self.rank :: self.ranks]  # type: ignore[bad-return]
+
+
+WHOLE = Share()
 
 
 class Batches(Protocol):
@@ -70,10 +90,11 @@ class Data:
 class Stream:
     """Training batches without end: epoch 0, 1, 2, ..., each shuffled and augmented anew, all batches full.
 
-    A split smaller than `batch_size` comes as one whole batch per epoch.
+    A split smaller than `batch_size` comes as one whole batch per epoch. Of a split divided over ranks (see `Share`)
+    each rank gets its part of every batch.
 
     Raises:
-        ValueError: the split is empty.
+        ValueError: the split is empty, or a batch has fewer examples than there are ranks.
 
     """
 
@@ -83,10 +104,21 @@ class Stream:
         self.split = split
         self.batch_size = min(batch_size, len(split))
         self.seed = seed
+        ranks = getattr(split, "share", WHOLE).ranks
+        if self.batch_size < ranks:
+            raise ValueError(f"a batch of {self.batch_size} examples cannot be divided over {ranks} processes")
 
     def __iter__(self) -> Iterator[Batch]:
-        for epoch in count():
-            yield from self.split.batches(self.batch_size, train=True, seed=self.seed, epoch=epoch, drop_last=True)
+        return self.starting_at(0)
+
+    def starting_at(self, batch: int) -> Iterator[Batch]:
+        """Iterate from a batch on, which is counted from 0 over all epochs: the same batches again."""
+        first, start = divmod(batch, len(self.split) // self.batch_size)
+        for epoch in count(first):
+            yield from self.split.batches(
+                self.batch_size, train=True, seed=self.seed, epoch=epoch, start=start, drop_last=True
+            )
+            start = 0
 
 
 class BalancedStream:
@@ -95,12 +127,19 @@ class BalancedStream:
     As GRASP's public code collects them: batches are drawn until every class has its examples, and what is left over is
     thrown away. The paper prefers plain batches, "since it is simpler" (appendix A), and so do we by default.
 
+    Args:
+        split: whole, also where there are several ranks.
+        batch_size: examples a batch at most.
+        seed: of order and augmentation.
+        num_classes: classes to balance.
+        share: which examples of a balanced batch are given.
+
     Raises:
         ValueError: `batch_size` is smaller than the number of classes, or a class has no example.
 
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, num_classes: int) -> None:
+    def __init__(self, split: Split, batch_size: int, seed: int, num_classes: int, share: Share = WHOLE) -> None:
         if batch_size < num_classes:
             raise ValueError(
                 f"a balanced batch needs an example of each of {num_classes} classes, not {batch_size} in all"
@@ -109,7 +148,11 @@ class BalancedStream:
         if missing:
             raise ValueError(f"there are no examples of class {min(missing)} to balance batches with")
         self.plain = Stream(split, batch_size, seed)
-        self.per_class, self.num_classes = batch_size // num_classes, num_classes
+        self.per_class, self.num_classes, self.share = batch_size // num_classes, num_classes, share
+
+    def starting_at(self, batch: int) -> Iterator[Batch]:
+        """Iterate from a batch on, counted from 0. Those before it are collected, too, and thrown away."""
+        return islice(self, batch, None)
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[list[Tensor]] = [[] for _ in range(self.num_classes)]
@@ -118,8 +161,7 @@ class BalancedStream:
                 if len(waiting[label]) < self.per_class:
                     waiting[label].append(image)
             if all(len(found) == self.per_class for found in waiting):
-                yield (
-                    torch.stack([image for found in waiting for image in found]),
-                    torch.arange(self.num_classes).repeat_interleave(self.per_class),
-                )
+                balanced = torch.stack([image for found in waiting for image in found])
+                classes = torch.arange(self.num_classes).repeat_interleave(self.per_class)
+                yield self.share.of(balanced), self.share.of(classes)
                 waiting = [[] for _ in range(self.num_classes)]

@@ -18,24 +18,25 @@ from skeletal.harness.data.specs import Spec
 LOOKS_FOR = "tiny-imagenet-200/ with wnids.txt, train/ and val/val_annotations.txt"
 
 
-def _part(files: list[Path], labels: list[int], spec: Spec, source: Path) -> Part:
+def _part(files: list[Path], labels: list[int], spec: Spec, source: Path, skip_corrupt: bool) -> Part:
     if not files:
         raise DataError(f"{source}: no images")
-    images = decode(files, lambda i: str(files[i]), channels=spec.channels, size=spec.image_size)
-    return checked(images, torch.tensor(labels, dtype=torch.int64), spec, source)
+    shape = {"channels": spec.channels, "size": spec.image_size}
+    images, decoded = decode(files, lambda i: str(files[i]), skip_corrupt=skip_corrupt, **shape)
+    return checked(images, torch.tensor(labels, dtype=torch.int64)[decoded], spec, source)
 
 
-def _train(folder: Path, number: dict[str, int], spec: Spec) -> Part:
+def _train(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool) -> Part:
     files: list[Path] = []
     labels: list[int] = []
     for wnid, label in number.items():
         of_class = sorted((folder / wnid / "images").glob("*.JPEG"))
         files += of_class
         labels += [label] * len(of_class)
-    return _part(files, labels, spec, folder)
+    return _part(files, labels, spec, folder, skip_corrupt)
 
 
-def _test(folder: Path, number: dict[str, int], spec: Spec) -> Part:
+def _test(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool) -> Part:
     annotations = folder / "val_annotations.txt"
     files: list[Path] = []
     labels: list[int] = []
@@ -46,7 +47,7 @@ def _test(folder: Path, number: dict[str, int], spec: Spec) -> Part:
             raise DataError(f"{annotations}, line {at}: not a file name and a wnid of wnids.txt: {line!r}")
         files.append(folder / "images" / file)
         labels.append(number[wnid])
-    return _part(files, labels, spec, annotations)
+    return _part(files, labels, spec, annotations, skip_corrupt)
 
 
 def _words(path: Path) -> dict[str, str]:
@@ -62,7 +63,7 @@ def find(root: Path, spec: Spec) -> Path | None:
     return None
 
 
-def read(folder: Path, spec: Spec) -> Arrays:
+def read(folder: Path, spec: Spec, skip_corrupt: bool = False) -> Arrays:
     """Decode both parts; a class is named by the first of its words."""
     wnids = sorted((folder / "wnids.txt").read_text().split())
     if len(set(wnids)) != spec.num_classes:
@@ -70,4 +71,5 @@ def read(folder: Path, spec: Spec) -> Arrays:
     number = {wnid: label for label, wnid in enumerate(wnids)}
     words = _words(folder / "words.txt")
     classes = tuple(words.get(wnid, wnid) for wnid in wnids)
-    return Arrays(_train(folder / "train", number, spec), _test(folder / "val", number, spec), classes)
+    train = _train(folder / "train", number, spec, skip_corrupt)
+    return Arrays(train, _test(folder / "val", number, spec, skip_corrupt), classes)

@@ -28,6 +28,7 @@ class Network:
 
 
 _resnet50 = partial(resnet, Bottleneck, (3, 4, 6, 3), 64)
+_resnet20 = partial(resnet, BasicBlock, (3, 3, 3), 16)
 
 NAMES: dict[str, Network] = {
     "resnet50-cifar": Network("ResNet-50 with a 3x3 stem, as in pytorch-cifar; 23.5M parameters", _resnet50),
@@ -35,9 +36,9 @@ NAMES: dict[str, Network] = {
         "the same, residual branches scaled by 1/4 (Hayou et al. 2020)", partial(_resnet50, stable=True)
     ),
     "resnet20-cifar": Network(
-        "ResNet-20 (16-32-64 channels) with 1x1 projection shortcuts; 0.27M parameters",
-        partial(resnet, BasicBlock, (3, 3, 3), 16),
+        "ResNet-20 (16-32-64 channels) with 1x1 projection shortcuts; 0.27M parameters", _resnet20
     ),
+    "stable-resnet20-cifar": Network("the same, residual branches scaled by 1/3", partial(_resnet20, stable=True)),
     "vgg19-cifar": Network("VGG-19 with batch norm, as in GraSP; 20.0M parameters", partial(vgg, VGG19), 16),
     "vgg11-cifar": Network("VGG-11 with batch norm, built likewise; 9.2M parameters", partial(vgg, VGG11), 16),
     "vgg-mini": Network("8 narrow conv layers for 8x8 to 32x32 images; 0.47M parameters", partial(vgg, MINI), 4),

@@ -1,0 +1,103 @@
+"""`skeletal advise`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, print_json, resolved
+from skeletal.cli.work import work
+from skeletal.harness.config import ONE_SHOT, Pruning, Setup
+
+
+def advise(
+    setup: SetupFlags = Setup(),
+    pruning: PruningFlags = Pruning(),
+    *,
+    methods: list[str] | None = None,
+    densities: list[float] | None = None,
+    seeds: int = 2,
+    preset: str = "quick",
+    measure_batches: int = 10,
+    root: Path = Path("runs/advise"),
+    plot: Path | None = None,
+    trained: Path | None = None,
+    jobs: int = 1,
+    executor: Literal["local", "none"] = "none",
+    markdown: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Say how far a network can be pruned, by looking at it before training: minutes, no training.
+
+    Each method is followed down to lower densities. Recommended is the lowest before the skeleton degrades: before
+    paths from input to output are lost, more than a tenth of the kept weights lie on none, or the mean FORCE saliency
+    of a kept weight falls. docs/advise.md tells where that comes from, and how well it predicted.
+
+    For example:
+
+        skeletal advise --plot advice.png
+
+        skeletal advise --model vgg19-cifar --data cifar10 --data-dir D --methods force --methods snip --steps 60
+
+    Parameters
+    ----------
+    methods
+        one or several; by default force, snip and random
+    densities
+        to look at; by default 0.5, 0.2, 0.1, ... 0.001
+    seeds
+        how many initializations, from --seed on
+    preset
+        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+    measure_batches
+        batches of 128 training images that gradients are averaged over
+    root
+        folder of run folders; finished ones are reused
+    plot
+        draw a picture into this file (png, svg or pdf)
+    trained
+        folder of finished runs with the same settings: compare the advice with their accuracy
+    jobs
+        worker processes, with --executor local; cores and GPUs are divided among them
+    executor
+        none: one run after the other, in this process; local: worker processes
+    markdown
+        print tables as Markdown
+    json
+        print everything as JSON on stdout
+
+    """
+    from rich.console import Console
+
+    from skeletal.study.advice_shown import in_words, picture, table
+    from skeletal.study.advise import DENSITIES, METHODS_ADVISED, Advice, recommend
+
+    if pruning.density is not None or pruning.sparsity is not None:
+        raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
+    prunings = []
+    for method in methods or METHODS_ADVISED:
+        steps = None if method in ONE_SHOT else pruning.steps
+        prunings += resolved(preset, replace(pruning, method=method, steps=steps))
+    every = tuple(range(setup.seed, setup.seed + seeds))
+    advice = Advice(setup, tuple(prunings), tuple(densities or DENSITIES), every, measure_batches)
+    root = root.absolute()
+    work(advice.jobs(), root, setup, "sweeps", executor=executor, workers=jobs)
+    found = {pruning.method: advice.lines(pruning, root) for pruning in prunings}
+    advised = {method: recommend(lines) for method, lines in found.items()}
+    if plot is not None:
+        picture(found, advised, plot, f"{setup.model} on {setup.data}, at initialization")
+    judged = None
+    if trained is not None:
+        from skeletal.study.hindsight import hindsight
+
+        judged = hindsight(advice, found, advised, trained)
+    if json:
+        told = {method: {"lines": [asdict(x) | {"worth": x.worth} for x in lines], **asdict(advised[method])}
+                for method, lines in found.items()}  # fmt: skip
+        return print_json({"methods": told, "hindsight": judged and asdict(judged), "plot": plot})
+    print(table(found, markdown=markdown))
+    print()
+    for method, recommendation in advised.items():
+        print(in_words(method, recommendation))
+    if judged is not None:
+        print("\n" + judged.table(markdown=markdown))
+    Console(stderr=True, highlight=False).print(f"run folders: {root}" + (f"; picture: {plot}" if plot else ""))

@@ -1,0 +1,97 @@
+"""Differentiable batch norm on blocked maps, with the addition and the ReLU that may follow it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from skeletal.engine import arena, elementwise
+from skeletal.engine.grid import Grid
+from skeletal.engine.slots import computes, flat
+from skeletal.engine.threads import share
+
+
+class Normalise(torch.autograd.Function):
+    """Batch norm, then optionally the addition of another map, then optionally ReLU.
+
+    `apply(x, weight, bias, other, mean, variance, batch_statistics, eps, relu, grid, examples)`; mean and variance are
+    float64, of the batch if `batch_statistics`, which the gradient then goes through.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        other: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        batch_statistics: bool,
+        eps: float,
+        relu: bool,
+        grid: Grid,
+        examples: int,
+    ) -> Tensor:
+        inverse = (variance + eps).rsqrt()
+        exact = inverse if weight is None else weight.detach().double() * inverse
+        scale = exact.to(computes(x.dtype))
+        shift = (-mean * exact if bias is None else bias.detach().double() - mean * exact).to(scale.dtype)
+        out = arena.empty(tuple(x.shape), x.dtype)
+        blocks, channels, _ = x.shape
+        share(
+            elementwise.scale_shift, blocks * channels, flat(x), flat(out), grid.numbers(x.dtype), channels,
+            flat(scale), flat(shift), flat(other, x), int(relu), examples,
+        )  # fmt: skip
+        ctx.settings = batch_statistics, relu, grid, examples, scale, shift, mean, inverse, exact
+        ctx.save_for_backward(x, out if relu and other is not None else None)
+        ctx.has_other = other is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        x, out = ctx.saved_tensors
+        batch_statistics, relu, grid, examples, scale, shift, mean, inverse, exact = ctx.settings
+        gradient = gradient.contiguous()
+        blocks, channels, _ = x.shape
+        units = blocks * channels
+        sums = np.empty((units, 2))
+        share(
+            elementwise.reduce_gradient, units, flat(x), flat(out, x), flat(gradient), grid.numbers(x.dtype), channels,
+            flat(scale), flat(shift), int(relu), sums,
+        )  # fmt: skip
+        total, product = torch.from_numpy(sums).view(blocks, channels, 2).sum(0).unbind(1)
+        of_weight = (product - mean * total) * inverse
+        by_x, constant = torch.zeros_like(exact), torch.zeros_like(exact)
+        if batch_statistics:
+            count = examples * grid.height * grid.width
+            by_x = -exact * inverse * of_weight / count
+            constant = -exact * total / count - by_x * mean
+        of_x = arena.empty(tuple(x.shape), x.dtype)
+        apart = ctx.has_other and relu  # else the other's gradient is the one that came in
+        of_other = arena.empty(tuple(x.shape), x.dtype) if apart else None
+        share(
+            elementwise.apply_gradient, units, flat(x), flat(out, x), flat(gradient), flat(of_x),
+            flat(of_other, x), grid.numbers(x.dtype), channels, flat(scale), flat(shift), int(relu),
+            flat(scale), flat(by_x.to(scale.dtype)), flat(constant.to(scale.dtype)), examples,
+        )  # fmt: skip
+        if ctx.has_other and not relu:
+            of_other = gradient
+        return (
+            of_x,
+            of_weight.to(scale.dtype) if ctx.needs_input_grad[1] else None,
+            total.to(scale.dtype) if ctx.needs_input_grad[2] else None,
+            of_other,
+            *[None] * 7,
+        )
+
+
+def moments_of(x: Tensor, grid: Grid) -> Tensor:
+    """Sum and sum of squares of each channel, (channels, 2), float64."""
+    blocks, channels, _ = x.shape
+    sums = np.empty((blocks * channels, 2))
+    share(elementwise.moments, blocks * channels, flat(x), grid.numbers(x.dtype), channels, sums)
+    return torch.from_numpy(sums).view(blocks, channels, 2).sum(0)

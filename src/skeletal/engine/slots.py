@@ -1,0 +1,187 @@
+"""What maps are made of in memory: float32, float64, or bfloat16, which numba does not know and LLVM does.
+
+A bfloat16 is the upper half of a float32. Kernels read such maps as bits and widen them, compute in float32, and round
+to the nearest, ties to even, where they write; NaN stays NaN. LLVM takes the CPU's own instruction for that, if there
+is one.
+
+Kernels that go over single numbers see a bfloat16 map as int16. Kernels of tiles see *slots* of 32 bits, int32: a slot
+holds two neighbours, the first in its lower half, so that an instruction each takes a vector of slots apart and no
+number changes its lane. A slot is as wide as a float32, and as many slots make a cell (see `grid`), so one table of
+offsets, which count slots, serves both.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+_FEATURES = binding.get_host_cpu_features()
+
+LANES = 16 if _FEATURES.get("avx512f") else 8
+"""Slots side by side in memory: as many float32 as one vector register holds, twice that on short ones. A slot is a
+float32, a float64 or two bfloat16, each of another example."""
+
+_HALF, _WORD = ir.IntType(16), ir.IntType(32)
+
+
+def examples_of(dtype: torch.dtype) -> int:
+    """How many examples a cell holds."""
+    return LANES * per_slot(dtype)
+
+
+def per_slot(dtype: torch.dtype) -> int:
+    """How many numbers a slot holds."""
+    return 2 if dtype == torch.bfloat16 else 1
+
+
+COMPUTES = (torch.float32, torch.float64)
+"""What the kernels compute in, and what weights have to be."""
+
+
+def computes(dtype: torch.dtype) -> torch.dtype:
+    """What kernels compute in on maps of a type: that type, and float32 for bfloat16."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def flat(tensor: Tensor | None, like: Tensor | None = None) -> np.ndarray:
+    """The numbers of a contiguous tensor, as kernels see them; none, of the type of `like`, without a tensor."""
+    return _array(tensor, like, torch.int16)
+
+
+def slots(tensor: Tensor | None, like: Tensor | None = None) -> np.ndarray:
+    """The same as slots."""
+    return _array(tensor, like, torch.int32)
+
+
+def _array(tensor: Tensor | None, like: Tensor | None, bits: torch.dtype) -> np.ndarray:
+    if tensor is None:
+        assert like is not None
+        tensor = like.new_empty(0)
+    tensor = tensor.detach().view(-1)
+    return (tensor.view(bits) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class _BFloat(ir.types._BaseFloatType):
+    """LLVM's `bfloat`, which llvmlite does not name."""
+
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def format_constant(self, value: Any) -> str:
+        """Constants are not needed."""
+        raise NotImplementedError(value)
+
+
+_BFloat._create_instance()
+
+
+def _like(kind: Any, scalar: Any) -> Any:
+    return ir.VectorType(scalar, kind.count) if isinstance(kind, ir.VectorType) else scalar
+
+
+def _constant(kind: Any, value: int) -> Any:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def widen(builder: Any, slots: Any) -> tuple[Any, Any]:
+    """The two float32 in each of a vector of slots."""
+    floats = _like(slots.type, ir.FloatType())
+    lower = builder.shl(slots, _constant(slots.type, 16))
+    upper = builder.and_(slots, _constant(slots.type, -(1 << 16)))
+    return builder.bitcast(lower, floats), builder.bitcast(upper, floats)
+
+
+def narrow(builder: Any, lower: Any, upper: Any) -> Any:
+    """Slots of two vectors of float32, rounded: `widen`, backward."""
+    return interleave(builder, _rounded(builder, lower), _rounded(builder, upper))
+
+
+def interleave(builder: Any, lower: Any, upper: Any) -> Any:
+    """Two vectors of integers as one of integers twice as wide."""
+    width = lower.type.element.width
+    wide = _like(lower.type, ir.IntType(2 * width))
+    return builder.or_(builder.zext(lower, wide), builder.shl(builder.zext(upper, wide), _constant(wide, width)))
+
+
+def _rounded(builder: Any, value: Any) -> Any:
+    return builder.bitcast(builder.fptrunc(value, _like(value.type, _BFloat())), _like(value.type, _HALF))
+
+
+@intrinsic
+def _read(typing, array, index):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        bits = builder.zext(builder.load(builder.gep(data, [arguments[1]])), _WORD)
+        return builder.bitcast(builder.shl(bits, _constant(_WORD, 16)), ir.FloatType())
+
+    return types.float32(array, types.int64), generate
+
+
+@intrinsic
+def _write(typing, array, index, value):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        builder.store(_rounded(builder, arguments[2]), builder.gep(data, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.float32), generate
+
+
+# What follows is for kernels. Arrays of int16 are bfloat16 maps.
+
+
+def lanes(array: Any) -> int:
+    """Numbers in a cell of an array of maps, a constant."""
+    raise NotImplementedError("for kernels only")
+
+
+def nothing(array: Any) -> Any:
+    """0, of the type that `read` gives."""
+    raise NotImplementedError("for kernels only")
+
+
+def read(array: Any, index: int) -> Any:
+    """`array[index]`, as float32 where the array is of bfloat16."""
+    raise NotImplementedError("for kernels only")
+
+
+def write(array: Any, index: int, value: Any) -> None:
+    """`array[index] = value`, rounded where the array is of bfloat16."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(lanes, inline="always")
+def _lanes(array):
+    count = 2 * LANES if array.dtype == types.int16 else LANES
+    return lambda array: count
+
+
+@overload(nothing, inline="always")
+def _nothing(array):
+    kind = types.float32 if array.dtype == types.int16 else array.dtype
+    return lambda array: kind(0)
+
+
+@overload(read, inline="always")
+def _read_one(array, index):
+    if array.dtype == types.int16:
+        return lambda array, index: _read(array, index)  # pyrefly: ignore [missing-argument]
+    return lambda array, index: array[index]
+
+
+@overload(write, inline="always")
+def _write_one(array, index, value):
+    def bits(array, index, value):
+        _write(array, index, types.float32(value))  # pyrefly: ignore [missing-argument]
+
+    def plain(array, index, value):
+        array[index] = value
+
+    return bits if array.dtype == types.int16 else plain

@@ -1,0 +1,48 @@
+"""Max pooling on blocked maps, over tables of what lies in each window.
+
+Units are planes: one channel of one block of examples. Arrays are flat and count slots (see `slots`).
+"""
+
+from skeletal.engine.kernels import clear_border, compiled
+from skeletal.engine.tiles import give_back, largest
+
+
+@compiled
+def max_pool(x, out, chosen, plane, target, windows, pixels, offsets, positions, first, last, thread):
+    """The largest of each window, and which of its positions that is, the first among equals, as in torch.
+
+    Args:
+        x, out, chosen: `chosen` is uint8, of the layout of out.
+        plane: of x.
+        target: grid of out.
+        windows: (pixels of out + 1), into the next two, for each pixel.
+        pixels: where it lies in its plane.
+        offsets, positions: in x's plane, and in the window, of the positions inside of the map.
+        first, last: units.
+        thread: unused.
+
+    """
+    height, width, halo, out_plane = target
+    for unit in range(first, last):
+        clear_border(out, unit * out_plane, height, width, halo, out_plane)
+        for pixel in range(len(pixels)):
+            at = unit * out_plane + pixels[pixel]
+            largest(  # pyrefly: ignore [missing-argument]
+                x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen
+            )
+
+
+@compiled
+def max_pool_gradient(
+    gradient, chosen, out, plane, out_plane, windows, pixels, offsets, positions, first, last, thread
+):
+    """Give each gradient to the position that was chosen; arguments as of `max_pool`, with `out` in the place of x."""
+    for unit in range(first, last):
+        for i in range(unit * plane, (unit + 1) * plane):
+            out[i] = 0
+        for pixel in range(len(pixels)):
+            at = unit * out_plane + pixels[pixel]
+            begin, end = windows[pixel], windows[pixel + 1]
+            give_back(  # pyrefly: ignore [missing-argument]
+                out, unit * plane, offsets, positions, begin, end, gradient, at, chosen
+            )

@@ -1,0 +1,21 @@
+"""The figures and tables of the paper, by name."""
+
+from skeletal.core.choices import require
+from skeletal.study.item import Item
+from skeletal.study.items import accuracy, steps, structure, tables
+
+
+def _order(item: Item) -> tuple[bool, int]:
+    return item.name.startswith("table"), int("".join(filter(str.isdigit, item.name)))
+
+
+ITEMS: dict[str, Item] = {
+    item.name: item for item in sorted((*accuracy.ITEMS, *steps.ITEMS, *structure.ITEMS, *tables.ITEMS), key=_order)
+}
+
+
+def items_named(names: tuple[str, ...]) -> list[Item]:
+    """Return the items called so; all of them for no name. Raises ValueError for a name that does not exist."""
+    for name in names:
+        require("item", name, ITEMS)
+    return [ITEMS[name] for name in dict.fromkeys(names or ITEMS)]

@@ -1,0 +1,50 @@
+import pytest
+
+from skeletal.cli import app
+
+FEW = (
+    "--methods",
+    "snip",
+    "--densities",
+    0.1,
+    "--densities",
+    0.01,
+    "--seeds",
+    1,
+    "--measure-batches",
+    1,
+    "--device",
+    "cpu",
+)
+
+
+def test_advice_as_text_with_a_picture(cli):
+    done = cli("advise", *FEW, "--plot", "advice.svg")
+    assert done.status == 0, done.err
+    assert "snip: prune to density 0.1 (90% sparsity) and no further: at 0.01 " in done.out
+    assert "advice.svg" in done.err
+    again = cli("advise", *FEW, "--json").json
+    assert again["methods"]["snip"]["density"] == 0.1
+    assert [line["density"] for line in again["methods"]["snip"]["lines"]] == [0.1, 0.01]
+    refused = cli("advise", *FEW, "--trained", "runs")
+    assert refused.status == 1 and "no finished runs of these methods and of the dense network" in refused.err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--density", 0.1], "name them with --densities"),
+        (["--sparsity", 0.9], "name them with --densities"),
+        (["--densities", 1.5], "density is 1.5"),
+        (["--methods", "forc"], "unknown method 'forc'. Did you mean 'force'"),
+        (["--seeds", 0], "at least one method, one density and one seed"),
+        (["--densities", 1e-9, "--methods", "snip", "--seeds", 1, "--device", "cpu"], "keeps none of 471,584"),
+    ],
+)
+def test_mistakes(cli, arguments, message):
+    done = cli("advise", *arguments)
+    assert done.status == 1 and message in done.err.replace("\n", " ")
+
+
+def test_both_commands_are_listed():
+    assert {"advise", "sanity"} <= set(app)

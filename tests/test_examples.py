@@ -1,0 +1,89 @@
+"""Every example runs as it stands, without a warning, and prints what its description promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skeletal
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NEEDS = {"transformer": "transformers", "huggingface_trainer": "transformers", "export_onnx": "onnxruntime"}
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+def number(pattern, text):
+    found = re.search(pattern, text)
+    assert found, f"{pattern!r} is not in what was printed:\n{text}"
+    return float(found[1].replace(",", ""))
+
+
+def prune_and_train(shown):
+    assert number(r"kept ([\d,]+) of 471,584", shown) == round(0.02 * 471_584)
+    assert number(r"test accuracy ([\d.]+)%", shown) > 80
+    assert "result.json" in shown and "mask.safetensors" in shown
+
+
+def own_loop(shown):
+    assert number(r"kept ([\d,]+) of 28,960", shown) == round(0.05 * 28_960)
+    assert number(r"test accuracy ([\d.]+)%", shown) > 75
+
+
+def transformer(shown):
+    assert number(r"step 200 +loss ([\d.]+)", shown) < 0.3 < number(r"step +0 +loss ([\d.]+)", shown)
+    assert "9 layers" in shown  # without queries, keys and classifier
+
+
+def compile_for_cpu(shown):
+    assert "same outputs: True" in shown
+    assert number(r"masked (\d+) ms", shown) and number(r"compiled (\d+) ms", shown)
+
+
+def export_onnx(shown):
+    assert number(r"compact ([\d,]+)", shown) < number(r"parameters: ([\d,]+)", shown)
+    assert number(r"masked model: (\S+)", shown) < 1e-4
+
+
+def compare_methods(shown):
+    rows = dict(re.findall(r"^([\w-]+) +4,716 .*  (yes|no)$", shown, re.MULTILINE))
+    assert set(rows) == set(skeletal.METHODS)
+    assert rows["force"] == rows["synflow"] == "yes"
+
+
+def huggingface_trainer(shown):
+    assert number(r"kept ([\d,]+) of 69,760", shown) == 6976
+    assert number(r"^loss ([\d.]+)", shown.splitlines()[-1]) < 0.3
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        prune_and_train, own_loop, transformer, compile_for_cpu, export_onnx, compare_methods, huggingface_trainer
+    )
+}  # fmt: skip
+
+
+def test_every_example_is_looked_at():
+    assert sorted(CHECKS) == NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs(name, tmp_path):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    CHECKS[name](done.stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_short_and_says_what_it_shows(name):
+    lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= 40
+    assert lines[0].startswith('"""')

@@ -1,0 +1,70 @@
+"""What a user installs: everything the package needs, and nothing else."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import skeletal
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+
+
+def tracked(*places):
+    listed = subprocess.run(["git", "ls-files", *places], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    pytest.importorskip("hatchling")
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(out)], cwd=ROOT, check=True)
+    return out
+
+
+def test_the_wheel_has_every_file_of_the_package_and_its_licence(built):
+    (wheel,) = built.glob("skeletal-*.whl")
+    assert wheel.name == f"skeletal-{skeletal.__version__}-py3-none-any.whl"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.removeprefix("src/") for name in tracked("src")} <= names
+    assert "skeletal/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    others = {
+        name for name in names if not name.startswith(("skeletal/", f"skeletal-{skeletal.__version__}.dist-info/"))
+    }
+    assert not others
+    assert not {name for name in names if name.endswith((".pyc", ".nbc", ".nbi", ".pt", ".safetensors"))}
+
+
+def test_its_metadata_say_where_it_runs(built):
+    (wheel,) = built.glob("skeletal-*.whl")
+    archive = zipfile.ZipFile(wheel)
+    (place,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = archive.read(place).decode()
+    assert "Requires-Python: >=3.11" in metadata
+    for minor in (11, 12, 13):
+        assert f"Classifier: Programming Language :: Python :: 3.{minor}" in metadata
+    assert "License-Expression: MIT" in metadata
+    for extra in ("docs", "onnx", "tensorboard", "timm", "transformers", "dev"):
+        assert f"Provides-Extra: {extra}" in metadata
+    assert "<" not in "".join(line for line in metadata.splitlines() if line.startswith("Requires-Dist: torch"))
+
+
+def test_the_source_archive_has_no_junk(built):
+    (archive,) = built.glob("skeletal-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "PKG-INFO"} <= names
+    roots = {name.partition("/")[0] for name in names}
+    assert roots <= {
+        "src", "tests", "docs", "examples", "benchmarks", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO",
+        "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", ".gitignore",
+    }  # fmt: skip
+    assert not {name for name in names if "__pycache__" in name or name.endswith((".safetensors", ".pt", ".nbc"))}
