@@ -191,6 +191,8 @@ def work(rank, folder):
     model, result = trained(mask=mask, training=replace(TRAINING, engine="auto"))
     mask.check(model)
     found["auto"] = dict(model.state_dict()), result.engine, result.test.loss
+    sparse, result = trained(mask=mask, training=replace(TRAINING, engine="sparse", epochs=1))
+    found["sparse"] = dict(sparse.state_dict()), result.engine
     engine = engine_for_all(
         net(), mask, "auto", device=torch.device("cpu"), example=lambda: torch.randn(4 + rank, 1, 8, 8)
     )
@@ -289,6 +291,15 @@ def test_the_engine_is_chosen_by_one_for_all(found):
     mask = half_of(model)
     expected, _ = trained(model=model, mask=mask)
     close(weights, dict(expected.state_dict()))
+
+
+def test_a_compiled_network_is_trained_on_two_ranks_too(found):
+    model = net()
+    expected, _ = trained(model=model, mask=half_of(model), training=replace(TRAINING, engine="sparse", epochs=1))
+    for rank in (0, 1):
+        weights, engine = found[rank]["sparse"]
+        assert engine == "sparse"
+        close(weights, dict(expected.state_dict()))
 
 
 def test_what_ranks_tell_each_other(found):

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skeletal.engine.blocked import Blocked, beside
 from skeletal.engine.convolution import run_convolution
@@ -48,22 +49,22 @@ class ConvNorm(nn.Module):
         )  # fmt: skip
         return Blocked(out, x.grid, x.examples), passed
 
-    def _statistics(self, x: Blocked, batch_statistics: bool) -> tuple[Tensor, Tensor]:
+    def _statistics(self, x: Blocked, batch_statistics: bool) -> tuple[np.ndarray, np.ndarray]:
         norm = self.parts[1]
         if not batch_statistics:
-            return norm.running_mean.double(), norm.running_var.double()
+            return norm.running_mean.double().numpy(), norm.running_var.double().numpy()
         count = x.examples * x.grid.height * x.grid.width
         if count == 1:
             raise ValueError(f"batch norm over 1 value per channel in training, of maps {x.grid}: use a larger batch")
-        moments = x.moments if x.moments is not None else moments_of(x.storage, x.grid)
+        moments = (x.moments if x.moments is not None else moments_of(x.storage, x.grid)).numpy()
         mean = moments[:, 0] / count
-        variance = (moments[:, 1] / count - mean * mean).clamp_(min=0)
+        variance = np.maximum(moments[:, 1] / count - mean * mean, 0)
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
             with torch.no_grad():
                 norm.num_batches_tracked.add_(1)
                 rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
-                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), rate)
-                norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), rate)
+                for running, found in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
+                    running.lerp_(torch.from_numpy(found).to(running.dtype), rate)
         return mean, variance
 
     def _in_one(self, x: Blocked, other: Blocked | None) -> Blocked:

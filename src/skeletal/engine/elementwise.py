@@ -4,8 +4,9 @@ Units are planes: one channel of one block of examples. Arrays are flat and coun
 one call lie on one grid, unless said otherwise.
 """
 
-from skeletal.engine.kernels import clear_border, clear_lanes, compiled
-from skeletal.engine.slots import lanes, nothing, read, write
+from skeletal.engine.kernels import clear_border, compiled, present
+from skeletal.engine.rows import affine, affine_gradient
+from skeletal.engine.slots import LANES, lanes, nothing, read, write
 
 
 @compiled
@@ -30,24 +31,19 @@ def moments(x, grid, channels, sums, first, last, thread):
 
 @compiled
 def scale_shift(x, out, grid, channels, scale, shift, other, relu, examples, first, last, thread):
-    """`out = x * scale + shift (+ other)`, by channel, not below 0 with `relu`."""
+    """`out = x * scale + shift (+ other)`, by channel, not below 0 with `relu`; arrays and grid count slots."""
     height, width, halo, plane = grid
-    row = (width + 2 * halo) * lanes(x)
-    length = width * lanes(x)
-    zero = nothing(x)
+    row = (width + 2 * halo) * LANES
+    way = 2 * (other.size > 0) + relu
     for unit in range(first, last):
         block, channel = unit // channels, unit % channels
         clear_border(out, unit * plane, height, width, halo, plane)
-        a, b = scale[channel], shift[channel]
-        valid = min(lanes(x), examples - block * lanes(x))
+        valid = present(x, examples, block)
         for h in range(height):
-            start = unit * plane + (h + halo) * row + halo * lanes(x)
-            for i in range(start, start + length):
-                value = read(x, i) * a + b
-                if other.size:
-                    value += read(other, i)
-                write(out, i, zero if relu and value < 0 else value)
-            clear_lanes(out, start, length, valid)
+            start = unit * plane + (h + halo) * row + halo * LANES
+            affine(  # pyrefly: ignore [missing-argument]
+                way, x, out, other, start, width, scale[channel], shift[channel], valid
+            )
 
 
 @compiled
@@ -91,35 +87,25 @@ def apply_gradient(
     x, z, gradient, out, other, grid, channels, scale, shift, relu, by_gradient, by_x, constant, examples,
     first, last, thread,
 ):  # fmt: skip
-    """`out = by_gradient * g + by_x * x + constant`, by channel, and `other = g`; g is the gradient before the ReLU."""
+    """`out = by_gradient * g + by_x * x + constant`, by channel, and `other = g`; g is the gradient before the ReLU.
+
+    Arrays and grid count slots.
+    """
     height, width, halo, plane = grid
-    row = (width + 2 * halo) * lanes(x)
-    length = width * lanes(x)
-    zero = nothing(x)
+    row = (width + 2 * halo) * LANES
+    way = relu * (1 + (z.size > 0) * (1 + (other.size > 0)))
     for unit in range(first, last):
         block, channel = unit // channels, unit % channels
-        a, b = scale[channel], shift[channel]
-        p, q, r = by_gradient[channel], by_x[channel], constant[channel]
-        valid = min(lanes(x), examples - block * lanes(x))
         clear_border(out, unit * plane, height, width, halo, plane)
         if other.size:
             clear_border(other, unit * plane, height, width, halo, plane)
+        valid = present(x, examples, block)
         for h in range(height):
-            start = unit * plane + (h + halo) * row + halo * lanes(x)
-            if not relu:
-                for i in range(start, start + length):
-                    write(out, i, p * read(gradient, i) + q * read(x, i) + r)
-            elif z.size:
-                for i in range(start, start + length):
-                    value = zero if read(z, i) <= 0 else read(gradient, i)
-                    write(out, i, p * value + q * read(x, i) + r)
-                    if other.size:
-                        write(other, i, value)
-            else:
-                for i in range(start, start + length):
-                    value = zero if read(x, i) * a + b <= 0 else read(gradient, i)
-                    write(out, i, p * value + q * read(x, i) + r)
-            clear_lanes(out, start, length, valid)
+            start = unit * plane + (h + halo) * row + halo * LANES
+            affine_gradient(  # pyrefly: ignore [missing-argument]
+                way, x, z, gradient, out, other, start, width, scale[channel], shift[channel],
+                by_gradient[channel], by_x[channel], constant[channel], valid,
+            )  # fmt: skip
 
 
 @compiled

@@ -10,7 +10,7 @@ starts and strides count slots (see `slots`), or numbers where it says so.
 
 from numba import njit
 
-from skeletal.engine.slots import LANES, lanes, nothing, read
+from skeletal.engine.slots import LANES, cell, lanes, nothing, read
 from skeletal.engine.tiles import inner, inner_once, product
 
 compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
@@ -34,11 +34,9 @@ def clear_border(out, start, height, width, halo, plane):
 
 
 @compiled
-def clear_lanes(out, start, length, valid):
-    """Zero the examples that are not there, in a row of pixels."""
-    for i in range(start, start + length, lanes(out)):
-        for lane in range(valid, lanes(out)):
-            out[i + lane] = 0
+def present(x, examples, block):
+    """How many examples of a block there are, of a map in slots."""
+    return min(cell(x), examples - block * cell(x))
 
 
 @compiled
@@ -80,7 +78,7 @@ def convolve(
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = channels * split // splits, channels * (split + 1) // splits
         x_at, out_at = block * x_block, block * out_block
-        valid = min(lanes(maps), examples - block * lanes(maps))
+        valid = present(x, examples, block)
         for tile in range(bands[band, 0], bands[band, 1]):
             kind, phase = tiles[tile, 0], tiles[tile, 1]
             x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]

@@ -149,9 +149,7 @@ class SparseLinear(Sparse):
             self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
         plan = self._plans[blocks]
         rows = x.reshape(examples, self.shape[1]).to(dtype)
-        out = Multiply.apply(rows, self.weight, plan)
-        if self.bias is not None:
-            out = out + self.bias.to(dtype)
+        out = Multiply.apply(rows, self.weight, self.bias, plan)
         return out.reshape(*x.shape[:-1], self.shape[0]).to(self.tensor_type())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":

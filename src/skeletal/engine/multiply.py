@@ -6,23 +6,32 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from skeletal.engine import arena
 from skeletal.engine.convolution import run_convolution, run_weight_gradient
 from skeletal.engine.grid import Grid
+from skeletal.engine.norm import moments_of
 from skeletal.engine.plan import Plan
+from skeletal.engine.slots import examples_of, flat
+from skeletal.engine.threads import share
+from skeletal.engine.transpose import WIDE, transpose
 
 
 class Multiply(torch.autograd.Function):
-    """A sparse linear map: `apply(x, values, plan)` of x (examples, inputs) gives (examples, outputs).
+    """A sparse linear map: `apply(x, values, bias, plan)` of x (examples, inputs) gives (examples, outputs).
 
     Its plan is of a convolution on a map of one row, whose pixels are blocks of examples.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, plan: Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         columns = _columns(x, plan.source)
         ctx.plan = plan
         ctx.save_for_backward(columns, values)
-        out, _ = run_convolution(plan.forward, columns, values.detach(), plan.outputs, plan.target, 0)
+        scale = None if bias is None else torch.ones_like(bias)
+        out, _ = run_convolution(
+            plan.forward, columns, values.detach(), plan.outputs, plan.target, examples_of(x.dtype),
+            scale=scale, shift=bias,
+        )  # fmt: skip
         return _rows(out, len(x))
 
     @staticmethod
@@ -31,23 +40,28 @@ class Multiply(torch.autograd.Function):
         columns, values = ctx.saved_tensors
         plan = ctx.plan
         of_out = _columns(gradient, plan.target)
-        of_x = of_values = None
+        of_x = of_values = of_bias = None
         if ctx.needs_input_grad[0]:
             found, _ = run_convolution(plan.backward, of_out, values.detach(), plan.inputs, plan.source, 0)
             of_x = _rows(found, len(gradient))
         if ctx.needs_input_grad[1]:
             of_values = run_weight_gradient(plan, columns, of_out)
-        return of_x, of_values, None
+        if ctx.needs_input_grad[2]:
+            of_bias = moments_of(of_out, plan.target)[:, 0].to(values.dtype)
+        return of_x, of_values, of_bias, None
 
 
 def _columns(rows: Tensor, grid: Grid) -> Tensor:
     """A storage (1, features, numbers of a plane) of rows (examples, features)."""
-    storage = torch.empty(1, rows.shape[1], grid.numbers(rows.dtype)[3], dtype=rows.dtype)
-    storage[0, :, : len(rows)].copy_(rows.t())
-    storage[0, :, len(rows) :] = 0
+    examples, features = rows.shape
+    size = grid.numbers(rows.dtype)[3]
+    storage = arena.empty((1, features, size), rows.dtype)
+    share(transpose, -(-features // WIDE), flat(rows.contiguous()), features, examples, features, flat(storage), size)
     return storage
 
 
 def _rows(storage: Tensor, examples: int) -> Tensor:
-    # Memory of its own: what a Function returns as a view cannot be changed in place.
-    return storage[0, :, :examples].t().clone(memory_format=torch.contiguous_format)
+    _, features, size = storage.shape
+    rows = arena.empty((examples, features), storage.dtype)
+    share(transpose, -(-examples // WIDE), flat(storage), size, features, examples, flat(rows), features)
+    return rows

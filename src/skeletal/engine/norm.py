@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena, elementwise
 from skeletal.engine.grid import Grid
-from skeletal.engine.slots import computes, flat
+from skeletal.engine.slots import flat, slots
 from skeletal.engine.threads import share
 
 
@@ -17,7 +17,7 @@ class Normalise(torch.autograd.Function):
     """Batch norm, then optionally the addition of another map, then optionally ReLU.
 
     `apply(x, weight, bias, other, mean, variance, batch_statistics, eps, relu, grid, examples)`; mean and variance are
-    float64, of the batch if `batch_statistics`, which the gradient then goes through.
+    numpy's, float64, of the batch if `batch_statistics`, which the gradient then goes through.
     """
 
     @staticmethod
@@ -27,23 +27,25 @@ class Normalise(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         other: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
+        mean: np.ndarray,
+        variance: np.ndarray,
         batch_statistics: bool,
         eps: float,
         relu: bool,
         grid: Grid,
         examples: int,
     ) -> Tensor:
-        inverse = (variance + eps).rsqrt()
-        exact = inverse if weight is None else weight.detach().double() * inverse
-        scale = exact.to(computes(x.dtype))
-        shift = (-mean * exact if bias is None else bias.detach().double() - mean * exact).to(scale.dtype)
+        # Numbers of a channel are few: numpy's own cost is a fraction of torch's.
+        kind = np.float64 if x.dtype == torch.float64 else np.float32
+        inverse = 1 / np.sqrt(variance + eps)
+        exact = inverse if weight is None else flat(weight).astype(np.float64) * inverse
+        scale = exact.astype(kind)
+        shift = (-mean * exact if bias is None else flat(bias).astype(np.float64) - mean * exact).astype(kind)
         out = arena.empty(tuple(x.shape), x.dtype)
         blocks, channels, _ = x.shape
         share(
-            elementwise.scale_shift, blocks * channels, flat(x), flat(out), grid.numbers(x.dtype), channels,
-            flat(scale), flat(shift), flat(other, x), int(relu), examples,
+            elementwise.scale_shift, blocks * channels, slots(x), slots(out), grid.slots, channels,
+            scale, shift, slots(other, x), int(relu), examples,
         )  # fmt: skip
         ctx.settings = batch_statistics, relu, grid, examples, scale, shift, mean, inverse, exact
         ctx.save_for_backward(x, out if relu and other is not None else None)
@@ -61,11 +63,11 @@ class Normalise(torch.autograd.Function):
         sums = np.empty((units, 2))
         share(
             elementwise.reduce_gradient, units, flat(x), flat(out, x), flat(gradient), grid.numbers(x.dtype), channels,
-            flat(scale), flat(shift), int(relu), sums,
+            scale, shift, int(relu), sums,
         )  # fmt: skip
-        total, product = torch.from_numpy(sums).view(blocks, channels, 2).sum(0).unbind(1)
+        total, product = torch.from_numpy(sums).view(blocks, channels, 2).sum(0).numpy().T
         of_weight = (product - mean * total) * inverse
-        by_x, constant = torch.zeros_like(exact), torch.zeros_like(exact)
+        by_x, constant = np.zeros_like(exact), np.zeros_like(exact)
         if batch_statistics:
             count = examples * grid.height * grid.width
             by_x = -exact * inverse * of_weight / count
@@ -74,16 +76,16 @@ class Normalise(torch.autograd.Function):
         apart = ctx.has_other and relu  # else the other's gradient is the one that came in
         of_other = arena.empty(tuple(x.shape), x.dtype) if apart else None
         share(
-            elementwise.apply_gradient, units, flat(x), flat(out, x), flat(gradient), flat(of_x),
-            flat(of_other, x), grid.numbers(x.dtype), channels, flat(scale), flat(shift), int(relu),
-            flat(scale), flat(by_x.to(scale.dtype)), flat(constant.to(scale.dtype)), examples,
+            elementwise.apply_gradient, units, slots(x), slots(out, x), slots(gradient), slots(of_x),
+            slots(of_other, x), grid.slots, channels, scale, shift, int(relu),
+            scale, by_x.astype(scale.dtype), constant.astype(scale.dtype), examples,
         )  # fmt: skip
         if ctx.has_other and not relu:
             of_other = gradient
         return (
             of_x,
-            of_weight.to(scale.dtype) if ctx.needs_input_grad[1] else None,
-            total.to(scale.dtype) if ctx.needs_input_grad[2] else None,
+            torch.from_numpy(of_weight.astype(scale.dtype)) if ctx.needs_input_grad[1] else None,
+            torch.from_numpy(total.astype(scale.dtype)) if ctx.needs_input_grad[2] else None,
             of_other,
             *[None] * 7,
         )

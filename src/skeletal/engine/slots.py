@@ -10,6 +10,7 @@ number changes its lane. A slot is as wide as a float32, and as many slots make 
 offsets, which count slots, serves both.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,15 @@ def slots(tensor: Tensor | None, like: Tensor | None = None) -> np.ndarray:
 def _array(tensor: Tensor | None, like: Tensor | None, bits: torch.dtype) -> np.ndarray:
     if tensor is None:
         assert like is not None
-        tensor = like.new_empty(0)
-    tensor = tensor.detach().view(-1)
-    return (tensor.view(bits) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return _none(like.dtype, bits)
+    tensor = tensor.detach()
+    assert tensor.is_contiguous()  # a kernel would write into a copy
+    return (tensor.view(bits) if tensor.dtype == torch.bfloat16 else tensor).numpy().reshape(-1)
+
+
+@lru_cache
+def _none(dtype: torch.dtype, bits: torch.dtype) -> np.ndarray:
+    return _array(torch.empty(0, dtype=dtype), None, bits)
 
 
 class _BFloat(ir.types._BaseFloatType):
@@ -142,6 +149,11 @@ def lanes(array: Any) -> int:
     raise NotImplementedError("for kernels only")
 
 
+def cell(array: Any) -> int:
+    """Examples in a cell of an array of slots, a constant."""
+    raise NotImplementedError("for kernels only")
+
+
 def nothing(array: Any) -> Any:
     """0, of the type that `read` gives."""
     raise NotImplementedError("for kernels only")
@@ -157,26 +169,32 @@ def write(array: Any, index: int, value: Any) -> None:
     raise NotImplementedError("for kernels only")
 
 
-@overload(lanes, inline="always")
+@overload(lanes)
 def _lanes(array):
     count = 2 * LANES if array.dtype == types.int16 else LANES
     return lambda array: count
 
 
-@overload(nothing, inline="always")
+@overload(cell)
+def _cell(array):
+    count = 2 * LANES if array.dtype == types.int32 else LANES
+    return lambda array: count
+
+
+@overload(nothing)
 def _nothing(array):
     kind = types.float32 if array.dtype == types.int16 else array.dtype
     return lambda array: kind(0)
 
 
-@overload(read, inline="always")
+@overload(read)
 def _read_one(array, index):
     if array.dtype == types.int16:
         return lambda array, index: _read(array, index)  # pyrefly: ignore [missing-argument]
     return lambda array, index: array[index]
 
 
-@overload(write, inline="always")
+@overload(write)
 def _write_one(array, index, value):
     def bits(array, index, value):
         _write(array, index, types.float32(value))  # pyrefly: ignore [missing-argument]

@@ -33,7 +33,7 @@ Cell = list[Any]
 """The numbers of a cell in registers: one vector, or two where a slot holds two numbers."""
 
 
-class _Emitter:
+class Emitter:
     """What the loops share: where a tile's pixels lie, and vectors of what is computed in.
 
     Maps are arrays of float32 or float64, or of int32, whose slots hold two bfloat16.
@@ -112,6 +112,14 @@ class _Emitter:
             results.append(phi)
         return results
 
+    def below(self, number: Any) -> Any:
+        """Where a vector is below 0, which NaN is not."""
+        return self.builder.fcmp_ordered("<", number, self.zero)
+
+    def masked(self, present: list[Any], numbers: list[Any]) -> list[Any]:
+        """The vectors of cells, 0 where no example is; `present` as of `before`."""
+        return [self.builder.select(present[i % self.halves], n, self.zero) for i, n in enumerate(numbers)]
+
     def before(self, valid: Any) -> list[Any]:
         """Which numbers of a cell come before the number `valid`: a mask for each vector."""
         word = ir.IntType(32)
@@ -146,6 +154,13 @@ class _Emitter:
     def store_all(self, numbers: list[Any], pointers: list[Any]) -> None:
         for i, pointer in enumerate(pointers):
             self.store(numbers[i * self.halves : (i + 1) * self.halves], pointer)
+
+    def load_at(self, position: int, at: Any) -> Cell:
+        """The cell at a slot of an argument."""
+        return self.load(self.cell(self.builder.gep(self.data(position), [at])))
+
+    def store_at(self, position: int, at: Any, cell: Cell) -> None:
+        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])))
 
     def load_places(self, array: Any, at: Any) -> Cell:
         """The bytes that belong to the numbers of the cell at slot `at`, each vector's together."""
@@ -222,7 +237,7 @@ def product(
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = _Emitter(context, builder, signature, arguments, x.dtype)
+        emit = Emitter(context, builder, signature, arguments, x.dtype)
         kind_, add_, _, x_at, x_row_, x_column_, _, out_at, out_row_, out_column_, _, _, begin_, end_ = arguments[:14]
         after_, scale_, shift_, _, added_, relu_, valid_ = arguments[14:]
         beside = builder.gep(emit.data(17), [out_at])
@@ -251,12 +266,10 @@ def product(
                 finished = emit.where(
                     added_, finished, lambda: list(map(builder.fadd, finished, emit.load_all(others)))
                 )
-                below = lambda number: builder.fcmp_ordered("<", number, emit.zero)  # noqa: E731
                 finished = emit.where(
-                    relu_, finished, lambda: [builder.select(below(n), emit.zero, n) for n in finished]
+                    relu_, finished, lambda: [builder.select(emit.below(n), emit.zero, n) for n in finished]
                 )
-                present = emit.before(valid_)
-                return [builder.select(present[i % emit.halves], n, emit.zero) for i, n in enumerate(finished)]
+                return emit.masked(emit.before(valid_), finished)
 
             emit.store_all(emit.where(after_, sums, finish), results)
 
@@ -277,7 +290,7 @@ def largest(typing, x, x_start, offsets, positions, begin, end, out, out_start, 
     signature = types.void(x, index, offsets, positions, index, index, out, index, chosen)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = _Emitter(context, builder, signature, arguments, x.dtype)
+        emit = Emitter(context, builder, signature, arguments, x.dtype)
         _, x_at, _, _, begin_, end_, _, out_at, _ = arguments
         start, offset, position = builder.gep(emit.data(0), [x_at]), emit.data(2), emit.data(3)
 
@@ -310,7 +323,7 @@ def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, 
     signature = types.void(out, index, offsets, positions, index, index, gradient, index, chosen)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = _Emitter(context, builder, signature, arguments, out.dtype)
+        emit = Emitter(context, builder, signature, arguments, out.dtype)
         _, out_at, _, _, begin_, end_, _, at_, _ = arguments
         target, offset, position = builder.gep(emit.data(0), [out_at]), emit.data(2), emit.data(3)
         values = emit.load(emit.cell(builder.gep(emit.data(6), [at_])))
@@ -339,7 +352,7 @@ def _inner(per_lane: bool) -> Any:
         signature = types.void(index, x, index, index, index, y, index, index, index, offsets, sums, index, index)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            emit = _Emitter(context, builder, signature, arguments, x.dtype)
+            emit = Emitter(context, builder, signature, arguments, x.dtype)
             kind_, _, x_at, x_row_, x_column_, _, y_at, y_row_, y_column_, _, _, begin_, end_ = arguments
             start, y_start_ = builder.gep(emit.data(1), [x_at]), builder.gep(emit.data(5), [y_at])
             offset, target = emit.data(9), emit.data(10)

@@ -83,9 +83,7 @@ def hindsight(
     accuracies = _accuracies(advice, trained)
     dense = statistics.fmean(accuracies["dense"][1.0])
     verdicts = {
-        method: _verdict(
-            advised[method].density, {d: statistics.fmean(a) for d, a in accuracies[method].items()}, dense
-        )
+        method: judge(advised[method].density, {d: statistics.fmean(a) for d, a in accuracies[method].items()}, dense)
         for method in found
         if accuracies.get(method)
     }
@@ -95,10 +93,11 @@ def hindsight(
         for line in found[method]
         if line.density in accuracies[method]
     ]
-    return Hindsight(dense, accuracies, verdicts, _correlations(pairs))
+    return Hindsight(dense, accuracies, verdicts, rank_correlations(pairs))
 
 
-def _verdict(advised: float | None, means: Mapping[float, float], dense: float) -> Verdict:
+def judge(advised: float | None, means: Mapping[float, float], dense: float) -> Verdict:
+    """Compare an advised density with mean accuracies by density, and that of the dense network."""
     falling = sorted(means, reverse=True)
     sound = list(itertools.takewhile(lambda density: means[density] >= dense - TOLERANCE, falling))
     lowest = sound[-1] if sound else None
@@ -108,7 +107,8 @@ def _verdict(advised: float | None, means: Mapping[float, float], dense: float) 
     return Verdict(advised, lowest, steps, None if advised is None else means.get(advised))
 
 
-def _correlations(pairs: Sequence[tuple[Line, float]]) -> dict[str, float]:
+def rank_correlations(pairs: Sequence[tuple[Line, float]]) -> dict[str, float]:
+    """Spearman's correlation of each of `MEASURES` with accuracy; without those that are the same everywhere."""
     from scipy.stats import spearmanr
 
     accuracy = [value for _, value in pairs]

@@ -1,0 +1,95 @@
+"""Rows of pixels through batch norm and ReLU, there and back, as vector instructions; see `tiles`.
+
+In compiled Python loops LLVM proves too little about what may overlap, and goes number by number.
+"""
+
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from skeletal.engine.slots import LANES
+from skeletal.engine.tiles import Emitter
+
+_INDEX = ir.IntType(64)
+
+
+@intrinsic
+def affine(typing, way, x, out, other, start, cells, a, b, valid):
+    """`out = a x + b`, for the cells from slot `start` on, and 0 for examples from the number `valid` of a cell on.
+
+    With `way` 1 or 3 not below 0, with 2 or 3 plus `other` before that.
+    """
+    index = types.int64
+    signature = types.void(index, x, out, other, index, index, a, a, index)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder, signature, arguments, x.dtype)
+        way_, _, _, _, start_, cells_, a_, b_, valid_ = arguments
+        factor, constant, present = emit.spread(a_), emit.spread(b_), emit.before(valid_)
+
+        def case(added: bool, relu: bool) -> None:
+            def body(j: Any, _: list[Any]) -> list[Any]:
+                at = builder.add(start_, builder.mul(j, ir.Constant(_INDEX, LANES)))
+                found = [builder.call(emit.fma, [number, factor, constant]) for number in emit.load_at(1, at)]
+                if added:
+                    found = [builder.fadd(*pair) for pair in zip(found, emit.load_at(3, at), strict=True)]
+                if relu:
+                    found = [builder.select(emit.below(number), emit.zero, number) for number in found]
+                emit.store_at(2, at, emit.masked(present, found))
+                return []
+
+            emit.over(ir.Constant(_INDEX, 0), cells_, [], body)
+
+        emit.choose(way_, [partial(case, added, relu) for added in (False, True) for relu in (False, True)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def affine_gradient(typing, way, x, z, gradient, out, other, start, cells, a, b, p, q, r, valid):
+    """`out = p g + q x + r`, for the cells from slot `start` on, and 0 for examples from `valid` on.
+
+    g is the gradient before a ReLU: with `way` 0 there is none; with 1 it was open where `a x + b` is above 0; with 2
+    where z is; with 3 also `other = g`.
+    """
+    index = types.int64
+    signature = types.void(index, x, z, gradient, out, other, index, index, a, a, a, a, a, index)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder, signature, arguments, x.dtype)
+        start_, cells_, valid_ = arguments[6], arguments[7], arguments[13]
+        factor, constant, by_gradient, by_x, rest = (emit.spread(number) for number in arguments[8:13])
+        present = emit.before(valid_)
+
+        def case(way: int) -> None:
+            def body(j: Any, _: list[Any]) -> list[Any]:
+                at = builder.add(start_, builder.mul(j, ir.Constant(_INDEX, LANES)))
+                numbers, slopes = emit.load_at(1, at), emit.load_at(3, at)
+                results = emit.load_at(2, at) if way > 1 else []
+                if way == 1:
+                    results = [builder.call(emit.fma, [number, factor, constant]) for number in numbers]
+                if way:
+                    shut = [builder.fcmp_ordered("<=", result, emit.zero) for result in results]
+                    slopes = [builder.select(s, emit.zero, slope) for s, slope in zip(shut, slopes, strict=True)]
+                # The order of the two sums decides the last bit, which is to stay what it has always been.
+                pairs = [(by_x, numbers), (by_gradient, slopes)]
+                pairs = pairs[::-1] if way == 1 else pairs
+                found = []
+                for i in range(emit.halves):
+                    (outer, first), (inner, second) = [(factor, vectors[i]) for factor, vectors in pairs]
+                    found.append(builder.call(emit.fma, [outer, first, builder.call(emit.fma, [inner, second, rest])]))
+                emit.store_at(4, at, emit.masked(present, found))
+                if way == 3:
+                    emit.store_at(5, at, slopes)
+                return []
+
+            emit.over(ir.Constant(_INDEX, 0), cells_, [], body)
+
+        emit.choose(arguments[0], [partial(case, way) for way in range(4)])
+        return context.get_dummy_value()
+
+    return signature, generate
