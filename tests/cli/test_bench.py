@@ -12,7 +12,7 @@ def test_bench_finds_a_mask_and_measures(cli):
     assert "finding a mask of density 0.1 by random-erk, on noise" in done.err
     written = json.loads(Path("out/b.json").read_text())
     (found,) = written["masks"]
-    assert found["kept"] == 47_158 and list(found["contestants"]) == ["ours", "a"]
+    assert found["kept"] == 47_158 and list(found["contestants"]) == ["ours", "ours16", "a"]
 
 
 def test_bench_reads_masks_and_prints_json(cli):

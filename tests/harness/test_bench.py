@@ -83,7 +83,7 @@ def test_all_ways_train_alike():
     model, (inputs, targets) = TINY.network(), TINY.batch()
     mask = random_mask(model, 0.3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ways = {key: CONTESTANTS[key].build(model, mask, inputs, targets) for key in ("a", "ours", "c")}
+    ways = {key: CONTESTANTS[key].build(model, mask, inputs, targets) for key in ("a", "ours", "ours16", "c")}
     logits = {}
     for key, way in ways.items():
         first = way.infer()
@@ -93,6 +93,7 @@ def test_all_ways_train_alike():
         assert not torch.allclose(first, logits[key], atol=1e-3)
     for key in ("ours", "c"):
         torch.testing.assert_close(logits[key], logits["a"], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(logits["ours16"], logits["a"], atol=0.05, rtol=0.05)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     rest = sum(p.numel() for p in model.parameters()) - mask.total
     assert ways["c"].state() == dict.fromkeys(("weights", "gradients", "optimizer"), 4 * (mask.kept + rest))
@@ -161,6 +162,8 @@ def test_goals_that_apply_are_met_or_missed():
     assert found[0]["found"] == 6 and found[1]["goal"] == 3 and found[3]["found"] == 0.03
     assert [goal["what"] for goal in goals("lenet5", record(ours=line(1), a=line(1)))] == ["state"]
     assert goals("vgg19-cifar", record(0.05, ours=line(1), d=line(1))) == []
+    found = goals("vgg19-cifar", record(0.01, ours=line(10), ours16=line(5), b=line(29)))
+    assert found[0]["found"] == 5.8, "the faster of ours"
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +185,8 @@ def test_a_benchmark_of_everything(result):
     assert len(ours["train_ms"]) == len(dense["infer_ms"]) == 2
     assert sum(ours["state"].values()) < sum(dense["state"].values())
     assert found["work"]["kept"]["macs"] < found["work"]["dense"]["macs"]
+    assert found["work"]["kept16"]["macs"] == found["work"]["kept"]["macs"]
+    assert found["work"]["kept16"]["bytes"] < found["work"]["kept"]["bytes"]
     assert result["where"]["threads"] == torch.get_num_threads()
 
 

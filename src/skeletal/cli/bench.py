@@ -47,8 +47,8 @@ def bench(
     batch_size
         images per step
     baselines
-        which of: a masked dense float32, b best dense PyTorch of float32 and bfloat16 in both memory orders, c torch's
-        CSR products, d SparseProp, e SparseLab's linear layers
+        beside ours in float32 and under autocast to bfloat16, which of: a masked dense float32, b best dense PyTorch of
+        float32 and bfloat16 in both memory orders, c torch's CSR products, d SparseProp, e SparseLab's linear layers
     repeat
         rounds of which the median is taken
     threads

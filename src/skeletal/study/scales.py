@@ -153,7 +153,7 @@ SCALES: dict[str, Scale] = {
             "epochs; what needs no training is measured on the paper's networks, with few trials and steps.",
             trained={
                 **_tasks({("vgg19", "cifar10"): ("lenet5", "fashion-mnist")}, seeds=3, steps=60,
-                         training=Training(epochs=3, lr=0.02, engine="dense")),  # without batch norm 0.1 diverges
+                         training=Training(epochs=3, lr=0.02, engine="dense")),
                 **_tasks({("resnet50", "cifar10"): ("resnet20-cifar", "cifar10"),
                           ("stable-resnet50", "cifar10"): ("stable-resnet20-cifar", "cifar10")},
                          seeds=1, steps=60, training=Training(epochs=5)),

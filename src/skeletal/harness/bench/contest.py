@@ -17,6 +17,7 @@ from skeletal.harness.bench.contestants import (
     CONTESTANTS,
     LEARNING_RATE,
     MOMENTUM,
+    OURS,
     WEIGHT_DECAY,
     Contestant,
     masked_copy,
@@ -64,7 +65,7 @@ def bench(
 
     """
     for key in baselines:
-        require("baseline", key, [key for key in CONTESTANTS if key != "ours"])
+        require("baseline", key, [key for key in CONTESTANTS if key not in OURS])
     if repeat < 1 or not masks:
         raise ValueError(f"a benchmark needs at least one repeat and one mask, not {repeat} and {len(masks)}")
     for mask in masks.values():
@@ -73,7 +74,7 @@ def bench(
         if machine is None:
             note("measuring what this machine can do at most")
             machine = measure_machine()
-        keys = ["ours", *dict.fromkeys(baselines)]
+        keys = [*OURS, *dict.fromkeys(baselines)]
         records = []
         for name, mask in masks.items():
             note(f"{name}: building {', '.join(keys)}")
@@ -129,7 +130,11 @@ def _record(
             for key, line in lines.items():
                 if "missing" not in line:
                     line["memory"] = peak_memory(setting, path, key, torch.get_num_threads())
-    needs = {what: work(model, mask, inputs, dense=dense) for what, dense in (("kept", False), ("dense", True))}
+    needs = {
+        "kept": work(model, mask, inputs, dense=False),
+        "kept16": work(model, mask, inputs, dense=False, size=2),
+        "dense": work(model, mask, inputs, dense=True),
+    }
     found = {
         "name": name,
         "density": mask.density,

@@ -50,7 +50,14 @@ class Entry:
 
 
 def stepper(
-    model: nn.Module, inputs: Tensor, targets: Tensor, *, about: str, bf16: bool = False, details: str = ""
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    about: str,
+    bf16: bool = False,
+    copied: bool = True,
+    details: str = "",
 ) -> Contestant:
     """A contestant that trains a module as it stands.
 
@@ -59,7 +66,8 @@ def stepper(
         inputs: (N, C, H, W), in the memory order they are to have.
         targets: (N,), classes.
         about: which way this is.
-        bf16: forward and backward under autocast; inference on a copy of the network in bfloat16.
+        bf16: forward and backward under autocast.
+        copied: whether inference in bfloat16 is on a copy of the network in bfloat16, or else under autocast, too.
         details: handed on.
 
     """
@@ -82,8 +90,13 @@ def stepper(
 
     @torch.no_grad()
     def infer() -> Tensor:
-        network, x = half() if bf16 else (model, inputs)
-        return network.eval()(x).float()
+        if not bf16:
+            return model.eval()(inputs)
+        if copied:
+            network, x = half()
+            return network.eval()(x).float()
+        with autocast("bfloat16", inputs.device):
+            return model.eval()(inputs).float()
 
     def state() -> dict[str, int]:
         memories = [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor)]
@@ -116,9 +129,13 @@ def masked_copy(model: nn.Module, mask: Mapping[str, Tensor], *, channels_last: 
     return model
 
 
-def _ours(model: nn.Module, mask: Mask, inputs: Tensor, targets: Tensor) -> Contestant:
-    fast = compile(model, mask, inputs)
-    return stepper(fast, inputs, targets, about=f"path auto: {fast.chosen}", details=str(fast.report))
+def _ours(bf16: bool) -> Callable[[nn.Module, Mask, Tensor, Tensor], Contestant]:
+    def build(model: nn.Module, mask: Mask, inputs: Tensor, targets: Tensor) -> Contestant:
+        fast = compile(model, mask, inputs, dtype=torch.bfloat16 if bf16 else torch.float32)
+        about = f"{'under autocast to bfloat16' if bf16 else 'float32'}, path auto: {fast.chosen}"
+        return stepper(fast, inputs, targets, about=about, bf16=bf16, copied=False, details=str(fast.report))
+
+    return build
 
 
 def _masked_dense(model: nn.Module, mask: Mask, inputs: Tensor, targets: Tensor) -> Contestant:
@@ -173,8 +190,12 @@ def _exchanged(exchange: peers.Exchange, about: str) -> Callable[[nn.Module, Mas
     return build
 
 
+OURS = ("ours", "ours16")
+"""keys of `CONTESTANTS` that always take part; others are compared with the faster of them"""
+
 CONTESTANTS: dict[str, Entry] = {
-    "ours": Entry("skeletal.compile", _ours),
+    "ours": Entry("skeletal.compile", _ours(False)),
+    "ours16": Entry("skeletal.compile, bfloat16", _ours(True)),
     "a": Entry("masked dense float32", _masked_dense),
     "b": Entry("best dense PyTorch", _best_dense),
     "c": Entry("torch CSR", _exchanged(peers.csr, "unfold and CSR products")),

@@ -24,7 +24,7 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
     machine = result["machine"]
     points = []
     for position, record in enumerate(result["masks"]):
-        for key, what in (("ours", "kept"), ("a", "dense")):
+        for key, what in (("ours", "kept"), ("ours16", "kept16"), ("a", "dense")):
             if (line := record["contestants"].get(key)) is None:
                 continue
             work, seconds = record["work"][what], statistics.median(line["train_ms"]) / 1000
@@ -41,7 +41,7 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
         [ends[0], ridge, ends[1]], [ends[0] * slope, peak, peak], color="black", linewidth=1, label="roof, float32"
     )
     for intensity, rate, label, key, position in points:
-        name = "force" if key == "ours" else "dense"
+        name = {"ours": "force", "ours16": "grasp-it"}.get(key, "dense")
         looks = style(name, position)
         axes.plot([intensity], [rate], linestyle="", label=label, **looks)
     axes.set_xscale("log")

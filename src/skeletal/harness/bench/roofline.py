@@ -71,10 +71,10 @@ def _median(call: Callable[[], object], repeat: int) -> float:
     return statistics.median(times[1:])
 
 
-def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense: bool) -> Work:
+def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense: bool, size: int = 4) -> Work:
     """Multiply-adds and bytes of a training step.
 
-    Bytes count each layer by itself, in float32: forward it reads its input and writes its output; backward it reads
+    Bytes count each layer by itself: forward it reads its input and writes its output; backward it reads
     its input and the output's gradient and writes the input's. Additions and activations may join their neighbours
     and count nothing, nor do tables of indices.
 
@@ -83,6 +83,7 @@ def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense:
         mask: of this model.
         inputs: (N, C, H, W), a batch.
         dense: all weights of the network as it is; else kept weights of what `compact` leaves.
+        size: bytes of a number of a map. Weights are float32.
 
     """
     batch = (inputs[:1], None)
@@ -95,7 +96,7 @@ def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense:
     pruned = 0 if dense else sum(int((~keep).sum()) for keep in mask.values())
     weights = sum(parameter.numel() for parameter in model.parameters()) - pruned
     per_example = macs.training_dense if dense else macs.training_kept
-    return Work(per_example * len(inputs), 4 * (maps * len(inputs) + _MOVES_OF_A_WEIGHT * weights))
+    return Work(per_example * len(inputs), size * maps * len(inputs) + 4 * _MOVES_OF_A_WEIGHT * weights)
 
 
 @torch.no_grad()

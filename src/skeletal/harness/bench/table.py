@@ -67,9 +67,12 @@ def _row(contestants: dict[str, Any], key: str) -> list[str]:
 
 
 def _roofline(record: dict[str, Any]) -> str:
-    kept = record["work"]["kept"]
-    ours = statistics.median(record["contestants"]["ours"]["train_ms"])
-    return (
-        f"roofline: {1e-9 * kept['macs']:.2f} G kept multiply-adds and an estimated {1e-9 * kept['bytes']:.2f} GB"
-        f" per training step: at least {kept['least_ms']:.1f} ms; ours takes {ours / kept['least_ms']:.1f} times that"
-    )
+    lines = []
+    for key, what in (("ours", "kept"), ("ours16", "kept16")):
+        kept, ours = record["work"][what], statistics.median(record["contestants"][key]["train_ms"])
+        lines.append(
+            f"roofline: {1e-9 * kept['macs']:.2f} G kept multiply-adds and an estimated {1e-9 * kept['bytes']:.2f} GB"
+            f" per training step: at least {kept['least_ms']:.1f} ms; {key} takes {ours / kept['least_ms']:.1f} times"
+            " that"
+        )
+    return "\n".join(lines)
