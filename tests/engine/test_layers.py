@@ -267,6 +267,15 @@ def test_nan_stays_nan():
     assert torch.equal(to_images(Elementwise(torch.relu)(block)).isnan(), images.isnan())
 
 
+def test_a_network_that_diverges_does_not_warn():
+    sparse, _ = conv(dtype=torch.float32)
+    images = torch.full((3, 4, 4, 5), 3e38, requires_grad=True)
+    for relu in (True, False):
+        out, _ = ConvNorm(sparse, nn.BatchNorm2d(SMALL.outputs), 0, relu)(ToBlocks(1, torch.float32)(images))
+        (gradient,) = torch.autograd.grad(to_images(out).sum(), images)
+        assert not to_images(out).isfinite().all() and not gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("examples", [1, LANES, LANES + 3])
 def test_mean_sum_and_concatenation(examples):
     one, two = (torch.randn(examples, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))

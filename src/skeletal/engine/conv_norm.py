@@ -9,7 +9,7 @@ from torch import nn
 from skeletal.engine.blocked import Blocked, beside
 from skeletal.engine.convolution import run_convolution
 from skeletal.engine.layers import SparseConv2d
-from skeletal.engine.norm import Normalise, moments_of
+from skeletal.engine.norm import Normalise, moments_of, silent
 from skeletal.engine.slots import computes
 
 
@@ -49,6 +49,7 @@ class ConvNorm(nn.Module):
         )  # fmt: skip
         return Blocked(out, x.grid, x.examples), passed
 
+    @silent
     def _statistics(self, x: Blocked, batch_statistics: bool) -> tuple[np.ndarray, np.ndarray]:
         norm = self.parts[1]
         if not batch_statistics:

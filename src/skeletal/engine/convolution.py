@@ -57,7 +57,10 @@ def run_convolution(
         flat(out), maps, flat(scale, values), flat(shift, values), slots(other, x), int(relu), sums,
         examples, splits,
     )  # fmt: skip
-    return out, torch.from_numpy(sums.sum(0)) if moments else None
+    if not moments:
+        return out, None
+    with np.errstate(all="ignore"):  # sums of infinities, where training diverges
+        return out, torch.from_numpy(sums.sum(0))
 
 
 def _block(x: Tensor) -> int:

@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from skeletal.engine import arena
 from skeletal.engine.convolution import run_convolution, run_weight_gradient
 from skeletal.engine.grid import Grid
-from skeletal.engine.norm import moments_of
 from skeletal.engine.plan import Plan
 from skeletal.engine.slots import examples_of, flat
 from skeletal.engine.threads import share
@@ -47,7 +46,7 @@ class Multiply(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_values = run_weight_gradient(plan, columns, of_out)
         if ctx.needs_input_grad[2]:
-            of_bias = moments_of(of_out, plan.target)[:, 0].to(values.dtype)
+            of_bias = gradient.sum(0, dtype=values.dtype)
         return of_x, of_values, of_bias, None
 
 

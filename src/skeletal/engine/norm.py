@@ -12,6 +12,9 @@ from skeletal.engine.grid import Grid
 from skeletal.engine.slots import flat, slots
 from skeletal.engine.threads import share
 
+silent = np.errstate(all="ignore")
+"""for numpy's part: a network that diverges has infinities and NaN, about which torch does not warn either"""
+
 
 class Normalise(torch.autograd.Function):
     """Batch norm, then optionally the addition of another map, then optionally ReLU.
@@ -21,6 +24,7 @@ class Normalise(torch.autograd.Function):
     """
 
     @staticmethod
+    @silent
     def forward(
         ctx: Any,
         x: Tensor,
@@ -54,6 +58,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @silent
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         x, out = ctx.saved_tensors
         batch_statistics, relu, grid, examples, scale, shift, mean, inverse, exact = ctx.settings

@@ -141,9 +141,7 @@ def _place(
     return root, name or run_name(setup, *method), config
 
 
-def run_folder(
-    setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None
-) -> RunFolder:
+def run_folder(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None) -> RunFolder:
     """Where `run` leaves, or would leave, what it finds with these settings; creates nothing."""
     return RunFolder.find(*_place(setup, pruning, training, root, name))
 
@@ -205,9 +203,7 @@ def run(
         return folder, _train(folder, model, data, setup, training, mask, progress)
 
 
-def _masked_place(
-    setup: Setup, training: Training, mask: Mask | None, root: Path
-) -> tuple[Path, str, dict[str, Any]]:
+def _masked_place(setup: Setup, training: Training, mask: Mask | None, root: Path) -> tuple[Path, str, dict[str, Any]]:
     method = [DENSE] if mask is None else [_method(mask), f"{mask.density:.4g}"]
     config = identity(setup, training) | {"mask": None if mask is None else mask.digest}
     return root, run_name(setup, *method), config
