@@ -14,7 +14,7 @@ from skeletal.harness.train import milestones
 def test_every_preset_fills_in_everything(preset, record):
     resolved = asdict(resolve(record, preset))
     assert [name for name, value in resolved.items() if value is None] == (
-        ["sparsity"] if isinstance(record, Pruning) else []
+        ["sparsity", "micro_batch"] if isinstance(record, Pruning) else []
     )
     assert json.loads(json.dumps(resolved))
 

@@ -21,6 +21,7 @@ from skeletal.harness import claims
 from skeletal.harness.environment import environment
 
 FORMAT = 1
+MASK = "mask.safetensors"
 
 
 def _path_as_text(value: object) -> str:
