@@ -24,7 +24,7 @@ from skeletal.core.borrow import borrowed
 from skeletal.core.gradients import Derivatives
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
-from skeletal.harness.experiment import create_model, find_mask, load_data
+from skeletal.harness.finding import create_model, find_mask, load_data
 
 ROWS = {
     "paper: cross-entropy, train mode, plain batches": {},

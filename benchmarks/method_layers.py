@@ -23,7 +23,7 @@ from PIL import Image
 import skeletal
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
-from skeletal.harness.experiment import create_model, load_data
+from skeletal.harness.finding import create_model, load_data
 from skeletal.harness.report import save_figure, style
 
 MODELS = {"vgg19-cifar": "VGG-19", "resnet50-cifar": "ResNet-50"}

@@ -23,7 +23,7 @@ from skeletal.core.optimality import local_optimality, optimality_along_run
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
 from skeletal.harness.environment import environment
-from skeletal.harness.experiment import create_model, load_data
+from skeletal.harness.finding import create_model, load_data
 from skeletal.harness.report import COLOURS, save_figure
 
 

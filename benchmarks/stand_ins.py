@@ -17,7 +17,7 @@ import skeletal
 from skeletal.core.compare import layer_agreement
 from skeletal.core.ranking import Ranking
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.experiment import create_model, find_mask, load_data
+from skeletal.harness.finding import create_model, find_mask, load_data
 from skeletal.harness.measure import measured, whole
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)

@@ -11,7 +11,7 @@ from torch import nn
 
 import skeletal
 from skeletal.core.mask import Mask
-from skeletal.harness import experiment
+from skeletal.harness import experiment, review
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.interrupt import Interrupted
 from tests.cases import convnet, images
@@ -58,8 +58,8 @@ def test_a_run_from_end_to_end_and_its_evaluation(tmp_path, bf16):
     assert "gpus" in json.loads((folder.path / "environment.json").read_text())
     mask = Mask.load(folder.path / "mask.safetensors")
     assert mask.kept == round(0.2 * mask.total)
-    assert experiment.evaluate_run(folder.path, device="cuda").top1 == pytest.approx(result["test"]["top1"])
-    on_cpu = experiment.evaluate_run(folder.path, device="cpu", engine="dense")
+    assert review.evaluate_run(folder.path, device="cuda").top1 == pytest.approx(result["test"]["top1"])
+    on_cpu = review.evaluate_run(folder.path, device="cpu", engine="dense")
     assert on_cpu.top1 == pytest.approx(result["test"]["top1"], abs=1.0)
 
 

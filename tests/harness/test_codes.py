@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, nll_loss
 
 import skeletal
-from skeletal.harness import experiment
+from skeletal.harness import experiment, finding
 from skeletal.harness.codes import LOSSES, as_in
 from skeletal.harness.config import AS_IN, Pruning, Setup, resolve
 from tests.cases import convnet, images
@@ -124,11 +124,11 @@ def test_a_code_that_is_not_known():
 
 def test_the_mask_of_a_run_tells_whose_choices_it_follows():
     setup, found = Setup(device="cpu"), {}
-    data = experiment.load_data(setup)
+    data = finding.load_data(setup)
     for code in AS_IN:
         pruning = resolve(Pruning(method="snip", batches_per_step=2, as_in=code), "quick")
-        model = experiment.create_model(setup, data)
-        found[code] = experiment.find_mask(model, data, setup, pruning, progress=False)
+        model = finding.create_model(setup, data)
+        found[code] = finding.find_mask(model, data, setup, pruning, progress=False)
     told = {
         code: tuple(mask.metadata[key] for key in ("as_in", "loss", "average", "bn_mode", "sampling"))
         for code, mask in found.items()

@@ -12,7 +12,7 @@ from torch import nn
 
 from skeletal.core.mask import Mask
 from skeletal.engine import choose
-from skeletal.harness import checkpoint, experiment
+from skeletal.harness import checkpoint, experiment, finding, review
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.engines import engine_for
 from skeletal.harness.interrupt import Interrupted
@@ -191,15 +191,15 @@ def test_a_sparse_run_from_end_to_end(tmp_path):
     assert result["engine"] == "sparse" and result["seconds_per_epoch"] > 0
     assert json.loads((place.path / "result.json").read_text()) == result
     Mask.load(place.path / "mask.safetensors").check(_loaded(place.path))
-    again = {engine: experiment.evaluate_run(place.path, engine=engine) for engine in ("auto", "sparse", "dense")}
+    again = {engine: review.evaluate_run(place.path, engine=engine) for engine in ("auto", "sparse", "dense")}
     assert asdict(again["auto"]) == asdict(again["sparse"]) == result["test"]
     assert again["dense"].loss == pytest.approx(result["test"]["loss"], rel=1e-4)
     with pytest.raises(ValueError, match="unknown engine 'spars'"):
-        experiment.evaluate_run(place.path, engine="spars")
+        review.evaluate_run(place.path, engine="spars")
 
 
 def _loaded(path: Path) -> nn.Module:
     setup = Setup(device="cpu")
-    model = experiment.create_model(setup, experiment.load_data(setup))
+    model = finding.create_model(setup, finding.load_data(setup))
     model.load_state_dict(load_file(path / "model.safetensors"))
     return model

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skeletal.harness import data, experiment
+from skeletal.harness import data, experiment, finding
 from skeletal.harness.config import PRESETS, Pruning, Setup, Training, resolve
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.folders import RunFolder
@@ -124,7 +124,7 @@ def test_a_network_is_pruned_on_it_in_micro_batches(root):
     setup = Setup(data=str(root), model="any", device="cpu", workers=0)
     pruning = resolve(Pruning(method="grasp", density=0.5, batches_per_step=3, prune_batch_size=5), "imagenet")
     masks = [
-        experiment.find_mask(
+        finding.find_mask(
             tiny().double(), doubled(load(root)), setup, replace(pruning, micro_batch=size), progress=False
         )
         for size in (None, 2)

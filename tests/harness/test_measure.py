@@ -6,7 +6,7 @@ import torch
 
 import skeletal
 from skeletal.core.saliency import measure_saliency
-from skeletal.harness import experiment, measure
+from skeletal.harness import finding, measure
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
 
@@ -30,9 +30,9 @@ def force(tmp_path_factory):
 
 def test_the_mask_is_that_of_a_run(force):
     folder, _ = force
-    data = experiment.load_data(SETUP)
-    model = experiment.create_model(SETUP, data)
-    assert skeletal.Mask.load(folder.path / "mask.safetensors") == experiment.find_mask(
+    data = finding.load_data(SETUP)
+    model = finding.create_model(SETUP, data)
+    assert skeletal.Mask.load(folder.path / "mask.safetensors") == finding.find_mask(
         model, data, SETUP, FORCE, progress=False
     )
 
@@ -64,8 +64,8 @@ def test_the_trace_follows_the_schedule_down_to_the_mask(force):
 def test_saliency_is_measured_on_other_batches_than_pruned_on(force, monkeypatch):
     folder, result = force
     mask = skeletal.Mask.load(folder.path / "mask.safetensors")
-    data = experiment.load_data(SETUP)
-    model = experiment.create_model(SETUP, data)
+    data = finding.load_data(SETUP)
+    model = finding.create_model(SETUP, data)
     on_those_pruned_on = measure_saliency(model, Stream(data.train, 128, SETUP.seed), mask, count=2)
     assert on_those_pruned_on.force != result["force_saliency"]
     again = measure.measured(model, data, mask, seed=SETUP.seed, batches=2)

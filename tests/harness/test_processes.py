@@ -10,7 +10,7 @@ from torch import nn
 
 import skeletal
 from skeletal.core import distributed
-from skeletal.harness import checkpoint, experiment
+from skeletal.harness import checkpoint, experiment, finding, review
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data.memory import Arrays, MemorySplit, Part, assemble
@@ -54,12 +54,13 @@ def net(*_, **__):
 
 
 def run(root, training=TRAINING, pruning=PRUNING):
-    experiment.load_data, experiment.create_model = data, net
+    for module in (experiment, review):
+        module.load_data, module.create_model = data, net
     return experiment.run(SETUP, pruning, training, root=Path(root), progress=False)
 
 
 def evaluated(path):
-    scores = experiment.evaluate_run(path, device="cpu")
+    scores = review.evaluate_run(path, device="cpu")
     return scores.loss, scores.top1, scores.examples
 
 
@@ -218,12 +219,13 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    before = experiment.load_data, experiment.create_model
+    before = finding.load_data, finding.create_model
     try:
         folder, result = run(tmp_path_factory.mktemp("one"))
         return folder.path, result, evaluated(folder.path)
     finally:
-        experiment.load_data, experiment.create_model = before
+        for module in (experiment, review):
+            module.load_data, module.create_model = before
 
 
 def close(ours, theirs):

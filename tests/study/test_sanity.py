@@ -6,7 +6,7 @@ import torch
 from skeletal.core.compare import layer_agreement, overlap
 from skeletal.core.mask import Mask
 from skeletal.core.schedules import exponential, visit
-from skeletal.harness import experiment
+from skeletal.harness import experiment, finding
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.study import sanity
 from skeletal.study.sanity import ORIGINAL, OTHER_SEED, Plan, answer, difference, one_fewer, table
@@ -28,9 +28,9 @@ def counts(mask):
 
 
 def test_the_original_is_what_a_run_finds(masks):
-    data = experiment.load_data(SETUP)
-    model = experiment.create_model(SETUP, data)
-    assert masks[ORIGINAL] == experiment.find_mask(model, data, SETUP, FORCE, progress=False)
+    data = finding.load_data(SETUP)
+    model = finding.create_model(SETUP, data)
+    assert masks[ORIGINAL] == finding.find_mask(model, data, SETUP, FORCE, progress=False)
 
 
 def test_every_mask_keeps_as_many_weights(masks):
@@ -103,8 +103,9 @@ def test_from_masks_to_a_table(finished):
 def test_what_is_finished_is_only_read(finished, monkeypatch):
     root, plan = finished
     jobs = [*plan.mask_jobs(), *plan.jobs(root)]
-    for name in ("load_data", "create_model"):
-        monkeypatch.setattr(experiment, name, lambda *_: pytest.fail("done again"))
+    for module in (experiment, finding):
+        for name in ("load_data", "create_model"):
+            monkeypatch.setattr(module, name, lambda *_: pytest.fail("done again"))
     for job in jobs:
         assert job.folder(root).finished and job.run(root) == job.folder(root).result()
 

@@ -1,7 +1,7 @@
 import pytest
 
 import skeletal
-from skeletal.harness import experiment
+from skeletal.harness import finding
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.measure import measured
 from skeletal.study.sweep import SweepJob, one_run_serves
@@ -29,10 +29,10 @@ def snip(tmp_path_factory):
 
 
 def alone(of, density):
-    data = experiment.load_data(SETUP)
-    model = experiment.create_model(SETUP, data)
+    data = finding.load_data(SETUP)
+    model = finding.create_model(SETUP, data)
     wanted = resolve(Pruning(method=of.method, density=density, steps=of.steps), "quick")
-    return experiment.find_mask(model, data, SETUP, wanted, progress=False)
+    return finding.find_mask(model, data, SETUP, wanted, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_one_pass_of_scores_gives_the_masks_of_separate_runs(snip):
 
 def test_every_mask_is_measured(snip):
     root, job, result = snip
-    data = experiment.load_data(SETUP)
-    model = experiment.create_model(SETUP, data)
+    data = finding.load_data(SETUP)
+    model = finding.create_model(SETUP, data)
     assert [point["asked"] for point in result["points"]] == list(DENSITIES)
     for point in result["points"]:
         mask = skeletal.Mask.load(job.file(root, point["asked"]))
@@ -75,7 +75,7 @@ def test_every_mask_is_measured(snip):
 
 def test_a_finished_sweep_is_only_read(snip, monkeypatch):
     root, job, result = snip
-    monkeypatch.setattr(experiment, "load_data", lambda _: pytest.fail("done again"))
+    monkeypatch.setattr(finding, "load_data", lambda _: pytest.fail("done again"))
     assert job.run(root) == result
 
 

@@ -35,13 +35,14 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     from rich.table import Table
 
     from skeletal.core.errors import CollapseWarning
-    from skeletal.harness import experiment
+    from skeletal.harness.experiment import run
+    from skeletal.harness.finding import DENSE
     from skeletal.harness.report import plot_accuracy
 
     torch.set_num_threads(1)  # on 8x8 images threads wait for each other more than they compute
     console = Console(stderr=json)
     setup = Setup(model="vgg-mini", data="digits", seed=seed)
-    settings = [(experiment.DENSE, 1.0)] + [(method, density) for method in METHODS for density in DENSITIES]
+    settings = [(DENSE, 1.0)] + [(method, density) for method in METHODS for density in DENSITIES]
     results = []
     console.print(
         f"{len(settings)} runs: prune {setup.model} before training, train {epochs} epochs on {setup.data}, test"
@@ -52,7 +53,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # the table says it
-            results.append(experiment.run(setup, pruning, training, root=out, progress=False)[1])
+            results.append(run(setup, pruning, training, root=out, progress=False)[1])
     figure = out / "demo.png"
     plot_accuracy(results, figure, f"{setup.model} on {setup.data}, pruned before training")
     if json:

@@ -38,7 +38,7 @@ def evaluate(
         print the scores as JSON on stdout
 
     """
-    from skeletal.harness.experiment import evaluate_run
+    from skeletal.harness.review import evaluate_run
 
     scores = evaluate_run(run, split=split, data_dir=data_dir, device=device, engine=engine)
     if json:
@@ -76,7 +76,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     if not paths:
         raise ValueError("show what? Name mask files or run folders")
     from skeletal.core.mask import Mask
-    from skeletal.harness.folders import RunFolder
+    from skeletal.harness.folders import MASK, RunFolder
     from skeletal.harness.report import layer_table, plot_layers
 
     masks: dict[str, Mask] = {}
@@ -85,7 +85,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
         file = path
         if path.is_dir():
             folder = RunFolder.at(path)
-            file = path / "mask.safetensors"
+            file = path / MASK
             if folder.finished and not json:
                 print(summary(folder.result()), end="\n\n")
             if not file.exists():

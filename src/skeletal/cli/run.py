@@ -124,10 +124,10 @@ def prune(
     if not out.parent.is_dir():
         raise ValueError(f"the folder of {out} is not there: make it first, or choose another --out")
     from skeletal.core.distributed import on_first
-    from skeletal.harness import experiment
+    from skeletal.harness.finding import create_model, find_mask, load_data
 
-    data = experiment.load_data(setup)
-    mask = experiment.find_mask(experiment.create_model(setup, data), data, setup, pruning, progress=not json)
+    data = load_data(setup)
+    mask = find_mask(create_model(setup, data), data, setup, pruning, progress=not json)
     on_first(lambda: mask.save(out))
     if json:
         print_json({"out": out, "kept": mask.kept, "prunable": mask.total, "densities": mask.densities(),

@@ -26,8 +26,8 @@ from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.devices import pick_device
 from skeletal.harness.engines import engine_for
 from skeletal.harness.evaluate import evaluate
-from skeletal.harness.experiment import DENSE, MASK, create_model, find_mask, load_data
-from skeletal.harness.folders import RunFolder
+from skeletal.harness.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.folders import MASK, RunFolder
 from skeletal.harness.train import steps_per_epoch, train
 
 STEPS = 3  # of pruning, that are run

@@ -20,17 +20,9 @@ from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data, Stream, resident
 from skeletal.harness.data.draws import seed_of
 from skeletal.harness.devices import pick_device
-from skeletal.harness.experiment import (
-    DENSE,
-    MASK,
-    create_model,
-    describe,
-    find_mask,
-    identity,
-    load_data,
-    run_name,
-)
-from skeletal.harness.folders import RunFolder
+from skeletal.harness.experiment import describe, identity, run_name
+from skeletal.harness.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.folders import MASK, RunFolder
 
 BATCHES, BATCH_SIZE = 10, 128
 

@@ -21,7 +21,7 @@ from skeletal.core.prune import METHODS
 from skeletal.core.ranking import Ranking
 from skeletal.core.schedules import SCHEDULES, Schedule
 from skeletal.core.selection import Tensors
-from skeletal.harness import experiment
+from skeletal.harness import experiment, finding
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.folders import RunFolder
@@ -61,14 +61,14 @@ def _find(
     model: nn.Module, data: Data, setup: Setup, pruning: Pruning, schedule: Schedule | None = None
 ) -> tuple[Mask, Ranking]:
     ranking = Ranking(pruning.method)
-    mask = experiment.find_mask(model, data, setup, pruning, progress=False, schedule=schedule, on_step=ranking)
+    mask = finding.find_mask(model, data, setup, pruning, progress=False, schedule=schedule, on_step=ranking)
     return mask, ranking
 
 
 def masks(setup: Setup, pruning: Pruning, shuffles: int) -> dict[str, Mask]:
     """All masks of one seed that a check needs, by name."""
-    data = experiment.load_data(setup)
-    model = experiment.create_model(setup, data)
+    data = finding.load_data(setup)
+    model = finding.create_model(setup, data)
     found, ranking = _find(model, data, setup, pruning)
     once = replace(pruning, steps=1, batches_per_step=(pruning.steps or 1) * (pruning.batches_per_step or 1))
     snip, snips = _find(model, data, setup, replace(once, method="snip"))

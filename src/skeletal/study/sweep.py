@@ -11,7 +11,7 @@ from torch import nn
 from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS
 from skeletal.core.ranking import Ranking
-from skeletal.harness import experiment
+from skeletal.harness import experiment, finding
 from skeletal.harness.config import Pruning
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
@@ -65,8 +65,8 @@ class SweepJob(Job):
             return folder.result()
         with folder.claim():
             start = time.perf_counter()
-            data = experiment.load_data(self.setup)
-            model = experiment.create_model(self.setup, data).to(pick_device(self.setup.device))
+            data = finding.load_data(self.setup)
+            model = finding.create_model(self.setup, data).to(pick_device(self.setup.device))
             points = []
             folder = RunFolder.open(*self._place(root))
             for density, mask in self._masks(model, data):
@@ -82,7 +82,7 @@ class SweepJob(Job):
     def _masks(self, model: nn.Module, data: Data) -> Iterator[tuple[float, Mask]]:
         def found(density: float, ranking: Ranking | None = None) -> Mask:
             pruning = replace(self.pruning, density=density)
-            return experiment.find_mask(model, data, self.setup, pruning, progress=False, on_step=ranking)
+            return finding.find_mask(model, data, self.setup, pruning, progress=False, on_step=ranking)
 
         if not one_run_serves(self.pruning):
             yield from ((density, found(density)) for density in self.densities)

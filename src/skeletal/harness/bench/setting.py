@@ -9,7 +9,7 @@ from skeletal.core.mask import Mask
 from skeletal.core.prune import METHODS, prune
 from skeletal.harness.config import Setup
 from skeletal.harness.data import SPECS
-from skeletal.harness.experiment import create_model
+from skeletal.harness.finding import create_model
 from skeletal.harness.models.initialization import seeded
 
 

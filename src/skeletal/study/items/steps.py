@@ -83,7 +83,7 @@ ITEMS = (
         "fig4",
         "Steps and schedule",
         "(a) FORCE saliency (Eq. 6) gained by pruning in T steps, against one-shot SNIP; (b) the accuracy it brings at "
-        "99.5% sparsity, for both schedules (Figure 4, section 5.3).",
+        "99.5% sparsity, for both schedules (Figure 4, section 5.3). Where SNIP leaves no saliency there is no ratio.",
         (
             _gain_panel("a", "exponential"),
             Panel("b", "ResNet-50, CIFAR-10", "steps T", "test accuracy (%)", "log", "linear"),
@@ -93,7 +93,8 @@ ITEMS = (
     Item(
         "fig5",
         "Saliency against steps, exponential and linear",
-        "Both schedules reach about the same FORCE saliency; the linear one needs more steps (Figure 5, appendix B.1).",
+        "Both schedules reach about the same FORCE saliency; the linear one needs more steps (Figure 5, appendix B.1). "
+        "Where SNIP leaves no saliency there is no ratio.",
         (_gain_panel("a", "exponential"), _gain_panel("b", "linear")),
         lambda scale: _gain(scale, "a", "exponential") + _gain(scale, "b", "linear"),
     ),
