@@ -44,9 +44,17 @@ def group() -> Iterator[None]:
             yield
     except PeerError:
         raise  # a group that has lost a rank may abort its process while it is taken down
-    except BaseException:
-        dist.destroy_process_group()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:  # how a command ends that went well
+            _part()
+        else:
+            dist.destroy_process_group()
         raise
+    _part()
+
+
+def _part() -> None:
+    everyone(None)  # a rank still in its last message may abort if the group is taken down under it
     dist.destroy_process_group()
 
 
