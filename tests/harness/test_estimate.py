@@ -45,6 +45,21 @@ def test_pruning_is_extrapolated_in_steps_and_batches(monkeypatch, steps, batche
     assert max(run) <= (3, 2)
 
 
+def test_pruning_that_takes_a_moment_is_done_whole(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(estimating.time, "perf_counter", lambda: clock.now)
+
+    def find_mask(model, data, setup, pruning, *, progress, on_step):
+        for step in range(pruning.steps):
+            clock.now += 0.04 if step < 3 else 0.01  # the first ones warm up
+            on_step(None)
+        return pruning.steps
+
+    monkeypatch.setattr(estimating, "find_mask", find_mask)
+    pruning = replace(PRUNING, steps=60, batches_per_step=1)
+    assert estimating._pruning(None, None, SETUP, pruning) == (60, pytest.approx(3 * 0.04 + 57 * 0.01))
+
+
 @pytest.mark.parametrize("steps, step", [(1, 0.5), (5, 0.1), (100, 0.2), (5004, 1.7), (40, 60.0)])
 def test_an_epoch_is_extrapolated_from_two_parts_of_it(steps, step):
     cost = estimating._Training.__new__(estimating._Training)

@@ -61,8 +61,8 @@ class Estimate:
 def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
     """Run a few steps of pruning and training on the real data and network, and extrapolate.
 
-    Takes up to nine gradients of pruning batches and some seconds of training steps, eight at least. Nothing is left
-    behind: what is written goes to a temporary folder. All three records have to be resolved.
+    Takes up to nine gradients of pruning batches, or all where that is a moment, and some seconds of training steps.
+    Nothing is left behind: what is written goes to a temporary folder. All three records have to be resolved.
 
     Raises:
         ValueError: as `run`, for settings that cannot be run.
@@ -107,25 +107,30 @@ def _assumptions(pruning: Pruning, compiled: bool, workers: bool) -> Iterator[st
 
 
 def _pruning(model: nn.Module, data: Data, setup: Setup, pruning: Pruning) -> tuple[Mask, float]:
-    """A mask found in a few steps of one batch, and the seconds that all steps and batches would take."""
+    """A mask found in a few steps of one batch, and the seconds that all steps and batches would take.
+
+    If all of them take no longer than a moment, they are taken.
+    """
     steps, batches = pruning.steps or 1, pruning.batches_per_step or 1
-    few = replace(pruning, steps=min(steps, STEPS), on_collapse="keep")
+    few = replace(pruning, on_collapse="keep")
     ends: list[float] = []
 
     def on_step(_: Step) -> None:
         ends.append(time.perf_counter())
 
-    def timed(count: int) -> tuple[Mask, float, float]:
-        """The mask, the seconds of everything, and those of a step, from `count` batches in each."""
+    def timed(count: int, upto: int = STEPS) -> tuple[Mask, float, float]:
+        """The mask, the seconds of everything, and those of a step, from `count` batches in each step."""
         ends.clear()
         started = time.perf_counter()
-        settings = replace(few, batches_per_step=count)
+        settings = replace(few, steps=min(steps, upto), batches_per_step=count)
         mask = find_mask(model, data, setup, settings, progress=False, on_step=on_step)
         total = time.perf_counter() - started
         between = [later - earlier for earlier, later in pairwise(ends)]
         return mask, total, median(between) if between else total
 
     mask, total, step = timed(1)  # with what only the first step costs
+    if batches == 1 and steps > STEPS and steps * step < ENOUGH:  # where the first steps say least of the others
+        return timed(1, steps)[:2]
     seconds = total + (steps - len(ends)) * step
     if batches > 1:
         of_one = timed(1)[2] if steps == 1 else step
