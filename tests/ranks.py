@@ -22,7 +22,13 @@ def _work(rank, work, folder, ranks):
 
 def in_ranks(work, folder, ranks=2):
     """What `work(rank, folder)` returns on each rank: tensors, numbers, strings and containers of them."""
-    processes = start_processes(_work, (work, str(folder), ranks), nprocs=ranks, join=False, start_method="spawn")
+    spawned(_work, (work, str(folder), ranks), ranks)
+    return [torch.load(f"{folder}/found-{rank}", weights_only=True) for rank in range(ranks)]
+
+
+def spawned(work, arguments, ranks):
+    """Run `work(rank, *arguments)` in as many processes, which may not hang."""
+    processes = start_processes(work, arguments, nprocs=ranks, join=False, start_method="spawn")
     deadline = time.monotonic() + SECONDS
     try:
         while not processes.join(timeout=1):
@@ -30,7 +36,6 @@ def in_ranks(work, folder, ranks=2):
     finally:
         for process in processes.processes:
             process.kill()
-    return [torch.load(f"{folder}/found-{rank}", weights_only=True) for rank in range(ranks)]
 
 
 def outcome(function, *arguments):

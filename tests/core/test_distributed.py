@@ -9,14 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
 
 import skeletal
 from skeletal.core import distributed
 from skeletal.core.selection import flatten
 from tests.cases import images, mlp
+from tests.ranks import spawned
 
-SECONDS = 180
 METHODS = {
     "snip": {"method": "snip", "batches_per_step": 2},
     "force": {"method": "force", "steps": 4},
@@ -176,14 +175,7 @@ def work(rank, folder):
 def found(tmp_path_factory):
     """What two ranks have found, each, in all of the cases above; one pair of processes for all."""
     folder = tmp_path_factory.mktemp("ranks")
-    processes = start_processes(work, (str(folder),), nprocs=2, join=False, start_method="spawn")
-    deadline = time.monotonic() + SECONDS
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    spawned(work, (str(folder),), 2)
     return [torch.load(folder / str(rank), weights_only=True) for rank in (0, 1)]
 
 

@@ -89,18 +89,25 @@ def assert_as_whole(parts, whole):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_killed_at_random_moments(tmp_path, whole, engine):
-    expected, chance, deaths = whole(engine), random.Random(engine), 0
-    while deaths < 4:
-        process = child.start(tmp_path, engine)
-        process.join(chance.uniform(0.05, 1))
+    expected, chance, root, longest = whole(engine), random.Random(engine), tmp_path, 1.0
+    while not (deaths := killed_now_and_then(root, engine, chance, longest)):
+        root, longest = tmp_path / f"{longest}", longest / 2  # it was through before: sooner, with another run
+        root.mkdir()
+    assert 0 < deaths <= 4
+    assert ends(child.start(root, engine)) == 0
+    assert_as_whole(folder_in(root), expected)
+
+
+def killed_now_and_then(root, engine, chance, longest):
+    """How often a run was killed, four times at most, before it came to its end."""
+    for deaths in range(4):
+        process = child.start(root, engine)
+        process.join(chance.uniform(0.05, 1) * longest)
         if process.is_alive():
             os.kill(process.pid, chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
-        if ends(process) == 0:  # through, before it could be killed
-            break
-        deaths += 1
-    assert ends(child.start(tmp_path, engine)) == 0
-    assert deaths > 0
-    assert_as_whole(folder_in(tmp_path), expected)
+        if ends(process) == 0:
+            return deaths
+    return 4
 
 
 @pytest.mark.parametrize("engine", ENGINES)
