@@ -14,17 +14,16 @@ from statistics import mean
 import torch
 
 import skeletal
+from skeletal.core.compare import overlap
 from skeletal.harness import data as data_sets
 
 BATCH = 128
 
 
 def compared(mask: skeletal.Mask, other: skeletal.Mask) -> str:
-    both = sum(int((mask[name] & other[name]).sum()) for name in mask)
-    either = sum(int((mask[name] | other[name]).sum()) for name in mask)
     densities = [(float(mask[name].float().mean()), float(other[name].float().mean())) for name in mask]
     changes = [100 * abs(ours - theirs) / ours for ours, theirs in densities if ours > 0]
-    return f"{both / either:.2f} | {mean(changes):.1f} | {max(changes):.1f}"
+    return f"{overlap(mask, other):.2f} | {mean(changes):.1f} | {max(changes):.1f}"
 
 
 def main() -> None:
