@@ -13,7 +13,6 @@ from skeletal.engine.convolution import run_convolution, run_weight_gradient
 from skeletal.engine.grid import Grid, pack, unpack
 from skeletal.engine.norm import moments_of
 from skeletal.engine.plan import Plan, Shape
-from skeletal.engine.threads import _flushes, share
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, small_windows, threads
 
 DENSE = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 37, 6, 5, 7, 9, "half", 0)
@@ -191,38 +190,3 @@ def test_a_forked_process_makes_threads_of_its_own():
             assert child.exitcode == 0
         finally:
             child.kill()
-
-
-@pytest.mark.parametrize("units", [1, 2, 3, 7])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_shares_cover_all_units_once(units, count):
-    seen = []
-    with threads(count):
-        share(lambda tag, first, last, thread: seen.append((first, last, thread, tag)), units, "x")
-    ranges = sorted(seen)
-    assert [i for first, last, _, _ in ranges for i in range(first, last)] == list(range(units))
-    assert [thread for *_, thread, _ in ranges] == list(range(min(units, count)))
-
-
-def test_an_error_in_a_share_reaches_the_caller():
-    def fail(first, last, thread):
-        if thread == 1:
-            raise ZeroDivisionError
-
-    with threads(2), pytest.raises(ZeroDivisionError):
-        share(fail, 2)
-
-
-def test_threads_flush_denormals_as_the_caller_does():
-    def note(first, last, thread):
-        seen[thread] = _flushes()
-
-    for flush in (False, True, False):
-        seen = {}
-        torch.set_flush_denormal(flush)
-        try:
-            with threads(2):
-                share(note, 2)
-        finally:
-            torch.set_flush_denormal(False)
-        assert seen == {0: flush, 1: flush}

@@ -72,7 +72,7 @@ def nested_masks(weights, densities, seed=0):
 @pytest.fixture
 def early():
     """On the skeleton from the first pruned weight on."""
-    with mock.patch.object(scoring, "BREAK_EVEN", 0.9):
+    with mock.patch.dict(scoring.BREAK_EVEN, float32=0.9, bfloat16=0.9):
         yield
 
 
@@ -100,6 +100,29 @@ def test_gradients_of_kept_weights_are_the_dense_networks(early, name, bn_mode, 
     assert ours.why_dense is None
     assert found == [1, 1, 1, 2, 2, 3]  # anew only when half of a plan's weights are gone
     assert ours.batches.taken == truth.batches.taken == len(densities) * count
+
+
+@pytest.mark.parametrize("name", ["convnet", "residual"])
+def test_bfloat16_is_close_to_float32(early, name):
+    """As close as the dense network's own gradient in bfloat16, or twice as far at most."""
+    model = made(name).float()
+    theta = {n: w.detach().clone() for n, w in prunable_weights(model).items()}
+    (mask,) = nested_masks(theta, [0.5])
+    kept = {n: w * mask[n] for n, w in theta.items()}
+    found = {}
+    for label, kind, precision in (
+        ("truth", Derivatives, "float32"),
+        ("dense", Derivatives, "bfloat16"),
+        ("ours", SkeletonDerivatives, "bfloat16"),
+    ):
+        derivatives = kind(model, Cycle(images(2)), 2, precision=precision)
+        derivatives.mask = mask
+        gradient, _ = derivatives.gradient(kept)
+        found[label] = flatten({n: g * mask[n] for n, g in gradient.items()})
+    off = {label: float((g - found["truth"]).norm() / found["truth"].norm()) for label, g in found.items()}
+    assert derivatives.plans == 1
+    assert all(g.dtype == torch.float32 for g in found.values())
+    assert 0 < off["ours"] < 2 * off["dense"] < 0.5
 
 
 @pytest.mark.parametrize("method", ["force", "grasp-it"])
@@ -148,11 +171,13 @@ def test_the_same_numbers_every_time():
         assert torch.equal(one, two)
 
 
-def test_dense_above_break_even():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_dense_above_break_even(precision):
+    break_even = scoring.BREAK_EVEN[precision]
     with mock.patch.object(SkeletonDerivatives, "_make", side_effect=AssertionError):
-        prune(convnet(), density=scoring.BREAK_EVEN, steps=3)
+        prune(convnet(), density=break_even, steps=3, precision=precision)
         with pytest.raises(AssertionError):
-            prune(convnet(), density=scoring.BREAK_EVEN / 5, steps=3)
+            prune(convnet(), density=break_even / 5, steps=3, precision=precision)
 
 
 def test_batches_of_other_sizes_are_no_matter(early):
@@ -246,8 +271,6 @@ def test_infinite_gradients_name_the_weight(early):
 def test_refusals():
     with pytest.raises(ValueError, match=r"'force-regrow' scores pruned weights, too.*use engine='dense'"):
         prune(convnet(), method="force-regrow")
-    with pytest.raises(ValueError, match="engine='sparse' computes in float32, not in bfloat16"):
-        prune(convnet(), precision="bfloat16")
     with pytest.raises(ValueError, match=r"unknown engine 'fast'.*There are dense, sparse"):
         prune(convnet(), engine="fast")
     with (

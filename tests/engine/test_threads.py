@@ -1,61 +1,107 @@
-"""Work shared among threads: every unit once, errors reach the caller, and threads compute as their caller does."""
+"""Work shared among threads: every unit once, whoever does it, and threads compute as their caller does."""
 
+import gc
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
+from skeletal.engine import threads
+from skeletal.engine.fork import ASLEEP, DONE, LAST_OFFER, WORDS, compiled, fork, held, part_of
 from skeletal.engine.threads import share, thread_count
+
+TINY = sys.float_info.min
+
+
+@compiled
+def note(seen, numbers, first, last, thread):
+    """Count each unit, and write down which thread had it."""
+    for unit in range(first, last):
+        seen[unit] += 1
+        numbers[unit] = thread
+
+
+@compiled
+def shared_note(boards, threads, units, *arguments):
+    fork(boards, threads, units, part_of(note, arguments), held(arguments))
+
+
+@compiled
+def halve(numbers, first, last, thread):
+    for unit in range(first, last):
+        numbers[unit] = numbers[unit] / 2
+
+
+@compiled
+def shared_halve(boards, threads, units, *arguments):
+    fork(boards, threads, units, part_of(halve, arguments), held(arguments))
 
 
 @pytest.fixture(autouse=True)
 def as_before():
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def parts(units, count):
+    """The thread of each unit."""
+    edges = [units * i // count for i in range(count + 1)]
+    return [thread for thread in range(count) for _ in range(edges[thread], edges[thread + 1])]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("units", [0, 1, 2, 7, 64])
-def test_every_unit_once(threads, units):
-    torch.set_num_threads(threads)
-    seen, numbers = [], []
-
-    def kernel(first, last, thread):
-        seen.extend(range(first, last))
-        numbers.append(thread)
-
-    share(kernel, units)
-    assert sorted(seen) == list(range(units))
-    assert sorted(numbers) == list(range(thread_count(units)))
+def test_every_unit_once_and_always_in_the_same_part(count, units):
+    torch.set_num_threads(count)
+    for _ in range(20):
+        seen, numbers = np.zeros(units, np.int64), np.full(units, -1)
+        share(shared_note, units, seen, numbers)
+        assert seen.tolist() == [1] * units
+        assert numbers.tolist() == parts(units, thread_count(units))
 
 
-def test_an_error_in_any_thread_reaches_the_caller():
-    torch.set_num_threads(3)
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_what_no_worker_takes_the_caller_does(workers):
+    seen, numbers = np.zeros(17, np.int64), np.full(17, -1)
+    shared_note(np.zeros((workers, WORDS), np.int64), 4, 17, seen, numbers)
+    assert seen.tolist() == [1] * 17
+    assert numbers.tolist() == parts(17, 4)
 
-    def kernel(first, last, thread):
-        if thread == 2:
-            raise ZeroDivisionError("here")
 
-    with pytest.raises(ZeroDivisionError, match="here"):
-        share(kernel, 9)
+def test_workers_that_went_to_sleep_come_back():
+    team, units = threads._Team(1, flush=False), 10**6
+    seen, numbers = np.zeros(units, np.int64), np.full(units, -1)
+    calls = 0
+    for _ in range(3):
+        while not team.boards[0, ASLEEP]:
+            time.sleep(1e-3)
+        for _ in range(1000):  # too late for the first calls
+            team.wake()
+            shared_note(team.boards, 2, units, seen, numbers)
+            calls += 1
+            if team.boards[0, DONE] == team.boards[0, LAST_OFFER]:
+                break
+        else:
+            pytest.fail("the worker never took a part")
+    assert (seen == calls).all()
+    assert numbers.tolist() == parts(units, 2)
 
 
 def test_threads_flush_denormals_where_their_caller_does():
     torch.set_num_threads(3)
-    results = {}
-
-    def kernel(first, last, thread):
-        results[thread] = sys.float_info.min / 2
-
     for flush in (True, False, True):
         if not torch.set_flush_denormal(flush):
             pytest.skip("this processor has no such switch")
-        share(kernel, 9)
-        assert [value == 0 for value in results.values()] == [flush] * 3
+        for _ in range(50):  # so that some parts are the workers'
+            numbers = np.full(3 * 10**4, TINY)
+            share(shared_halve, len(numbers), numbers)
+            assert (numbers == 0).all() if flush else (numbers > 0).all()
 
 
 def test_callers_in_several_threads():
@@ -63,11 +109,23 @@ def test_callers_in_several_threads():
     barrier = threading.Barrier(4)
 
     def call(number):
-        total = []
+        seen, numbers = np.zeros(1000, np.int64), np.full(1000, -1)
         barrier.wait()
-        for _ in range(50):
-            share(lambda first, last, thread: total.extend(range(first, last)), 8)
-        return sorted(total) == sorted(list(range(8)) * 50)
+        for _ in range(200):
+            share(shared_note, len(seen), seen, numbers)
+        return (seen == 200).all() and numbers.tolist() == parts(1000, 2)
 
     with ThreadPoolExecutor(4) as callers:
         assert all(callers.map(call, range(4)))
+
+
+def test_a_team_that_is_no_longer_used_ends():
+    before = threading.active_count()
+    team = threads._Team(3, flush=False)
+    assert threading.active_count() == before + 3
+    workers = [thread for thread in threading.enumerate() if thread.name == "skeletal"][-3:]
+    del team
+    gc.collect()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()

@@ -23,7 +23,7 @@ from skeletal.core.gradients import Derivatives
 from skeletal.core.mask import Mask
 from skeletal.core.precision import PRECISIONS, autocast, prefers_channels_last
 from skeletal.core.schedules import SCHEDULES, Schedule, visit
-from skeletal.core.selection import Tensors, all_finite, flatten, top, unflatten
+from skeletal.core.selection import Tensors, all_finite, flatten, gather, scatter, top, unflatten
 from skeletal.core.shards import is_sharded
 from skeletal.core.weights import Selection, count_biases, left_out, prunable_weights, unwrap
 
@@ -124,9 +124,9 @@ def prune(
             most of it, two thirds of the memory (docs/cost.md); weights, loss, gradients and scores stay float32. The
             mask differs, as it does with other data. Only for methods that score by the loss; others pay no heed to it.
         engine: "sparse" takes gradients on a compiled skeleton once few weights are left, and then costs what is left
-            (nested methods, float32 or float64, on a CPU; others, and networks torch.fx cannot trace, are scored
-            densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same to rounding, except that
-            active dropout draws other numbers, and that scores of your own see gradients of 0 at pruned weights.
+            (nested methods, weights in float32 or float64, on a CPU; others, and networks torch.fx cannot trace, are
+            scored densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same to rounding, except
+            that active dropout draws other numbers, and that scores of your own see gradients of 0 at pruned weights.
         micro_batch: run each batch in pieces of at most so many examples, for large images in little memory. The
             gradient is the whole batch's, each piece counting by its examples, where the loss is a mean over examples;
             but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
@@ -143,7 +143,7 @@ def prune(
     Raises:
         ValueError: density, steps, method, schedule or another option out of range; no prunable weights, or sharded;
             no batches; ranks that differ in arguments or weights; bfloat16 on a device that has no autocast; a sparse
-            engine in bfloat16, or for a method that looks at pruned weights.
+            engine for a method that looks at pruned weights.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
@@ -170,7 +170,7 @@ def prune(
     require("precision", precision, PRECISIONS)
     require("on_collapse", on_collapse, ("raise", "keep"))
     autocast(precision, device_of(model))  # refuses a device without
-    derived = _derivatives(engine, method, row, precision)
+    derived = _derivatives(engine, method, row)
     micro_batch = None if micro_batch is None else operator.index(micro_batch)
     for name, number in {"batches_per_step": batches_per_step, "micro_batch": micro_batch}.items():
         if number is not None and number < 1:
@@ -280,24 +280,33 @@ def _select(
             raise NonFiniteError(
                 f"the score of {name} {tuple(score.shape)} holds NaN or infinity at step {step} of {steps}"
             )
-    flat = flatten(scored)
-    pruned = ~flatten(mask).to(flat.device) if nested else torch.zeros_like(flat, dtype=torch.bool)
-    flat.masked_fill_(pruned, 0)
+    total = sum(score.numel() for score in scored.values())
+    # What a nested method chooses from is what is left, and so its cost falls with every step.
+    places = _places(mask) if nested else None
+    flat = flatten(scored) if places is None else gather(scored, places)
     # With everything kept there is nothing to choose, and a weight without a score is no collapse.
-    missing = max(count - int(flat.count_nonzero()), 0) if count < len(flat) else 0
+    missing = max(count - int(flat.count_nonzero()), 0) if count < total else 0
     if missing and on_collapse == "raise":
         empty = [name for name, score in scored.items() if not (score[mask[name]] if nested else score).any()]
         raise CollapsedError(
-            f"collapsed at step {step} of {steps}, density {count / len(flat):.6g}: {count:,} weights are to be kept"
+            f"collapsed at step {step} of {steps}, density {count / total:.6g}: {count:,} weights are to be kept"
             f" but only {count - missing:,} have a finite, non-zero score."
             f" Layers without any: {', '.join(empty) or 'none'}."
             " Use more batches_per_step, another number of steps or a higher density,"
             " or on_collapse='keep' to fill up by position"
         )
     if missing or flat.min() < 0:
-        # What has no score comes after everything that has one, even a negative one; what is pruned does not come.
-        flat.masked_fill_(flat == 0, torch.finfo(flat.dtype).min).masked_fill_(pruned, -torch.inf)
-    return unflatten(top(flat, count), mask), missing
+        # What has no score comes after everything that has one, even a negative one.
+        flat.masked_fill_(flat == 0, torch.finfo(flat.dtype).min)
+    chosen = top(flat, count)
+    return unflatten(chosen, mask) if places is None else scatter(chosen, places, mask), missing
+
+
+def _places(mask: Tensors) -> Tensors | None:
+    """Where each layer's kept weights lie; None where nothing is pruned yet."""
+    if all(keep.all() for keep in mask.values()):
+        return None
+    return {name: keep.flatten().nonzero().flatten() for name, keep in mask.items()}
 
 
 def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:
@@ -314,7 +323,7 @@ def _row(method: str, score: scores.Score | None, steps: int | None) -> Method:
     return row
 
 
-def _derivatives(engine: str, method: str, row: Method, precision: str) -> Any:
+def _derivatives(engine: str, method: str, row: Method) -> Any:
     """The class that takes derivatives: by name where it is the engine's, which core does not know."""
     require("engine", engine, ("dense", "sparse"))
     if engine == "dense":
@@ -323,8 +332,6 @@ def _derivatives(engine: str, method: str, row: Method, precision: str) -> Any:
         raise ValueError(
             f"{method!r} scores pruned weights, too, whose gradients a skeleton does not have: use engine='dense'"
         )
-    if precision != "float32":
-        raise ValueError(f"engine='sparse' computes in float32, not in {precision}: use one or the other")
     try:
         return importlib.import_module("skeletal.engine.scoring").SkeletonDerivatives
     except ImportError as error:

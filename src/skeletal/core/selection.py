@@ -84,3 +84,20 @@ def unflatten(flat: Tensor, like: Tensors) -> Tensors:
         name: piece.reshape(tensor.shape).to(tensor.device)
         for (name, tensor), piece in zip(like.items(), pieces, strict=True)
     }
+
+
+def gather(tensors: Tensors, places: Tensors) -> Tensor:
+    """One vector of the entries at some places of each flattened tensor, on the first tensor's device."""
+    device = next(iter(tensors.values())).device
+    return torch.cat([tensor.flatten()[places[name].to(tensor.device)].to(device) for name, tensor in tensors.items()])
+
+
+def scatter(chosen: Tensor, places: Tensors, like: Tensors) -> Tensors:
+    """Bool tensors like some others, True at the chosen ones of the places that `gather` looked at."""
+    found = {}
+    pieces = chosen.split([len(at) for at in places.values()])
+    for (name, at), piece in zip(places.items(), pieces, strict=True):
+        flat = torch.zeros_like(like[name], dtype=torch.bool).flatten()
+        flat[at[piece.to(at.device)]] = True
+        found[name] = flat.view(like[name].shape)
+    return found

@@ -51,7 +51,7 @@ def run_convolution(
     weights = np.empty(len(tables.order), known.dtype)
     kernels.take(known, tables.order.numpy(), weights)
     share(
-        kernels.convolve, units * splits,
+        kernels.shared_convolve, units * splits,
         slots(x), _block(x), slots(out), _block(out),
         weights, tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides,
         flat(out), maps, flat(scale, values), flat(shift, values), slots(other, x), int(relu), sums,
@@ -77,13 +77,13 @@ def run_weight_gradient(plan: Plan, x: Tensor, gradient: Tensor) -> Tensor:
     lanes = 1 if x.shape[0] * len(tables.tiles) <= _FEW_TILES else LANES
     sums = arena.empty((thread_count(units), plan.kept, lanes), computes(x.dtype))
     share(
-        kernels.weight_gradient, units,
+        kernels.shared_weight_gradient, units,
         slots(x), _block(x), slots(gradient), _block(gradient),
         tables.offsets, tables.pointers, tables.tiles, tables.bands, tables.strides, plan.target.plane,
         sums.numpy(), splits,
     )  # fmt: skip
     found = torch.empty(plan.kept, dtype=sums.dtype)
-    share(kernels.add_up, plan.kept, sums.numpy(), tables.order.numpy(), found.numpy())
+    share(kernels.shared_add_up, plan.kept, sums.numpy(), tables.order.numpy(), found.numpy())
     return found
 
 

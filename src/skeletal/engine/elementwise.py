@@ -4,6 +4,7 @@ Units are planes: one channel of one block of examples. Arrays are flat and coun
 one call lie on one grid, unless said otherwise.
 """
 
+from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.kernels import clear_border, compiled, present
 from skeletal.engine.rows import affine, affine_gradient
 from skeletal.engine.slots import LANES, lanes, nothing, read, write
@@ -30,6 +31,12 @@ def moments(x, grid, channels, sums, first, last, thread):
 
 
 @compiled
+def shared_moments(boards, threads, units, *arguments):
+    """`moments` by several threads."""
+    fork(boards, threads, units, part_of(moments, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def scale_shift(x, out, grid, channels, scale, shift, other, relu, examples, first, last, thread):
     """`out = x * scale + shift (+ other)`, by channel, not below 0 with `relu`; arrays and grid count slots."""
     height, width, halo, plane = grid
@@ -44,6 +51,12 @@ def scale_shift(x, out, grid, channels, scale, shift, other, relu, examples, fir
             affine(  # pyrefly: ignore [missing-argument]
                 way, x, out, other, start, width, scale[channel], shift[channel], valid
             )
+
+
+@compiled
+def shared_scale_shift(boards, threads, units, *arguments):
+    """`scale_shift` by several threads."""
+    fork(boards, threads, units, part_of(scale_shift, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
 
 
 @compiled
@@ -83,6 +96,12 @@ def reduce_gradient(x, z, gradient, grid, channels, scale, shift, relu, sums, fi
 
 
 @compiled
+def shared_reduce_gradient(boards, threads, units, *arguments):
+    """`reduce_gradient` by several threads."""
+    fork(boards, threads, units, part_of(reduce_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def apply_gradient(
     x, z, gradient, out, other, grid, channels, scale, shift, relu, by_gradient, by_x, constant, examples,
     first, last, thread,
@@ -109,6 +128,12 @@ def apply_gradient(
 
 
 @compiled
+def shared_apply_gradient(boards, threads, units, *arguments):
+    """`apply_gradient` by several threads."""
+    fork(boards, threads, units, part_of(apply_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def mean(x, out, grid, first, last, thread):
     """The mean of every plane, for each lane: global average pooling, into `out` (planes, lanes)."""
     height, width, halo, plane = grid
@@ -125,6 +150,12 @@ def mean(x, out, grid, first, last, thread):
 
 
 @compiled
+def shared_mean(boards, threads, units, *arguments):
+    """`mean` by several threads."""
+    fork(boards, threads, units, part_of(mean, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def mean_gradient(gradient, out, grid, first, last, thread):
     """Spread each mean's gradient over its plane."""
     height, width, halo, plane = grid
@@ -136,3 +167,9 @@ def mean_gradient(gradient, out, grid, first, last, thread):
             for w in range(width):
                 for lane in range(lanes(out)):
                     write(out, start + w * lanes(out) + lane, gradient[unit, lane] / (height * width))
+
+
+@compiled
+def shared_mean_gradient(boards, threads, units, *arguments):
+    """`mean_gradient` by several threads."""
+    fork(boards, threads, units, part_of(mean_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]

@@ -10,6 +10,7 @@ starts and strides count slots (see `slots`), or numbers where it says so.
 
 from numba import njit
 
+from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.slots import LANES, cell, lanes, nothing, read
 from skeletal.engine.tiles import inner, inner_once, product
 
@@ -113,6 +114,12 @@ def convolve(
 
 
 @compiled
+def shared_convolve(boards, threads, units, *arguments):
+    """`convolve` by several threads."""
+    fork(boards, threads, units, part_of(convolve, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def weight_gradient(
     x, x_block, gradient, gradient_block, offsets, pointers, tiles, bands, strides, plane, sums, splits,
     first, last, thread,
@@ -152,6 +159,12 @@ def weight_gradient(
 
 
 @compiled
+def shared_weight_gradient(boards, threads, units, *arguments):
+    """`weight_gradient` by several threads."""
+    fork(boards, threads, units, part_of(weight_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def take(values, order, out):
     """`out = values[order]`."""
     for j in range(len(order)):
@@ -174,3 +187,9 @@ def add_up(sums, order, gradient, first, last, thread):
             for lane in range(sums.shape[2]):
                 total += sums[row, j, lane]
         gradient[order[j]] = total
+
+
+@compiled
+def shared_add_up(boards, threads, units, *arguments):
+    """`add_up` by several threads."""
+    fork(boards, threads, units, part_of(add_up, arguments), held(arguments))  # pyrefly: ignore [missing-argument]

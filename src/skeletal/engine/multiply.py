@@ -12,7 +12,7 @@ from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Plan
 from skeletal.engine.slots import examples_of, flat
 from skeletal.engine.threads import share
-from skeletal.engine.transpose import WIDE, transpose
+from skeletal.engine.transpose import WIDE, shared_transpose
 
 
 class Multiply(torch.autograd.Function):
@@ -55,12 +55,13 @@ def _columns(rows: Tensor, grid: Grid) -> Tensor:
     examples, features = rows.shape
     size = grid.numbers(rows.dtype)[3]
     storage = arena.empty((1, features, size), rows.dtype)
-    share(transpose, -(-features // WIDE), flat(rows.contiguous()), features, examples, features, flat(storage), size)
+    source, units = flat(rows.contiguous()), -(-features // WIDE)
+    share(shared_transpose, units, source, features, examples, features, flat(storage), size)
     return storage
 
 
 def _rows(storage: Tensor, examples: int) -> Tensor:
     _, features, size = storage.shape
     rows = arena.empty((examples, features), storage.dtype)
-    share(transpose, -(-examples // WIDE), flat(storage), size, features, examples, flat(rows), features)
+    share(shared_transpose, -(-examples // WIDE), flat(storage), size, features, examples, flat(rows), features)
     return rows

@@ -48,7 +48,7 @@ class Normalise(torch.autograd.Function):
         out = arena.empty(tuple(x.shape), x.dtype)
         blocks, channels, _ = x.shape
         share(
-            elementwise.scale_shift, blocks * channels, slots(x), slots(out), grid.slots, channels,
+            elementwise.shared_scale_shift, blocks * channels, slots(x), slots(out), grid.slots, channels,
             scale, shift, slots(other, x), int(relu), examples,
         )  # fmt: skip
         ctx.settings = batch_statistics, relu, grid, examples, scale, shift, mean, inverse, exact
@@ -67,8 +67,8 @@ class Normalise(torch.autograd.Function):
         units = blocks * channels
         sums = np.empty((units, 2))
         share(
-            elementwise.reduce_gradient, units, flat(x), flat(out, x), flat(gradient), grid.numbers(x.dtype), channels,
-            scale, shift, int(relu), sums,
+            elementwise.shared_reduce_gradient, units, flat(x), flat(out, x), flat(gradient), grid.numbers(x.dtype),
+            channels, scale, shift, int(relu), sums,
         )  # fmt: skip
         total, product = torch.from_numpy(sums).view(blocks, channels, 2).sum(0).numpy().T
         of_weight = (product - mean * total) * inverse
@@ -81,7 +81,7 @@ class Normalise(torch.autograd.Function):
         apart = ctx.has_other and relu  # else the other's gradient is the one that came in
         of_other = arena.empty(tuple(x.shape), x.dtype) if apart else None
         share(
-            elementwise.apply_gradient, units, slots(x), slots(out, x), slots(gradient), slots(of_x),
+            elementwise.shared_apply_gradient, units, slots(x), slots(out, x), slots(gradient), slots(of_x),
             slots(of_other, x), grid.slots, channels, scale, shift, int(relu),
             scale, by_x.astype(scale.dtype), constant.astype(scale.dtype), examples,
         )  # fmt: skip
@@ -100,5 +100,5 @@ def moments_of(x: Tensor, grid: Grid) -> Tensor:
     """Sum and sum of squares of each channel, (channels, 2), float64."""
     blocks, channels, _ = x.shape
     sums = np.empty((blocks * channels, 2))
-    share(elementwise.moments, blocks * channels, flat(x), grid.numbers(x.dtype), channels, sums)
+    share(elementwise.shared_moments, blocks * channels, flat(x), grid.numbers(x.dtype), channels, sums)
     return torch.from_numpy(sums).view(blocks, channels, 2).sum(0)

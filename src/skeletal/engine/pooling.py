@@ -48,7 +48,7 @@ class MaxPool(torch.autograd.Function):
         shape = (blocks, channels, pool.target.numbers(x.dtype)[3])
         out, chosen = arena.empty(shape, x.dtype), arena.empty(shape, torch.uint8)
         arguments = slots(x), slots(out), flat(chosen), pool.source.plane, pool.target.slots, *pool.tables
-        share(windows.max_pool, blocks * channels, *arguments)
+        share(windows.shared_max_pool, blocks * channels, *arguments)
         ctx.save_for_backward(chosen)
         ctx.pool = pool
         return out
@@ -61,7 +61,7 @@ class MaxPool(torch.autograd.Function):
         blocks, channels, _ = gradient.shape
         out = arena.empty((blocks, channels, pool.source.numbers(gradient.dtype)[3]), gradient.dtype)
         arguments = slots(gradient.contiguous()), flat(chosen), slots(out), pool.source.plane, pool.target.plane
-        share(windows.max_pool_gradient, blocks * channels, *arguments, *pool.tables)
+        share(windows.shared_max_pool_gradient, blocks * channels, *arguments, *pool.tables)
         return out, None
 
 
@@ -73,7 +73,7 @@ class GlobalMean(torch.autograd.Function):
         blocks, channels, _ = x.shape
         lanes = examples_of(x.dtype)
         means = torch.empty(blocks * channels, lanes, dtype=computes(x.dtype))
-        share(elementwise.mean, blocks * channels, flat(x), means.numpy(), grid.numbers(x.dtype))
+        share(elementwise.shared_mean, blocks * channels, flat(x), means.numpy(), grid.numbers(x.dtype))
         ctx.settings = grid, examples, x.shape
         by_example = means.view(blocks, channels, lanes).transpose(1, 2).flatten(0, 1)[:examples]
         return by_example.to(x.dtype, copy=True, memory_format=torch.contiguous_format)
@@ -88,5 +88,5 @@ class GlobalMean(torch.autograd.Function):
         spread = spread.view(blocks, lanes, channels).transpose(1, 2).reshape(blocks * channels, lanes)
         maps = grid.numbers(gradient.dtype)
         out = arena.empty((blocks, channels, maps[3]), gradient.dtype)
-        share(elementwise.mean_gradient, blocks * channels, spread.numpy(), flat(out), maps)
+        share(elementwise.shared_mean_gradient, blocks * channels, spread.numpy(), flat(out), maps)
         return out, None, None

@@ -16,9 +16,10 @@ from skeletal.engine.compact import Compact, compact
 from skeletal.engine.compile import Compiled
 from skeletal.engine.slots import COMPUTES
 
-BREAK_EVEN = 0.15
-"""Density below which gradients are taken on a skeleton: steps of VGG-19 and ResNet-50 cost the same both ways near 0.2
-(two threads, batch 128; docs/cost.md). Not measured at run time, as masks must not depend on a machine's load."""
+BREAK_EVEN = {"float32": 0.15, "bfloat16": 0.05}
+"""By precision: density below which gradients are taken on a skeleton, near where a step of VGG-19 and ResNet-50 costs
+the same both ways (two threads, batch 128; docs/cost.md). Not measured at run time, as masks must not depend on a
+machine's load."""
 REPLAN = 0.5
 """Share of a plan's weights left at which the next is made. Planning costs one or two steps (docs/cost.md), and an
 exponential schedule halves its weights every 9 to 30 steps."""
@@ -44,8 +45,9 @@ class SkeletonDerivatives(Derivatives):
     are left; those pruned in between are zeros among its values. What runs how depends on masks and counts alone,
     never on measured times, so that the same call gives the same numbers.
 
-    Kept weights have the dense network's gradient, to rounding; pruned ones 0, which they do not have there. Active
-    dropout draws other numbers, as its tensors have other shapes.
+    Kept weights have the dense network's gradient, to rounding; pruned ones 0, which they do not have there. In
+    bfloat16 the skeleton keeps its maps in that type and multiplies in float32. Active dropout draws other numbers, as
+    its tensors have other shapes.
     """
 
     mask: Tensors | None = None
@@ -77,7 +79,7 @@ class SkeletonDerivatives(Derivatives):
         if mask is None or self.why_dense is not None:
             return None
         kept = sum(int(keep.count_nonzero()) for keep in mask.values())
-        if kept > BREAK_EVEN * sum(keep.numel() for keep in mask.values()):
+        if kept > BREAK_EVEN[self.precision] * sum(keep.numel() for keep in mask.values()):
             return None
         if any((weight.ne(0) & ~mask[name]).any() for name, weight in weights.items()):
             return None  # a score of the caller's own asks for gradients elsewhere
@@ -104,7 +106,7 @@ class SkeletonDerivatives(Derivatives):
             if not compiled.sparse_layers():
                 return None, "no layer of it runs on sparse kernels"
             compiled.use("sparse")
-        options = self.loss, self.bn_mode, self.average
+        options = self.loss, self.bn_mode, self.average, self.precision
         inner = Derivatives(compiled.network, self.batches, self.count, *options, micro_batch=self.micro_batch)
         return _Plan(inner, _places(compiled, compacted), kept), ""
 

@@ -6,6 +6,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.kernels import compiled
 from skeletal.engine.slots import LANES
 
@@ -72,3 +73,9 @@ def transpose(source, source_stride, rows, columns, target, target_stride, first
                 target[j * target_stride + i] = source[i * source_stride + j]
             for i in range(rows, target_stride):
                 target[j * target_stride + i] = 0
+
+
+@compiled
+def shared_transpose(boards, threads, units, *arguments):
+    """`transpose` by several threads."""
+    fork(boards, threads, units, part_of(transpose, arguments), held(arguments))  # pyrefly: ignore [missing-argument]

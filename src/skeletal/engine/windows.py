@@ -3,6 +3,7 @@
 Units are planes: one channel of one block of examples. Arrays are flat and count slots (see `slots`).
 """
 
+from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.kernels import clear_border, compiled
 from skeletal.engine.tiles import give_back, largest
 
@@ -33,6 +34,12 @@ def max_pool(x, out, chosen, plane, target, windows, pixels, offsets, positions,
 
 
 @compiled
+def shared_max_pool(boards, threads, units, *arguments):
+    """`max_pool` by several threads."""
+    fork(boards, threads, units, part_of(max_pool, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+
+
+@compiled
 def max_pool_gradient(
     gradient, chosen, out, plane, out_plane, windows, pixels, offsets, positions, first, last, thread
 ):
@@ -46,3 +53,9 @@ def max_pool_gradient(
             give_back(  # pyrefly: ignore [missing-argument]
                 out, unit * plane, offsets, positions, begin, end, gradient, at, chosen
             )
+
+
+@compiled
+def shared_max_pool_gradient(boards, threads, units, *arguments):
+    """`max_pool_gradient` by several threads."""
+    fork(boards, threads, units, part_of(max_pool_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]

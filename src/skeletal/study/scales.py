@@ -156,7 +156,7 @@ SCALES: dict[str, Scale] = {
                          training=Training(epochs=3, lr=0.02, engine="dense")),
                 **_tasks({("resnet50", "cifar10"): ("resnet20-cifar", "cifar10"),
                           ("stable-resnet50", "cifar10"): ("stable-resnet20-cifar", "cifar10")},
-                         seeds=1, steps=60, training=Training(epochs=5)),
+                         seeds=1, steps=60, training=Training(epochs=3, bf16=True)),
             },
             measured=_tasks(_full("cifar10"), seeds=2, steps=20),
             densities=(0.1, 0.05, 0.02, 0.01, 0.005, 0.001),
