@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from skeletal.engine import threads
-from skeletal.engine.fork import ASLEEP, DONE, LAST_OFFER, WORDS, compiled, fork, held, part_of
+from skeletal.engine.compiling import compiled
+from skeletal.engine.fork import ASLEEP, DONE, LAST_OFFER, WORDS, fork, held, part_of
 from skeletal.engine.threads import share, thread_count
 
 TINY = sys.float_info.min

@@ -4,8 +4,9 @@ Units are planes: one channel of one block of examples. Arrays are flat and coun
 one call lie on one grid, unless said otherwise.
 """
 
+from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.kernels import clear_border, compiled, present
+from skeletal.engine.kernels import clear_border, present
 from skeletal.engine.rows import affine, affine_gradient
 from skeletal.engine.slots import LANES, lanes, nothing, read, write
 
@@ -33,7 +34,7 @@ def moments(x, grid, channels, sums, first, last, thread):
 @compiled
 def shared_moments(boards, threads, units, *arguments):
     """`moments` by several threads."""
-    fork(boards, threads, units, part_of(moments, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(moments, arguments), held(arguments))
 
 
 @compiled
@@ -48,15 +49,13 @@ def scale_shift(x, out, grid, channels, scale, shift, other, relu, examples, fir
         valid = present(x, examples, block)
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * LANES
-            affine(  # pyrefly: ignore [missing-argument]
-                way, x, out, other, start, width, scale[channel], shift[channel], valid
-            )
+            affine(way, x, out, other, start, width, scale[channel], shift[channel], valid)
 
 
 @compiled
 def shared_scale_shift(boards, threads, units, *arguments):
     """`scale_shift` by several threads."""
-    fork(boards, threads, units, part_of(scale_shift, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(scale_shift, arguments), held(arguments))
 
 
 @compiled
@@ -98,7 +97,7 @@ def reduce_gradient(x, z, gradient, grid, channels, scale, shift, relu, sums, fi
 @compiled
 def shared_reduce_gradient(boards, threads, units, *arguments):
     """`reduce_gradient` by several threads."""
-    fork(boards, threads, units, part_of(reduce_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(reduce_gradient, arguments), held(arguments))
 
 
 @compiled
@@ -121,7 +120,7 @@ def apply_gradient(
         valid = present(x, examples, block)
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * LANES
-            affine_gradient(  # pyrefly: ignore [missing-argument]
+            affine_gradient(
                 way, x, z, gradient, out, other, start, width, scale[channel], shift[channel],
                 by_gradient[channel], by_x[channel], constant[channel], valid,
             )  # fmt: skip
@@ -130,7 +129,7 @@ def apply_gradient(
 @compiled
 def shared_apply_gradient(boards, threads, units, *arguments):
     """`apply_gradient` by several threads."""
-    fork(boards, threads, units, part_of(apply_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(apply_gradient, arguments), held(arguments))
 
 
 @compiled
@@ -152,7 +151,7 @@ def mean(x, out, grid, first, last, thread):
 @compiled
 def shared_mean(boards, threads, units, *arguments):
     """`mean` by several threads."""
-    fork(boards, threads, units, part_of(mean, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(mean, arguments), held(arguments))
 
 
 @compiled
@@ -172,4 +171,4 @@ def mean_gradient(gradient, out, grid, first, last, thread):
 @compiled
 def shared_mean_gradient(boards, threads, units, *arguments):
     """`mean_gradient` by several threads."""
-    fork(boards, threads, units, part_of(mean_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(mean_gradient, arguments), held(arguments))

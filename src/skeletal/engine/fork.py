@@ -17,9 +17,9 @@ import os
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from skeletal.engine.compiling import compiled, intrinsic
 
 _NUMBER = ir.IntType(64)
 _PART = ir.FunctionType(ir.VoidType(), [_NUMBER] * 4)
@@ -30,8 +30,6 @@ OFFER, FUNCTION, ARGUMENTS, FIRST, LAST, THREAD, LAST_OFFER = range(7)
 DONE, ASLEEP = 8, 16  # words that different threads write lie in different lines of the cache
 WORDS = 24
 """int64 words of a board. An offer is a number, each time the next; 0 is none."""
-
-compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @intrinsic

@@ -8,15 +8,10 @@ Work is cut into *units*: a band of tiles of one block of examples, for a part o
 starts and strides count slots (see `slots`), or numbers where it says so.
 """
 
-from numba import njit
-
+from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.slots import LANES, cell, lanes, nothing, read
 from skeletal.engine.tiles import inner, inner_once, product
-
-compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
-    nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
-)
 
 
 @compiled
@@ -86,7 +81,7 @@ def convolve(
             for part in range(pointers.shape[1]):
                 for channel in range(begin, end):
                     a, b = (scale[channel], shift[channel]) if scale.size else (one, zero)
-                    product(  # pyrefly: ignore [missing-argument]
+                    product(
                         kind, min(part, 1), x, x_start, x_row, x_column,
                         out, out_start + channel * plane, out_row, out_column, offsets, values,
                         pointers[phase, part, channel], pointers[phase, part, channel + 1],
@@ -116,7 +111,7 @@ def convolve(
 @compiled
 def shared_convolve(boards, threads, units, *arguments):
     """`convolve` by several threads."""
-    fork(boards, threads, units, part_of(convolve, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(convolve, arguments), held(arguments))
 
 
 @compiled
@@ -145,13 +140,13 @@ def weight_gradient(
                 for channel in range(begin, end):
                     some, others = pointers[phase, part, channel], pointers[phase, part, channel + 1]
                     if per_lane:
-                        inner(  # pyrefly: ignore [missing-argument]
+                        inner(
                             kind, x, x_start, x_row, x_column,
                             gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
                             some, others,
                         )  # fmt: skip
                     else:
-                        inner_once(  # pyrefly: ignore [missing-argument]
+                        inner_once(
                             kind, x, x_start, x_row, x_column,
                             gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
                             some, others,
@@ -161,7 +156,7 @@ def weight_gradient(
 @compiled
 def shared_weight_gradient(boards, threads, units, *arguments):
     """`weight_gradient` by several threads."""
-    fork(boards, threads, units, part_of(weight_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(weight_gradient, arguments), held(arguments))
 
 
 @compiled
@@ -192,4 +187,4 @@ def add_up(sums, order, gradient, first, last, thread):
 @compiled
 def shared_add_up(boards, threads, units, *arguments):
     """`add_up` by several threads."""
-    fork(boards, threads, units, part_of(add_up, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(add_up, arguments), held(arguments))

@@ -8,8 +8,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
+from skeletal.engine.compiling import intrinsic
 from skeletal.engine.slots import LANES
 from skeletal.engine.tiles import Emitter
 

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from llvmlite import binding, ir
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from torch import Tensor
+
+from skeletal.engine.compiling import intrinsic
 
 _FEATURES = binding.get_host_cpu_features()
 
@@ -190,14 +192,14 @@ def _nothing(array):
 @overload(read)
 def _read_one(array, index):
     if array.dtype == types.int16:
-        return lambda array, index: _read(array, index)  # pyrefly: ignore [missing-argument]
+        return lambda array, index: _read(array, index)
     return lambda array, index: array[index]
 
 
 @overload(write)
 def _write_one(array, index, value):
     def bits(array, index, value):
-        _write(array, index, types.float32(value))  # pyrefly: ignore [missing-argument]
+        _write(array, index, types.float32(value))
 
     def plain(array, index, value):
         array[index] = value

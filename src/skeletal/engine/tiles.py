@@ -12,8 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
+from skeletal.engine.compiling import intrinsic
 from skeletal.engine.slots import LANES, interleave, narrow, widen
 
 SHAPES = ((1, 8), (1, 7), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2))

@@ -4,10 +4,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
+from skeletal.engine.compiling import compiled, intrinsic
 from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.kernels import compiled
 from skeletal.engine.slots import LANES
 
 WIDE = 4 * LANES
@@ -65,9 +64,7 @@ def transpose(source, source_stride, rows, columns, target, target_stride, first
         squares = whole if (end - begin) % LANES == 0 else 0
         for i in range(0, squares, LANES):
             for j in range(begin, end, LANES):
-                _square(  # pyrefly: ignore [missing-argument]
-                    source, i * source_stride + j, source_stride, target, j * target_stride + i, target_stride
-                )
+                _square(source, i * source_stride + j, source_stride, target, j * target_stride + i, target_stride)
         for j in range(begin, end):
             for i in range(squares, rows):
                 target[j * target_stride + i] = source[i * source_stride + j]
@@ -78,4 +75,4 @@ def transpose(source, source_stride, rows, columns, target, target_stride, first
 @compiled
 def shared_transpose(boards, threads, units, *arguments):
     """`transpose` by several threads."""
-    fork(boards, threads, units, part_of(transpose, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(transpose, arguments), held(arguments))

@@ -3,8 +3,9 @@
 Units are planes: one channel of one block of examples. Arrays are flat and count slots (see `slots`).
 """
 
+from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.kernels import clear_border, compiled
+from skeletal.engine.kernels import clear_border
 from skeletal.engine.tiles import give_back, largest
 
 
@@ -28,15 +29,13 @@ def max_pool(x, out, chosen, plane, target, windows, pixels, offsets, positions,
         clear_border(out, unit * out_plane, height, width, halo, out_plane)
         for pixel in range(len(pixels)):
             at = unit * out_plane + pixels[pixel]
-            largest(  # pyrefly: ignore [missing-argument]
-                x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen
-            )
+            largest(x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen)
 
 
 @compiled
 def shared_max_pool(boards, threads, units, *arguments):
     """`max_pool` by several threads."""
-    fork(boards, threads, units, part_of(max_pool, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(max_pool, arguments), held(arguments))
 
 
 @compiled
@@ -50,12 +49,10 @@ def max_pool_gradient(
         for pixel in range(len(pixels)):
             at = unit * out_plane + pixels[pixel]
             begin, end = windows[pixel], windows[pixel + 1]
-            give_back(  # pyrefly: ignore [missing-argument]
-                out, unit * plane, offsets, positions, begin, end, gradient, at, chosen
-            )
+            give_back(out, unit * plane, offsets, positions, begin, end, gradient, at, chosen)
 
 
 @compiled
 def shared_max_pool_gradient(boards, threads, units, *arguments):
     """`max_pool_gradient` by several threads."""
-    fork(boards, threads, units, part_of(max_pool_gradient, arguments), held(arguments))  # pyrefly: ignore [missing-argument]
+    fork(boards, threads, units, part_of(max_pool_gradient, arguments), held(arguments))

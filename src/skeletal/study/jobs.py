@@ -1,5 +1,7 @@
 """One run of a study, known by its settings before anything is computed."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -47,3 +49,35 @@ class Job:
         from skeletal.harness.experiment import run
 
         return run(self.setup, self.pruning, self.training, root=root, name=self.name, progress=False)[1]
+
+
+@dataclass(frozen=True)
+class SearchJob(Job):
+    """Find masks and leave them in a run folder of their own, a file each."""
+
+    @abstractmethod
+    def place(self, root: Path) -> tuple[Path, str, dict[str, Any]]:
+        """The folder that holds the run folder, the run folder's name, and the settings it is found by."""
+
+    @abstractmethod
+    def search(self, root: Path, begin: Callable[[], RunFolder]) -> dict[str, Any]:
+        """Find the masks, save each to its `file` after `begin` has made the folder, and return the result."""
+
+    def folder(self, root: Path) -> RunFolder:
+        """See `Job`."""
+        return RunFolder.find(*self.place(root))
+
+    def file(self, root: Path, which: str | float) -> Path:
+        """Where the mask of a name or a density lies, or will lie."""
+        stem = which.replace(" ", "-") if isinstance(which, str) else f"{which:g}"
+        return self.folder(root).path / f"{stem}.safetensors"
+
+    def run(self, root: Path) -> dict[str, Any]:
+        """See `Job`."""
+        folder = self.folder(root)
+        if folder.finished:
+            return folder.result()
+        with folder.claim():
+            result = self.search(root, lambda: RunFolder.open(*self.place(root)))
+            self.folder(root).finish(result)
+            return result

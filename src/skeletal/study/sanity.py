@@ -6,7 +6,7 @@ Why Are We Missing the Mark?"; Su et al. 2020, "Sanity-Checking Pruning Methods"
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from skeletal.harness.data import Data
 from skeletal.harness.folders import RunFolder
 from skeletal.harness.measure import measure_masked, measure_masked_folder
 from skeletal.harness.report import aligned
-from skeletal.study.jobs import Job
+from skeletal.study.jobs import Job, SearchJob
 
 ORIGINAL, OTHER_SEED, DENSE = "as found", "found on other weights", "dense"
 _OTHER_DATA = 1000  # added to the seed that draws the batches a mask is found on
@@ -94,37 +94,24 @@ def masks(setup: Setup, pruning: Pruning, shuffles: int) -> dict[str, Mask]:
 
 
 @dataclass(frozen=True)
-class MasksJob(Job):
-    """Find the masks of one seed and leave them in a run folder, a file each."""
+class MasksJob(SearchJob):
+    """Find the masks of one seed. The result tells overlap and layer agreement of each with the original."""
 
     shuffles: int = 3
 
-    def _place(self, root: Path) -> tuple[Path, str, dict[str, Any]]:
+    def place(self, root: Path) -> tuple[Path, str, dict[str, Any]]:
+        """See `SearchJob`."""
         config = experiment.identity(self.setup, self.pruning) | {"kind": "sanity", "shuffles": self.shuffles}
         name = experiment.run_name(self.setup, self.pruning.method, f"{self.pruning.density:g}", "masks")
         return root, name, config
 
-    def folder(self, root: Path) -> RunFolder:
-        """See `Job`."""
-        return RunFolder.find(*self._place(root))
-
-    def file(self, root: Path, name: str) -> Path:
-        """Where the mask called `name` lies, or will lie."""
-        return self.folder(root).path / f"{name.replace(' ', '-')}.safetensors"
-
-    def run(self, root: Path) -> dict[str, Any]:
-        """See `Job`; the result tells overlap and layer agreement of each mask with the original."""
-        folder = self.folder(root)
-        if folder.finished:
-            return folder.result()
-        with folder.claim():
-            found = masks(self.setup, self.pruning, self.shuffles)
-            folder = RunFolder.open(*self._place(root))
-            for name, mask in found.items():
-                mask.save(self.file(root, name))
-            result = {name: _compared(mask, found[ORIGINAL]) for name, mask in found.items()}
-            folder.finish(result)
-            return result
+    def search(self, root: Path, begin: Callable[[], RunFolder]) -> dict[str, Any]:
+        """See `SearchJob`."""
+        found = masks(self.setup, self.pruning, self.shuffles)
+        begin()
+        for name, mask in found.items():
+            mask.save(self.file(root, name))
+        return {name: _compared(mask, found[ORIGINAL]) for name, mask in found.items()}
 
 
 def _compared(mask: Mask, original: Mask) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Masks of one method at many densities, found and measured at initialization."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.folders import RunFolder
 from skeletal.harness.measure import BATCHES, measured
-from skeletal.study.jobs import Job
+from skeletal.study.jobs import SearchJob
 
 # Their scores depend on how many weights are to be kept.
 _BY_COUNT = ("random-uniform", "random-erk")
@@ -35,14 +35,18 @@ def one_run_serves(pruning: Pruning) -> bool:
 
 
 @dataclass(frozen=True)
-class SweepJob(Job):
-    """Prune to all `densities` and measure each mask; the density of `pruning` is not looked at."""
+class SweepJob(SearchJob):
+    """Prune to all `densities` and measure each mask; the density of `pruning` is not looked at.
+
+    The result's `points` are what `harness.measure.measured` tells, one for each density.
+    """
 
     densities: tuple[float, ...] = ()
     """falling"""
     measure_batches: int = BATCHES
 
-    def _place(self, root: Path) -> tuple[Path, str, dict[str, Any]]:
+    def place(self, root: Path) -> tuple[Path, str, dict[str, Any]]:
+        """See `SearchJob`."""
         config = experiment.identity(self.setup, self.pruning) | {
             "kind": "sweep",
             "measure_batches": self.measure_batches,
@@ -50,34 +54,20 @@ class SweepJob(Job):
         config["density"] = list(self.densities)
         return root, experiment.run_name(self.setup, self.pruning.method, "sweep"), config
 
-    def folder(self, root: Path) -> RunFolder:
-        """See `Job`."""
-        return RunFolder.find(*self._place(root))
-
-    def file(self, root: Path, density: float) -> Path:
-        """Where the mask of a density lies, or will lie."""
-        return self.folder(root).path / f"{density:g}.safetensors"
-
-    def run(self, root: Path) -> dict[str, Any]:
-        """See `Job`; the result's `points` are what `harness.measure.measured` tells, one for each density."""
-        folder = self.folder(root)
-        if folder.finished:
-            return folder.result()
-        with folder.claim():
-            start = time.perf_counter()
-            data = finding.load_data(self.setup)
-            model = finding.create_model(self.setup, data).to(pick_device(self.setup.device))
-            points = []
-            folder = RunFolder.open(*self._place(root))
-            for density, mask in self._masks(model, data):
-                mask.save(self.file(root, density))
-                mode = self.pruning.bn_mode or "train"
-                found = measured(model, data, mask, seed=self.setup.seed, bn_mode=mode, batches=self.measure_batches)
-                points.append(found | {"asked": density})
-            seconds = round(time.perf_counter() - start, 3)
-            result = {"method": self.pruning.method, "seed": self.setup.seed, "seconds": seconds, "points": points}
-            folder.finish(result)
-            return result
+    def search(self, root: Path, begin: Callable[[], RunFolder]) -> dict[str, Any]:
+        """See `SearchJob`."""
+        start = time.perf_counter()
+        data = finding.load_data(self.setup)
+        model = finding.create_model(self.setup, data).to(pick_device(self.setup.device))
+        points = []
+        begin()
+        for density, mask in self._masks(model, data):
+            mask.save(self.file(root, density))
+            mode = self.pruning.bn_mode or "train"
+            found = measured(model, data, mask, seed=self.setup.seed, bn_mode=mode, batches=self.measure_batches)
+            points.append(found | {"asked": density})
+        seconds = round(time.perf_counter() - start, 3)
+        return {"method": self.pruning.method, "seed": self.setup.seed, "seconds": seconds, "points": points}
 
     def _masks(self, model: nn.Module, data: Data) -> Iterator[tuple[float, Mask]]:
         def found(density: float, ranking: Ranking | None = None) -> Mask:
