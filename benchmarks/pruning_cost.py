@@ -9,8 +9,7 @@ the top k of |weight x gradient|. Three steps are timed: at the dense network, a
 does what public codes do, written down plainly below: a deep copy, float32 in the images' own memory order, gradients
 summed with their sign, and a full sort for the threshold; it neither flushes denormals nor keeps memory.
 
-Paths "-pages" run with a malloc that keeps freed memory; "-recompute" lets a network's residual blocks checkpoint
-themselves. Times are medians over repeats in which all paths take turns; with them the fastest and slowest. Peak
+Paths "-pages" run with a malloc that keeps freed memory; "-recompute" with `prune(recompute=True)`. Times are medians over repeats in which all paths take turns; with them the fastest and slowest. Peak
 memory is the most that a fresh process holds (VmHWM) while it runs the first two steps, less the same number after its
 imports: it counts the model, its batch and everything that pruning adds.
 """
@@ -27,7 +26,6 @@ import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,19 +90,6 @@ def keep_pages():
         libc.malloc_trim(0)
 
 
-def recomputing(model):
-    """A copy that in training holds only its residual blocks' inputs, and runs each block again on the way back."""
-
-    def run(block, plain, x):
-        return checkpoint(plain, x, use_reentrant=False) if block.training else plain(x)
-
-    model = copy.deepcopy(model)
-    for block in model.modules():
-        if type(block).__name__ in ("Bottleneck", "BasicBlock"):
-            block.forward = partial(run, block, block.forward)
-    return model
-
-
 def count_weights(model):
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 
@@ -113,8 +98,6 @@ def seconds(path, model, batches, counts):
     """Of each step; what comes before the first and after the last is no step's."""
     options = dict(PATHS[path])
     pages = options.pop("pages", False)
-    if options.pop("recompute", False):
-        model = recomputing(model)
     with keep_pages() if pages else nullcontext():
         start = time.perf_counter()
         if path.startswith("reference"):
@@ -131,6 +114,7 @@ PATHS = {
     "float32-pages": {"pages": True},
     "float32-recompute": {"recompute": True},
     "float32-recompute-pages": {"pages": True, "recompute": True},
+    "bfloat16-recompute": {"precision": "bfloat16", "recompute": True},
     "bfloat16": {"precision": "bfloat16"},
     "bfloat16-pages": {"precision": "bfloat16", "pages": True},
 }

@@ -1,6 +1,7 @@
 """Derivatives of the loss at any weights, with the model left as found."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from skeletal.core.borrow import device_of, differentiable, random_state_kept, s
 from skeletal.core.distributed import average_over_ranks, everyone, rank
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.precision import autocast, in_float32
+from skeletal.core.recompute import recomputing
 from skeletal.core.selection import Tensors, all_finite
 
 
@@ -32,6 +34,7 @@ class Derivatives:
         precision: "float32", or "bfloat16" for a forward pass under autocast; the loss is float32 in both.
         channels_last: images go in with their channels innermost in memory; the numbers are the same to rounding.
         micro_batch: see `prune`.
+        recompute: see `prune`.
 
     """
 
@@ -46,10 +49,11 @@ class Derivatives:
         precision: str = "float32",
         channels_last: bool = False,
         micro_batch: int | None = None,
+        recompute: bool = False,
     ) -> None:
         self.model, self.batches, self.count, self.loss = model, batches, count, loss
         self.bn_mode, self.average, self.precision, self.channels_last = bn_mode, average, precision, channels_last
-        self.micro_batch = micro_batch
+        self.micro_batch, self.recompute = micro_batch, recompute
 
     def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
         """The mean gradient with respect to some weights, in at least float32, and the mean loss.
@@ -173,8 +177,9 @@ class Derivatives:
         try:
             with (
                 differentiable(),
-                autocast("float32", device),
-            ):  # the caller's own autocast would reach the backward pass
+                autocast("float32", device),  # the caller's own would reach the backward pass
+                recomputing(self.model) if self.recompute else nullcontext(),
+            ):
                 return within(self.model, state | leaves, run)
         except RuntimeError as error:
             if not (self.channels_last and "view size is not compatible" in str(error)):

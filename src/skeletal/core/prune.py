@@ -90,6 +90,7 @@ def prune(
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["dense", "sparse"] = "dense",
     micro_batch: int | None = None,
+    recompute: bool = False,
     on_collapse: Literal["raise", "keep"] = "raise",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -132,6 +133,9 @@ def prune(
             but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
             with second derivatives keep a step's batches in memory, unless `batches` has a method `starting_at(k)`
             that iterates from its k-th batch on.
+        recompute: hold only the inputs of a network's repeated blocks and of pieces of long sequences for the backward
+            pass, and run them again there: the same mask to the bit in less memory, for up to half as much time again
+            (docs/cost.md).
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
@@ -183,7 +187,7 @@ def prune(
     with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
         settings = dict(method=method, counts=counts, batches_per_step=batches_per_step, bn_mode=bn_mode)
         settings |= dict(average=average, precision=precision, on_collapse=on_collapse, seed=seed)
-        settings |= dict(prunable=list(weights), engine=engine, micro_batch=micro_batch)
+        settings |= dict(prunable=list(weights), engine=engine, micro_batch=micro_batch, recompute=recompute)
         agree(settings, "call prune with the same arguments on every rank")
         agree(
             dict(model.named_parameters()),
@@ -196,7 +200,7 @@ def prune(
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
         channels_last = prefers_channels_last(model, precision)
-        options = batches_per_step, loss, bn_mode, average, precision, channels_last, micro_batch
+        options = batches_per_step, loss, bn_mode, average, precision, channels_last, micro_batch, recompute
         derivatives = None if stream is None else derived(model, stream, *options)
         generator = torch.Generator().manual_seed(seed)
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}
@@ -236,6 +240,7 @@ def prune(
             "precision": precision,
             "engine": engine,
             "micro_batch": micro_batch,
+            "recompute": recompute,
             "why_dense": getattr(derivatives, "why_dense", None),
             "ranks": ranks(),
             "seed": seed,

@@ -69,6 +69,8 @@ class Pruning:
     """what takes the gradients of nested methods once few weights are left: torch, or our kernels on those kept"""
     micro_batch: int | None = None
     """run each batch in pieces of at most so many images, to save memory; changes what batch norm sees"""
+    recompute: bool = False
+    """run parts of the network again on the way back, to save memory; the mask is the same"""
     on_collapse: Literal["raise", "keep"] = "keep"
     """when too few weights have a score: stop, or fill up by position and say so"""
 

@@ -26,7 +26,7 @@ from skeletal.harness.processes import launcher
 from skeletal.harness.train import steps_per_epoch, train
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
-_NOT_IDENTITY = ("data_dir", "device", "workers", "engine", "tensorboard", "sparsity", "as_in")
+_NOT_IDENTITY = ("data_dir", "device", "workers", "engine", "tensorboard", "sparsity", "as_in", "recompute")
 # Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {"micro_batch": None, "sync_bn": False, "skip_corrupt": False}
 

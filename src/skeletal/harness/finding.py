@@ -110,6 +110,7 @@ def find_mask(
             precision=pruning.precision,
             engine=pruning.scoring_engine,
             micro_batch=pruning.micro_batch,
+            recompute=pruning.recompute,
             on_collapse=pruning.on_collapse,
             seed=setup.seed,
             on_step=step,
