@@ -9,9 +9,10 @@ the top k of |weight x gradient|. Three steps are timed: at the dense network, a
 does what public codes do, written down plainly below: a deep copy, float32 in the images' own memory order, gradients
 summed with their sign, and a full sort for the threshold; it neither flushes denormals nor keeps memory.
 
-Paths "-pages" run with a malloc that keeps freed memory; "-recompute" with `prune(recompute=True)`. Times are medians over repeats in which all paths take turns; with them the fastest and slowest. Peak
-memory is the most that a fresh process holds (VmHWM) while it runs the first two steps, less the same number after its
-imports: it counts the model, its batch and everything that pruning adds.
+Paths "-pages" run with a malloc that keeps freed memory; "-recompute" with `prune(recompute=True)`. Times are medians
+over repeats in which all paths take turns; with them the fastest and slowest. Peak memory is the most that a fresh
+process holds (VmHWM) while it runs the first two steps, less the same number after its imports: it counts the model,
+its batch and everything that pruning adds.
 """
 
 import argparse
