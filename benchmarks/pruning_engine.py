@@ -41,7 +41,7 @@ def steps(model, batches, counts, **options):
 def sparse(model, batches, densities, total, repeats):
     """Per density: seconds of a step on a skeleton, and of planning it."""
     counts = [round(density * total) - i for density in densities for i in range(repeats + 1)]
-    with mock.patch.object(scoring, "BREAK_EVEN", 1.0):
+    with mock.patch.dict(scoring.BREAK_EVEN, float32=1.0):
         seconds = [*steps(model, batches, [*counts, counts[-1] - 1], engine="sparse")]
     groups = [seconds[i * (repeats + 1) : (i + 1) * (repeats + 1)] for i in range(len(densities))]
     return {d: (min(later), first - min(later)) for d, (first, *later) in zip(densities, groups, strict=True)}
@@ -106,7 +106,7 @@ def main():
         print(f"| {density:g} | {' | '.join(cells)} |")
     print("\n| schedule | dense, s | sparse, s | times faster | dense steps in it |\n|---|---:|---:|---:|---:|")
     for count, final in SCHEDULES:
-        one, two, before = totals(count, final, of_dense, of_sparse, scoring.BREAK_EVEN)
+        one, two, before = totals(count, final, of_dense, of_sparse, scoring.BREAK_EVEN["float32"])
         print(f"| {count} steps to {final:g} | {one:.0f} | {two:.0f} | {one / two:.1f} | {before} |")
 
 

@@ -151,7 +151,8 @@ def prune(
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
-        RuntimeError: another rank has failed; names the rank and its error.
+        RuntimeError: another rank has failed; names the rank and its error. Or a part of the network writes to its own
+            input, and `recompute` is asked for.
 
     Warns:
         CollapseWarning: the finished mask leaves no path from input to output; or layers are empty and there are
