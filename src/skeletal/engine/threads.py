@@ -59,12 +59,13 @@ class _Team:
         self.turn = threading.Lock()
         self.boards = np.zeros((workers, WORDS), np.int64)
         self._wakes = [threading.Lock() for _ in range(workers)]
-        ended = threading.Event()
+        ended, threads = threading.Event(), []
         for board, wake in zip(self.boards, self._wakes, strict=True):
             wake.acquire()
-            work = threading.Thread(target=_work, args=(board, wake, ended, flush), name="skeletal", daemon=True)
-            work.start()
-        weakref.finalize(self, _end, self.boards, self._wakes, ended)
+            settings = board, wake, ended, flush
+            threads.append(threading.Thread(target=_work, args=settings, name="skeletal", daemon=True))
+            threads[-1].start()
+        weakref.finalize(self, _end, self.boards, self._wakes, ended, threads)  # also at the interpreter's end
 
     def wake(self) -> None:
         """Rouse who sleeps; they come too late for a short kernel, and in time for the next."""
@@ -78,9 +79,15 @@ def _wake(boards: np.ndarray, wakes: list[threading.Lock]) -> None:
             wake.release()
 
 
-def _end(boards: np.ndarray, wakes: list[threading.Lock], ended: threading.Event) -> None:
+def _end(
+    boards: np.ndarray, wakes: list[threading.Lock], ended: threading.Event, threads: list[threading.Thread]
+) -> None:
+    """Wait for them, too: a thread that comes out of compiled code into an interpreter that has ended aborts it."""
     ended.set()
     _wake(boards, wakes)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
 
 
 def _work(board: np.ndarray, wake: threading.Lock, ended: threading.Event, flush: bool) -> None:
