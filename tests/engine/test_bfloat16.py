@@ -13,10 +13,9 @@ import skeletal
 from skeletal.engine import blocked
 from skeletal.engine.blocked import Blocked, BlockedMaxPool, ToBlocks, to_images
 from skeletal.engine.conv_norm import ConvNorm
-from skeletal.engine.convolution import run_convolution, run_weight_gradient
+from skeletal.engine.convolution import run_convolution, run_gradients
 from skeletal.engine.grid import Grid, pack, unpack
 from skeletal.engine.layers import Sparse, SparseConv2d, SparseLinear
-from skeletal.engine.norm import moments_of
 from skeletal.engine.plan import Plan, Shape
 from tests.cases import Tokens, convnet, images, mlp, random_mask, tokens
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, threads
@@ -59,7 +58,7 @@ def test_kernels_round_as_torch_does(factor):
     x = pack(numbers, grid)
     expected = (numbers.float() * factor).to(HALF)
     with rubbish():
-        out, _ = run_convolution(plan.forward, x, torch.tensor([factor]), 1, grid, 35)
+        out = run_convolution(plan, x, torch.tensor([factor]), 35)
         norm = nn.BatchNorm2d(1, eps=0.0).eval()
         nn.init.constant_(norm.weight, factor)
         normed, _ = ConvNorm(None, norm, 0, relu=False)(Blocked(x, grid, 35))
@@ -89,27 +88,31 @@ def test_kernels_are_those_of_float32_on_rounded_maps(case, affine, added, relu)
         for dtype in (HALF, torch.float32):
             beside = pack(other.to(dtype), plan.target)
             packed = pack(x.to(dtype), plan.source)
-            out, moments = run_convolution(
-                plan.forward, packed, values, plan.outputs, plan.target, case.examples,
-                **after, other=beside if added else None, relu=relu, moments=True,
-            )  # fmt: skip
-            of_x, _ = run_convolution(
-                plan.backward, beside, values, plan.inputs, plan.source, case.examples, other=packed
+            out = run_convolution(
+                plan, packed, values, case.examples, **after, other=beside if added else None, relu=relu
             )
+            of_x, of_values = run_gradients(plan, beside, packed, values, case.examples, passed=packed)
             assert_clean(out, plan.target, case.examples)
             assert_clean(of_x, plan.source, case.examples)
-            of_values = run_weight_gradient(plan, packed, beside)
-            found.append((out, of_x, of_values, moments))
+            found.append((out, of_x, of_values))
     half, full = found
     for i, grid in ((0, plan.target), (1, plan.source)):
         same_bits(unpack(half[i], grid, case.examples), unpack(full[i], grid, case.examples).to(HALF))
     assert half[2].dtype == torch.float32
     close(half[2] / case.examples, full[2] / case.examples, "weight gradient")
-    stored = unpack(half[0], plan.target, case.examples).double()
-    exact = torch.stack([stored.sum((0, 2, 3)), stored.square().sum((0, 2, 3))], 1)
-    scale = exact[:, 1].sum() + 1
-    for sums in (half[3], moments_of(half[0], plan.target)):
-        close((sums / scale).float(), (exact / scale).float(), "moments are of what is stored, to float32")
+
+
+@pytest.mark.parametrize("convolved", [True, False], ids=["after a convolution", "alone"])
+def test_statistics_are_of_what_is_stored(convolved):
+    sparse = SparseConv2d(SMALL.layer.float(), SMALL.mask)
+    channels = SMALL.outputs if convolved else SMALL.inputs
+    norm = nn.BatchNorm2d(channels, momentum=1.0)
+    x = Blocked(pack(SMALL.images.to(HALF), Grid(5, 7, 1)), Grid(5, 7, 1), 37)
+    out, _ = ConvNorm(sparse if convolved else None, norm, 1, relu=False)(x)
+    stored = unpack(out.raw if convolved else x.raw, out.grid, 37).double()
+    assert stored.shape[1] == channels
+    close(norm.running_mean, stored.mean((0, 2, 3)).float())
+    close(norm.running_var, stored.var((0, 2, 3)).float())
 
 
 def test_any_number_of_threads_gives_the_same():
@@ -119,7 +122,7 @@ def test_any_number_of_threads_gives_the_same():
     found = []
     for count in (1, 2, 3):
         with threads(count):
-            found.append(run_convolution(plan.forward, x, values, plan.outputs, plan.target, SMALL.examples)[0])
+            found.append(run_convolution(plan, x, values, SMALL.examples))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 

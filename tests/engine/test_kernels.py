@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from skeletal.engine.convolution import run_convolution, run_weight_gradient
+from skeletal.engine import convolution
+from skeletal.engine.affine import Affine, Settle
+from skeletal.engine.convolution import run_convolution, run_gradients
 from skeletal.engine.grid import Grid, pack, unpack
-from skeletal.engine.norm import moments_of
 from skeletal.engine.plan import Plan, Shape
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, small_windows, threads
 
@@ -32,14 +34,13 @@ def conv2d(case, x, weight, bias=None):
 
 
 def outcome(case, dtype=torch.float64):
-    """Storages and gradients of all three kernels."""
+    """Storages and gradients, through all kernels."""
     plan = planned(case)
     x = pack(case.images.to(dtype), plan.source)
     values = case.layer.weight.detach().to(dtype)[case.mask]
-    out, moments = run_convolution(plan.forward, x, values, plan.outputs, plan.target, case.examples, moments=True)
+    out = run_convolution(plan, x, values, case.examples)
     slope = pack(torch.sin(unpack(out, plan.target, case.examples)), plan.target)
-    of_x, _ = run_convolution(plan.backward, slope, values, plan.inputs, plan.source, case.examples)
-    return out, moments, of_x, run_weight_gradient(plan, x, slope)
+    return out, *run_gradients(plan, slope, x, values, case.examples)
 
 
 @settings(max_examples=150)
@@ -57,17 +58,13 @@ def test_three_kernels_equal_torch(case, extra, parted, dtype):
         if parted:
             with small_windows():
                 _ = plan.forward, plan.backward  # made now, and kept
-        out, moments = run_convolution(plan.forward, x, values, plan.outputs, plan.target, case.examples, moments=True)
-        of_x, _ = run_convolution(plan.backward, gradient, values, plan.inputs, plan.source, case.examples)
-        of_values = run_weight_gradient(plan, x, gradient)
+        out = run_convolution(plan, x, values, case.examples)
+        of_x, of_values = run_gradients(plan, gradient, x, values, case.examples)
+        halves = [run_gradients(plan, gradient, x, values, case.examples, wanted=w)[w[1]] for w in ((1, 0), (0, 1))]
     close(unpack(out, plan.target, case.examples), expected.detach(), "output")
     close(unpack(of_x, plan.source, case.examples), images.grad, "input gradient")
     close(of_values / len(slope), weight.grad[case.mask] / len(slope), "weight gradient")
-    exact = unpack(out, plan.target, case.examples).double()
-    sums = torch.stack([exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))], 1)
-    scale = exact.square().sum() + 1
-    close((moments / scale).to(dtype), (sums / scale).to(dtype), "moments")
-    close((moments_of(out, plan.target) / scale).to(dtype), (sums / scale).to(dtype), "moments of a storage")
+    assert torch.equal(halves[0], of_x) and torch.equal(halves[1], of_values)
     assert_clean(out, plan.target, case.examples)
     assert_clean(of_x, plan.source, case.examples)
 
@@ -86,13 +83,12 @@ def test_what_follows_a_convolution(case, affine, added, relu):
     if relu:
         expected = torch.relu(expected)
     with rubbish():
-        out, moments = run_convolution(
-            plan.forward, pack(case.images, plan.source), weight[case.mask], plan.outputs, plan.target, case.examples,
+        out = run_convolution(
+            plan, pack(case.images, plan.source), weight[case.mask], case.examples,
             scale=scale if affine else None, shift=shift if affine else None,
-            other=pack(other, plan.target) if added else None, relu=relu, moments=True,
+            other=pack(other, plan.target) if added else None, relu=relu,
         )  # fmt: skip
     close(unpack(out, plan.target, case.examples), expected)
-    close(moments[:, 1], expected.square().sum((0, 2, 3)), "moments are of what is written")
     assert_clean(out, plan.target, case.examples)
 
 
@@ -102,11 +98,33 @@ def test_addition_to_the_input_gradient(case):
     values = case.layer.weight.detach()[case.mask]
     slope = pack(case.random(case.examples, case.outputs, plan.target.height, plan.target.width), plan.target)
     passed = pack(case.images, plan.source)
-    arguments = plan.backward, slope, values, plan.inputs, plan.source, case.examples
-    alone, _ = run_convolution(*arguments)
+    arguments = plan, slope, passed, values, case.examples
+    alone, _ = run_gradients(*arguments)
     with rubbish():
-        together, _ = run_convolution(*arguments, other=passed)
+        together, _ = run_gradients(*arguments, passed=passed)
     close(together, alone + passed)
+
+
+@settings(max_examples=150)
+@given(cases(), st.integers(0, 2), st.sampled_from([1, 2000, 1 << 30]), st.booleans(), st.integers(1, 3))
+def test_maps_read_through_a_window_are_those_that_were_settled(case, extra, window, relu, count):
+    """Whatever its size, whoever goes down which part of a map: the same bits."""
+    plan = planned(case, extra)
+    values = case.layer.weight.detach()[case.mask]
+    raw = pack(case.images, plan.source)
+    scale, shift = case.random(1, case.inputs)[0], case.random(case.inputs)
+    affine = Affine(scale.numpy(), shift.numpy(), relu)
+    slope = pack(case.random(case.examples, case.outputs, plan.target.height, plan.target.width), plan.target)
+    x = Settle.apply(raw, affine, plan.source, case.examples)
+    expected = case.images * scale[:, None, None] + shift[:, None, None]
+    close(unpack(x, plan.source, case.examples), torch.relu(expected) if relu else expected)
+    found = []
+    with rubbish(), threads(count), mock.patch.object(convolution, "_WINDOW", window):
+        for maps, before in ((raw, affine), (x, None)):
+            out = run_convolution(plan, maps, values, case.examples, affine=before)
+            found.append([out, *run_gradients(plan, slope, maps, values, case.examples, affine=before)])
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
 
 
 def test_parts_are_as_many_as_the_window_asks_for():
@@ -121,12 +139,10 @@ def test_parts_are_as_many_as_the_window_asks_for():
 def test_tiles_cover_every_pixel_once(width):
     for height in (1, 2, 3):
         grid = Grid(height, width, 1)
-        tables = Plan(
-            torch.ones(1, 1, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid
-        ).forward
-        assert tables.tiles[:, 4].sum() == height * width
+        plan = Plan(torch.ones(1, 1, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid)
+        assert plan.forward.tiles[:, 4].sum() == height * width
         ones = torch.ones(1, 1, height, width, dtype=torch.float64)
-        found, _ = run_convolution(tables, pack(ones, grid), torch.ones(1, dtype=torch.float64), 1, grid, 1)
+        found = run_convolution(plan, pack(ones, grid), torch.ones(1, dtype=torch.float64), 1)
         assert torch.equal(unpack(found, grid, 1), ones)
 
 
@@ -144,9 +160,8 @@ def test_any_number_of_threads_gives_the_same(case):
         with threads(count):
             found.append(outcome(case))
     for other in found[1:]:
-        assert torch.equal(other[0], found[0][0]) and torch.equal(other[2], found[0][2])
-        close(other[1], found[0][1], "moments")
-        close(other[3], found[0][3], "weight gradient")
+        assert torch.equal(other[0], found[0][0]) and torch.equal(other[1], found[0][1])
+        close(other[2], found[0][2], "weight gradient")
 
 
 def test_threads_of_the_caller_do_not_disturb_each_other():
@@ -175,7 +190,7 @@ def test_a_forked_process_makes_threads_of_its_own():
     x, values = pack(DENSE.images, plan.source), DENSE.layer.weight.detach()[DENSE.mask]
 
     def convolve():  # and nothing of torch's own: its threads do hang after a fork
-        return run_convolution(plan.forward, x, values, plan.outputs, plan.target, DENSE.examples)[0]
+        return run_convolution(plan, x, values, DENSE.examples)
 
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

@@ -185,7 +185,7 @@ def test_gradients_of_storages_are_clean():
     norm = norm_of(SMALL.outputs, "usual")
     x = ToBlocks(1, torch.float64)(SMALL.images)
     storages = [x.storage.requires_grad_()]
-    first, passed = sparse(x, 1, True)
+    first, passed = sparse(x, 1)
     normed, _ = ConvNorm(None, norm, 1, relu=True)(first, first)
     pooled = BlockedMaxPool(nn.MaxPool2d(2, 1, 1), 1)(normed)
     storages += [first.storage, normed.storage, pooled.storage]
@@ -484,3 +484,18 @@ def test_large_means_do_not_spoil_the_variance():
     out, _ = ConvNorm(None, norm, 0, relu=False)(Blocked(block.storage, block.grid, block.examples))
     expected = F.batch_norm(images.double(), None, None, training=True)
     assert (to_images(out) - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", ""])
+@pytest.mark.parametrize("arguments", POOLS[:-1], ids=str)
+def test_max_pooling_of_maps_that_are_still_to_be_normalised(arguments, relu):
+    sparse, _ = conv()
+    maps, _ = ConvNorm(sparse, norm_of(SMALL.outputs, "usual"), 1, relu)(ToBlocks(1, torch.float64)(SMALL.images))
+    settled = Blocked(maps.storage, maps.grid, maps.examples)
+    assert maps.affine is not None
+    found, expected = (BlockedMaxPool(nn.MaxPool2d(*arguments), 1)(x) for x in (maps, settled))
+    assert_clean(found.storage, found.grid, found.examples)
+    assert torch.equal(found.storage, expected.storage)
+    slope = torch.sin(torch.arange(expected.storage.numel(), dtype=torch.float64)).view_as(expected.storage)
+    one, two = (torch.autograd.grad(x.storage, sparse.weight, slope, retain_graph=True)[0] for x in (found, expected))
+    assert torch.equal(one, two)

@@ -3,11 +3,13 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skeletal.engine.affine import Affine, Settle
 from skeletal.engine.grid import Grid
 from skeletal.engine.images import Pack, Unpack
 from skeletal.engine.plan import Shape
@@ -18,12 +20,17 @@ from skeletal.engine.pooling import GlobalMean, MaxPool, Windows
 class Blocked:
     """A batch of maps in blocks (see `grid`): what sparse layers hand on instead of a tensor (N, C, H, W)."""
 
-    storage: Tensor
+    raw: Tensor
     """(blocks, channels, numbers of a plane), of any type of `slots`"""
     grid: Grid
     examples: int
-    moments: Tensor | None = None
-    """sum and sum of squares of each channel, where the layer before has found them on its way"""
+    affine: Affine | None = None
+    """what is still to be done to `raw`"""
+
+    @cached_property
+    def storage(self) -> Tensor:
+        """The maps, with nothing left to be done."""
+        return self.raw if self.affine is None else Settle.apply(self.raw, self.affine, self.grid, self.examples)
 
 
 def storage_type(weights: torch.dtype, bf16: bool) -> torch.dtype:
@@ -116,7 +123,7 @@ class BlockedMaxPool(nn.Module):
             target = Grid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
             self._windows[x.grid] = Windows(self.geometry, x.grid, target)
         windows = self._windows[x.grid]
-        return Blocked(MaxPool.apply(x.storage, windows), windows.target, x.examples)
+        return Blocked(MaxPool.apply(x.raw, x.affine, windows, x.examples), windows.target, x.examples)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockedMaxPool":
         return copy_sharing(self, memo, "_windows")

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skeletal.engine.blocked import Blocked, beside
-from skeletal.engine.convolution import run_convolution
+from skeletal.engine.convolution import ConvolveNormalise, Statistics, run_convolution
 from skeletal.engine.layers import SparseConv2d
-from skeletal.engine.norm import Normalise, moments_of, silent
+from skeletal.engine.norm import Normalise
+from skeletal.engine.plan import Plan
 from skeletal.engine.slots import computes
 
 
@@ -35,43 +35,41 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Blocked, other: Blocked | None = None) -> tuple[Blocked, Blocked]:
         convolution, norm = self.parts
-        batch_statistics = norm.training or norm.running_mean is None
-        if convolution is not None and not batch_statistics and not torch.is_grad_enabled():
-            return self._in_one(x, other), x
-        passed = x
-        if convolution is not None:
-            x, passed = convolution(x, self.halo, moments=batch_statistics)
-        mean, variance = self._statistics(x, batch_statistics)
-        extra = None if other is None else beside(other, x.grid, x.examples).storage
-        out = Normalise.apply(
-            x.storage, norm.weight, norm.bias, extra, mean, variance, batch_statistics, norm.eps, self.relu,
-            x.grid, x.examples,
-        )  # fmt: skip
-        return Blocked(out, x.grid, x.examples), passed
-
-    @silent
-    def _statistics(self, x: Blocked, batch_statistics: bool) -> tuple[np.ndarray, np.ndarray]:
-        norm = self.parts[1]
-        if not batch_statistics:
-            return norm.running_mean.double().numpy(), norm.running_var.double().numpy()
-        count = x.examples * x.grid.height * x.grid.width
-        if count == 1:
-            raise ValueError(f"batch norm over 1 value per channel in training, of maps {x.grid}: use a larger batch")
-        moments = (x.moments if x.moments is not None else moments_of(x.storage, x.grid)).numpy()
-        mean = moments[:, 0] / count
-        variance = np.maximum(moments[:, 1] / count - mean * mean, 0)
-        if norm.training and norm.track_running_stats and norm.running_mean is not None:
-            with torch.no_grad():
-                norm.num_batches_tracked.add_(1)
-                rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
-                for running, found in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
-                    running.lerp_(torch.from_numpy(found).to(running.dtype), rate)
-        return mean, variance
-
-    def _in_one(self, x: Blocked, other: Blocked | None) -> Blocked:
-        convolution, norm = self.parts
+        if convolution is None:
+            return self._alone(x, other), x
         x, plan = convolution.fit(x, self.halo)
         extra = None if other is None else beside(other, plan.target, x.examples).storage
+        of_batch = norm.training or norm.running_mean is None
+        if not of_batch and not torch.is_grad_enabled():
+            return self._in_one(x, plan, extra), x
+        statistics = self._statistics(plan.target.height * plan.target.width * x.examples, of_batch)
+        out, affine, passed = ConvolveNormalise.apply(
+            x.raw, convolution.weight, convolution.bias, norm.weight, norm.bias, extra, x.affine, statistics,
+            self.relu, plan, x.examples,
+        )  # fmt: skip
+        return Blocked(out, plan.target, x.examples, affine), Blocked(passed, x.grid, x.examples, x.affine)
+
+    def _alone(self, x: Blocked, other: Blocked | None) -> Blocked:
+        norm = self.parts[1]
+        extra = None if other is None else beside(other, x.grid, x.examples).storage
+        of_batch = norm.training or norm.running_mean is None
+        statistics = self._statistics(x.grid.height * x.grid.width * x.examples, of_batch)
+        out = Normalise.apply(x.storage, norm.weight, norm.bias, extra, statistics, self.relu, x.grid, x.examples)
+        return Blocked(out, x.grid, x.examples)
+
+    def _statistics(self, count: int, of_batch: bool) -> Statistics:
+        """What to normalise by; counts the batch."""
+        norm = self.parts[1]
+        if of_batch and count == 1:
+            raise ValueError("batch norm over 1 value per channel in training: use a larger batch")
+        rate = 0.0
+        if norm.training and norm.track_running_stats and norm.running_mean is not None:
+            norm.num_batches_tracked.add_(1)
+            rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+        return Statistics(of_batch, norm.running_mean, norm.running_var, rate, norm.eps)
+
+    def _in_one(self, x: Blocked, plan: Plan, extra: Tensor | None) -> Blocked:
+        convolution, norm = self.parts
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight.double()
@@ -79,9 +77,9 @@ class ConvNorm(nn.Module):
         shift = (start - norm.running_mean.double()) * scale
         if norm.bias is not None:
             shift = shift + norm.bias.double()
-        dtype = computes(x.storage.dtype)
-        out, _ = run_convolution(
-            plan.forward, x.storage, convolution.weight, plan.outputs, plan.target, x.examples,
+        dtype = computes(x.raw.dtype)
+        out = run_convolution(
+            plan, x.raw, convolution.weight, x.examples, affine=x.affine,
             scale=scale.to(dtype), shift=shift.to(dtype), other=extra, relu=self.relu,
         )  # fmt: skip
         return Blocked(out, plan.target, x.examples)

@@ -49,7 +49,7 @@ def scale_shift(x, out, grid, channels, scale, shift, other, relu, examples, fir
         valid = present(x, examples, block)
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * LANES
-            affine(way, x, out, other, start, width, scale[channel], shift[channel], valid)
+            affine(way, x, out, other, start, start, width, scale[channel], shift[channel], valid, plane)
 
 
 @compiled
@@ -121,8 +121,8 @@ def apply_gradient(
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * LANES
             affine_gradient(
-                way, x, z, gradient, out, other, start, width, scale[channel], shift[channel],
-                by_gradient[channel], by_x[channel], constant[channel], valid,
+                way, x, z, gradient, out, other, start, start, width, scale[channel], shift[channel],
+                by_gradient[channel], by_x[channel], constant[channel], valid, plane,
             )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ starts and strides count slots (see `slots`), or numbers where it says so.
 
 from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
+from skeletal.engine.rolling import normalise_rows, rolled, rolled_by, slope_rows
 from skeletal.engine.slots import LANES, cell, lanes, nothing, read
 from skeletal.engine.tiles import inner, inner_once, product
 
@@ -36,19 +37,67 @@ def present(x, examples, block):
 
 
 @compiled
+def _convolve_band(
+    x, x_at, out, out_at, plane, values, offsets, pointers, tiles, band, strides, begin, end,
+    scale, shift, other, relu, valid,
+):  # fmt: skip
+    """The tiles of a band, of output channels [begin, end); see `convolve`."""
+    x_row, x_column, out_row, out_column = strides
+    after = int(scale.size + other.size + relu > 0)
+    one, zero = values.dtype.type(1), values.dtype.type(0)
+    last_part = pointers.shape[1] - 1
+    for part in range(pointers.shape[1]):
+        for channel in range(begin, end):
+            a, b = (scale[channel], shift[channel]) if scale.size else (one, zero)
+            for tile in range(band[0], band[1]):
+                kind, phase = tiles[tile, 0], tiles[tile, 1]
+                x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
+                product(
+                    kind, min(part, 1), x, x_start, x_row, x_column,
+                    out, out_start + channel * plane, out_row, out_column, offsets, values,
+                    pointers[phase, part, channel], pointers[phase, part, channel + 1],
+                    after * (part == last_part), a, b, other, other.size, relu, valid,
+                )  # fmt: skip
+
+
+@compiled
+def _gradient_band(
+    x, x_at, gradient, gradient_at, plane, offsets, pointers, tiles, band, strides, begin, end, sums, per_lane
+):
+    """What the tiles of a band add to the sums of the kept weights of output channels [begin, end)."""
+    x_row, x_column, gradient_row, gradient_column = strides
+    for part in range(pointers.shape[1]):
+        for channel in range(begin, end):
+            for tile in range(band[0], band[1]):
+                kind, phase = tiles[tile, 0], tiles[tile, 1]
+                x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
+                some, others = pointers[phase, part, channel], pointers[phase, part, channel + 1]
+                if per_lane:
+                    inner(
+                        kind, x, x_start, x_row, x_column,
+                        gradient, start + channel * plane, gradient_row, gradient_column, offsets, sums, some, others,
+                    )  # fmt: skip
+                else:
+                    inner_once(
+                        kind, x, x_start, x_row, x_column,
+                        gradient, start + channel * plane, gradient_row, gradient_column, offsets, sums, some, others,
+                    )  # fmt: skip
+
+
+@compiled
 def convolve(
-    x, x_block, out, out_block, values, offsets, pointers, tiles, bands, strides, maps,
+    x, x_block, x_maps, before, windows, out, out_block, values, tables, maps,
     grid, scale, shift, other, relu, moments, examples, splits, first, last, thread,
 ):  # fmt: skip
-    """Write a sparse convolution of x, with what follows it while it is still in the cache.
+    """Write a sparse convolution of x, with what precedes and what follows it while that is still in the cache.
 
     Args:
         x, out: flat; a block of examples every `x_block` and `out_block` elements.
-        values, offsets: of the kept weights: what each is, and where it reads, relative to the tile.
-        pointers: (phases, blocks of input channels, output channels + 1), into the two.
-        tiles: (tiles, 5): kind, phase, start in x, start in out, pixels.
-        bands: (bands, 4): first and last tile, first and last row of the map.
-        strides: x_row, x_column, out_row, out_column of a tile.
+        x_maps, windows: see `rolling`; a window for each thread, used with `before` only.
+        before: scale and shift for each channel of x, applied to what is read, and 1 for a ReLU after that; empty for
+            none.
+        values: of the kept weights.
+        tables: offsets, pointers, tiles, bands and strides, see `plan.Tables`.
         maps: the memory of `out`, number by number (see `slots`).
         grid: height, width, halo, plane of `maps`.
         scale, shift: for each output channel, applied afterwards; empty for none.
@@ -58,35 +107,37 @@ def convolve(
         examples: in the whole batch.
         splits: parts of the output channels; a unit is a block of examples, a band of tiles and such a part.
         first, last: units.
-        thread: unused; see `weight_gradient`.
+        thread: whose window it is.
 
     """
-    x_row, x_column, out_row, out_column = strides
+    offsets, pointers, tiles, bands, strides = tables
+    factor, constant, relu_before = before
     height, width, halo, size = grid
     plane = size // (lanes(maps) // LANES)
     channels = pointers.shape[2] - 1
-    after = int(scale.size + other.size + relu > 0)
-    one, zero = values.dtype.type(1), values.dtype.type(0)
-    last_part = pointers.shape[1] - 1
     row = (width + 2 * halo) * lanes(maps)
     inside = halo * row + halo * lanes(maps)
+    window = windows[thread] if factor.size else x
+    here, base, ready = -1, 0, 0  # what is in the window
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = channels * split // splits, channels * (split + 1) // splits
         x_at, out_at = block * x_block, block * out_block
         valid = present(x, examples, block)
-        for tile in range(bands[band, 0], bands[band, 1]):
-            kind, phase = tiles[tile, 0], tiles[tile, 1]
-            x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
-            for part in range(pointers.shape[1]):
-                for channel in range(begin, end):
-                    a, b = (scale[channel], shift[channel]) if scale.size else (one, zero)
-                    product(
-                        kind, min(part, 1), x, x_start, x_row, x_column,
-                        out, out_start + channel * plane, out_row, out_column, offsets, values,
-                        pointers[phase, part, channel], pointers[phase, part, channel + 1],
-                        after * (part == last_part), a, b, other, other.size, relu, valid,
-                    )  # fmt: skip
+        if factor.size:
+            if block != here:
+                here, base, ready = block, bands[band, 4], bands[band, 4]
+            base, ready = rolled(window, x_maps, base, ready, bands[band, 4], bands[band, 5])
+            if ready < bands[band, 5]:
+                normalise_rows(
+                    x, x_at, x_maps, window, base, ready, bands[band, 5], factor, constant, relu_before, valid
+                )
+                ready = bands[band, 5]
+            x_at = -rolled_by(x_maps, base)
+        _convolve_band(
+            window, x_at, out, out_at, plane, values, offsets, pointers, tiles, bands[band], strides, begin, end,
+            scale, shift, other, relu, valid,
+        )  # fmt: skip
         first_map = block * channels * size
         if band == 0:
             for channel in range(begin, end):
@@ -115,48 +166,95 @@ def shared_convolve(boards, threads, units, *arguments):
 
 
 @compiled
-def weight_gradient(
-    x, x_block, gradient, gradient_block, offsets, pointers, tiles, bands, strides, plane, sums, splits,
-    first, last, thread,
+def gradients(
+    gradient, gradient_block, gradient_maps, norm, gradient_windows, x, x_block, x_maps, before, x_windows,
+    tables, sums, out, out_block, values, tables_back, passed, maps, grid, examples, splits, first, last, thread,
 ):  # fmt: skip
-    """Add up, for each kept weight, what it read times the gradient of what it was added to.
+    """A convolution's way back: the gradient of its input, and that of its kept weights.
 
-    Tables as of `convolve`, of the forward plan. `sums` is (threads, kept weights, lanes), with a sum for each lane or,
-    where few tiles meet a weight, one for all; each thread writes its own. `add_up` makes gradients of them.
+    Both read the gradient of the output, which with batch norm after the convolution is made here, row by row.
+
+    Args:
+        gradient: of the output, or of what batch norm and ReLU made of it.
+        gradient_maps, gradient_windows, x_maps, x_windows: see `rolling`.
+        norm: as of `rolling.slope_rows`; its last three are empty where the gradient is that of the output already.
+        x, before: as of `convolve`.
+        tables: forward ones.
+        sums: (threads, kept weights, lanes), with a sum for each lane or, where few tiles meet a weight, one for all;
+            each thread writes its own, and `add_up` makes gradients of them. Empty where they are not wanted.
+        out: gets the gradient of x; empty where that is not wanted.
+        values, tables_back: for that gradient.
+        passed: added to it; empty for none.
+        maps, grid: of `out`, as of `convolve`.
+        examples: in the whole batch.
+        splits: parts of the channels; a unit is a block of examples, a band of tiles and such a part.
+        first, last: units.
+        thread: whose sums and windows they are.
+
     """
-    x_row, x_column, gradient_row, gradient_column = strides
-    channels = pointers.shape[2] - 1
+    offsets, pointers, tiles, bands, strides = tables
+    offsets_back, pointers_back, tiles_back, bands_back, strides_back = tables_back
+    by_x, (factor, constant, relu) = norm[7], before
+    height, width, halo, size = grid
+    outputs, inputs = pointers.shape[2] - 1, pointers_back.shape[2] - 1
+    plane, plane_back = gradient_maps[3], size // (lanes(maps) // LANES)
     mine = sums[thread].reshape(-1)
     mine[:] = 0
-    per_lane = sums.shape[2] > 1
+    none = values[:0]
+    window = gradient_windows[thread] if by_x.size else gradient
+    x_window = x_windows[thread] if factor.size else x
+    here, base, ready, x_base, x_ready = -1, 0, 0, 0, 0
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
-        begin, end = channels * split // splits, channels * (split + 1) // splits
-        x_at, gradient_at = block * x_block, block * gradient_block
-        for part in range(pointers.shape[1]):
-            for tile in range(bands[band, 0], bands[band, 1]):
-                kind, phase = tiles[tile, 0], tiles[tile, 1]
-                x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
-                for channel in range(begin, end):
-                    some, others = pointers[phase, part, channel], pointers[phase, part, channel + 1]
-                    if per_lane:
-                        inner(
-                            kind, x, x_start, x_row, x_column,
-                            gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
-                            some, others,
-                        )  # fmt: skip
-                    else:
-                        inner_once(
-                            kind, x, x_start, x_row, x_column,
-                            gradient, start + channel * plane, gradient_row, gradient_column, offsets, mine,
-                            some, others,
-                        )  # fmt: skip
+        valid = present(gradient, examples, block)
+        first_back, last_back = 0, 0
+        low, high = bands[band, 2], bands[band, 3]
+        if out.size:
+            first_back = len(bands_back) * band // len(bands)
+            last_back = len(bands_back) * (band + 1) // len(bands)
+            for i in range(first_back, last_back):
+                low, high = min(low, bands_back[i, 4]), max(high, bands_back[i, 5])
+        if block != here:
+            here, base, ready, x_base, x_ready = block, low, low, bands[band, 4], bands[band, 4]
+        at, x_at = block * gradient_block, block * x_block
+        if by_x.size:
+            base, ready = rolled(window, gradient_maps, base, ready, low, high)
+            if ready < high:
+                slope_rows(norm, gradient, at, gradient_maps, window, base, ready, high, valid)
+                ready = high
+            at = -rolled_by(gradient_maps, base)
+        if mine.size:
+            if factor.size:
+                x_base, x_ready = rolled(x_window, x_maps, x_base, x_ready, bands[band, 4], bands[band, 5])
+                if x_ready < bands[band, 5]:
+                    normalise_rows(
+                        x, x_at, x_maps, x_window, x_base, x_ready, bands[band, 5], factor, constant, relu, valid
+                    )
+                    x_ready = bands[band, 5]
+                x_at = -rolled_by(x_maps, x_base)
+            _gradient_band(
+                x_window, x_at, window, at, plane, offsets, pointers, tiles, bands[band], strides,
+                outputs * split // splits, outputs * (split + 1) // splits, mine, sums.shape[2] > 1,
+            )  # fmt: skip
+        begin, end = inputs * split // splits, inputs * (split + 1) // splits
+        for i in range(first_back, last_back):
+            _convolve_band(
+                window, at, out, block * out_block, plane_back, values, offsets_back, pointers_back, tiles_back,
+                bands_back[i], strides_back, begin, end, none, none, passed, 0, valid,
+            )  # fmt: skip
+        if band == 0 and split == 0 and norm[2].size:
+            for channel in range(outputs):
+                at = block * gradient_block + channel * plane
+                clear_border(norm[2], at, gradient_maps[0], gradient_maps[1], gradient_maps[2], plane)
+        if out.size and band == 0:
+            for channel in range(begin, end):
+                clear_border(maps, (block * inputs + channel) * size, height, width, halo, size)
 
 
 @compiled
-def shared_weight_gradient(boards, threads, units, *arguments):
-    """`weight_gradient` by several threads."""
-    fork(boards, threads, units, part_of(weight_gradient, arguments), held(arguments))
+def shared_gradients(boards, threads, units, *arguments):
+    """`gradients` by several threads."""
+    fork(boards, threads, units, part_of(gradients, arguments), held(arguments))
 
 
 @compiled

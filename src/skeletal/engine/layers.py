@@ -86,11 +86,11 @@ class SparseConv2d(Sparse):
     def fit(self, x: Blocked, halo: int) -> tuple[Blocked, Plan]:
         """Maps and the tables for them, with halos that suffice, `halo` at least for the output."""
         channels = self.shape[1] * self.geometry.groups
-        if x.storage.shape[1] != channels:
-            raise ValueError(f"a convolution of {channels} channels got maps of {x.storage.shape[1]}")
+        if x.raw.shape[1] != channels:
+            raise ValueError(f"a convolution of {channels} channels got maps of {x.raw.shape[1]}")
         ahead, back = self.geometry.halos(x.grid.height, x.grid.width)
         x = with_halo(x, max(x.grid.halo, ahead))
-        return x, self.plan(x.grid, max(halo, back), in_parts=x.storage.dtype in COMPUTES)
+        return x, self.plan(x.grid, max(halo, back), in_parts=x.raw.dtype in COMPUTES)
 
     def grids(self, height: int, width: int) -> tuple[Grid, Grid]:
         """Grids that suffice for maps of a size and for what it makes of them."""
@@ -105,12 +105,12 @@ class SparseConv2d(Sparse):
             self._plans[key] = Plan(self.mask, self.geometry, source, target, in_parts=in_parts)
         return self._plans[key]
 
-    def forward(self, x: Any, halo: int = 0, moments: bool = False) -> Any:
+    def forward(self, x: Any, halo: int = 0) -> Any:
         if isinstance(x, Tensor):
             return self._on_images(x)
         x, plan = self.fit(x, halo)
-        out, sums, passed = Convolve.apply(x.storage, self.weight, self.bias, plan, x.examples, moments)
-        return Blocked(out, plan.target, x.examples, sums), Blocked(passed, x.grid, x.examples, x.moments)
+        out, passed = Convolve.apply(x.raw, self.weight, self.bias, x.affine, plan, x.examples)
+        return Blocked(out, plan.target, x.examples), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _on_images(self, x: Tensor) -> Tensor:
         g = self.geometry

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena
-from skeletal.engine.convolution import run_convolution, run_weight_gradient
+from skeletal.engine.convolution import run_convolution, run_gradients
 from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Plan
 from skeletal.engine.slots import examples_of, flat
@@ -27,24 +27,18 @@ class Multiply(torch.autograd.Function):
         ctx.plan = plan
         ctx.save_for_backward(columns, values)
         scale = None if bias is None else torch.ones_like(bias)
-        out, _ = run_convolution(
-            plan.forward, columns, values.detach(), plan.outputs, plan.target, examples_of(x.dtype),
-            scale=scale, shift=bias,
-        )  # fmt: skip
+        out = run_convolution(plan, columns, values, examples_of(x.dtype), scale=scale, shift=bias)
         return _rows(out, len(x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         columns, values = ctx.saved_tensors
-        plan = ctx.plan
-        of_out = _columns(gradient, plan.target)
-        of_x = of_values = of_bias = None
-        if ctx.needs_input_grad[0]:
-            found, _ = run_convolution(plan.backward, of_out, values.detach(), plan.inputs, plan.source, 0)
-            of_x = _rows(found, len(gradient))
-        if ctx.needs_input_grad[1]:
-            of_values = run_weight_gradient(plan, columns, of_out)
+        found, of_values = run_gradients(
+            ctx.plan, _columns(gradient, ctx.plan.target), columns, values, 0, wanted=ctx.needs_input_grad[:2]
+        )
+        of_x = None if found is None else _rows(found, len(gradient))
+        of_bias = None
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(0, dtype=values.dtype)
         return of_x, of_values, of_bias, None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +79,22 @@ class Tables:
     order: Tensor
     """of the weights in `offsets`, as positions among the kept weights in the order of the mask"""
     tiles: np.ndarray
+    """(tiles, 5): kind, phase, start in the source, start in the target, pixels"""
     bands: np.ndarray
+    """(bands, 6): first and last tile, first and last row of the phase, first and last row read of the source; from
+    the top of the map to its bottom"""
     strides: tuple[int, int, int, int]
+    """x_row, x_column, out_row, out_column of a tile"""
+
+    @property
+    def packed(self) -> tuple[Any, ...]:
+        """As kernels take them."""
+        return self.offsets, self.pointers, self.tiles, self.bands, self.strides
+
+    @property
+    def reach(self) -> int:
+        """The most rows of the source that a band reads."""
+        return int((self.bands[:, 5] - self.bands[:, 4]).max(initial=0))
 
 
 class Plan:
@@ -122,10 +137,12 @@ class Plan:
                 reads = grid.at(first * stride_h - pad_h, w * stride_w - pad_w)
                 kind = kind_of(height, columns, stride_w)
                 tiles.append((kind, 0, reads, self.target.at(first, w), height * columns))
-            bands.append((start, len(tiles), first, first + height))
+            top = first * stride_h - pad_h
+            bottom = top + (height - 1) * stride_h + (self.shape.kernel[0] - 1) * step_h + 1
+            bands.append((start, len(tiles), first, first + height, top, bottom))
         tile = (bands[0][3] - bands[0][2], tiles[0][4] // (bands[0][3] - bands[0][2])) if tiles else (1, 1)
         return self._tables(
-            np.zeros_like(output), 1, output, self.outputs, source, offsets, tiles, bands, strides, tile
+            grid, np.zeros_like(output), 1, output, self.outputs, source, offsets, tiles, bands, strides, tile
         )
 
     @cached_property
@@ -135,7 +152,7 @@ class Plan:
         (stride_h, stride_w), grid = self.shape.stride, self.target
         strides = (grid.row, LANES, stride_h * self.source.row, stride_w * LANES)
         phase_of, offset_of, order = [], [], []
-        tiles, bands = [], []
+        tiles, bands, tops = [], [], []
         phase, tile = 0, (1, 1)
         for h in range(min(stride_h, self.source.height)):
             for w in range(min(stride_w, self.source.width)):
@@ -153,16 +170,31 @@ class Plan:
                         target = self.source.at(h + first * stride_h, w + at * stride_w)
                         tiles.append((kind_of(tall, wide, 1), phase, grid.at(first, at), target, tall * wide))
                         tile = max(tile, (tall, wide), key=lambda t: t[0] * t[1])
-                    bands.append((start, len(tiles), first, first + tall))
+                    reads = [first + shift for shift in rows.values()] or [first]
+                    bands.append((start, len(tiles), first, first + tall, min(reads), max(reads) + tall))
+                    tops.append(h + first * stride_h)
                 phase += 1
+        bands = [bands[i] for i in np.argsort(tops, kind="stable")]
         met = np.concatenate(order)
         return self._tables(
-            np.concatenate(phase_of), phase, source[met], self.inputs, output[met], np.concatenate(offset_of),
+            grid, np.concatenate(phase_of), phase, source[met], self.inputs, output[met], np.concatenate(offset_of),
             tiles, bands, strides, tile, met,
         )  # fmt: skip
 
+    @cached_property
+    def reach_back(self) -> int:
+        """The most rows of the output's gradient that a unit of `kernels.gradients` reads."""
+        bands, back = self.forward.bands, self.backward.bands
+        most = 0
+        for i, band in enumerate(bands):
+            part = back[len(back) * i // len(bands) : len(back) * (i + 1) // len(bands)]
+            low, high = min([band[2], *part[:, 4]]), max([band[3], *part[:, 5]])
+            most = max(most, int(high - low))
+        return most
+
     def _tables(
         self,
+        grid: Grid,
         phase: np.ndarray,
         phases: int,
         channel: np.ndarray,
@@ -170,7 +202,7 @@ class Plan:
         source: np.ndarray,
         offsets: np.ndarray,
         tiles: list[tuple[int, int, int, int, int]],
-        bands: list[tuple[int, int, int, int]],
+        bands: list[tuple[int, int, int, int, int, int]],
         strides: tuple[int, int, int, int],
         tile: Pair,
         met: np.ndarray | None = None,
@@ -178,7 +210,7 @@ class Plan:
         """Sort kept weights by phase, part, channel they add to and place they read; see `Tables`.
 
         A part is a range of input channels, such that what one tile reads of it stays in the cache while all output
-        channels pass by; fewer parts where they would be left with too few weights each.
+        channels pass by; fewer parts where they would be left with too few weights each. `grid` is of the source.
         """
         reach = [(self.shape.kernel[i] - 1) * self.shape.dilation[i] + tile[i] * strides[1] // LANES for i in (0, 1)]
         sources = int(source.max()) + 1 if len(source) else 1
@@ -193,6 +225,8 @@ class Plan:
         pointers = np.empty((phases * parts, channels + 1), np.int64)
         pointers[:, :-1] = edges[:-1].reshape(phases * parts, channels)
         pointers[:, -1] = edges[channels::channels]
+        rows = np.array(bands, np.int64).reshape(-1, 6)
+        rows[:, 4:] = rows[:, 4:].clip(-grid.halo, grid.height + grid.halo)
         if len(offsets) and abs(offsets).max() >= 2**31:
             raise ValueError(f"{sources} channels of a {self.source} are more than 32-bit offsets reach")
         return Tables(
@@ -200,7 +234,7 @@ class Plan:
             pointers.reshape(phases, parts, channels + 1),
             torch.from_numpy(order if met is None else met[order]),
             np.array(tiles, np.int64).reshape(-1, 5),
-            np.array(bands, np.int64).reshape(-1, 4),
+            rows,
             strides,
         )
 

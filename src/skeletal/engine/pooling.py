@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena, elementwise, windows
+from skeletal.engine.affine import Affine, before
 from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Shape
 from skeletal.engine.slots import computes, examples_of, flat, slots
@@ -40,15 +41,18 @@ class Windows:
 
 
 class MaxPool(torch.autograd.Function):
-    """`apply(x, pool)`."""
+    """`apply(x, affine, pool, examples)`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pool: Windows) -> Tensor:
+    def forward(ctx: Any, x: Tensor, affine: Affine | None, pool: Windows, examples: int) -> Tensor:
         blocks, channels, _ = x.shape
         shape = (blocks, channels, pool.target.numbers(x.dtype)[3])
         out, chosen = arena.empty(shape, x.dtype), arena.empty(shape, torch.uint8)
-        arguments = slots(x), slots(out), flat(chosen), pool.source.plane, pool.target.slots, *pool.tables
-        share(windows.shared_max_pool, blocks * channels, *arguments)
+        kind = flat(torch.empty(0, dtype=computes(x.dtype))).dtype
+        share(
+            windows.shared_max_pool, blocks * channels, slots(x), channels, before(affine, kind), slots(out),
+            flat(chosen), pool.source.plane, pool.target.slots, *pool.tables, examples,
+        )  # fmt: skip
         ctx.save_for_backward(chosen)
         ctx.pool = pool
         return out
@@ -62,7 +66,7 @@ class MaxPool(torch.autograd.Function):
         out = arena.empty((blocks, channels, pool.source.numbers(gradient.dtype)[3]), gradient.dtype)
         arguments = slots(gradient.contiguous()), flat(chosen), slots(out), pool.source.plane, pool.target.plane
         share(windows.shared_max_pool_gradient, blocks * channels, *arguments, *pool.tables)
-        return out, None
+        return out, None, None, None
 
 
 class GlobalMean(torch.autograd.Function):

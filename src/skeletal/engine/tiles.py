@@ -112,9 +112,10 @@ class Emitter:
             results.append(phi)
         return results
 
-    def below(self, number: Any) -> Any:
-        """Where a vector is below 0, which NaN is not."""
-        return self.builder.fcmp_ordered("<", number, self.zero)
+    def positive(self, numbers: list[Any]) -> list[Any]:
+        """ReLU; NaN stays what it is."""
+        below = [self.builder.fcmp_ordered("<", number, self.zero) for number in numbers]
+        return [self.builder.select(cut, self.zero, number) for cut, number in zip(below, numbers, strict=True)]
 
     def masked(self, present: list[Any], numbers: list[Any]) -> list[Any]:
         """The vectors of cells, 0 where no example is; `present` as of `before`."""
@@ -154,6 +155,14 @@ class Emitter:
     def store_all(self, numbers: list[Any], pointers: list[Any]) -> None:
         for i, pointer in enumerate(pointers):
             self.store(numbers[i * self.halves : (i + 1) * self.halves], pointer)
+
+    def ask_for(self, position: int, at: Any) -> None:
+        """Have the cell at a slot of an argument brought into the cache; it may lie outside of the array."""
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        pointer = self.builder.bitcast(self.builder.gep(self.data(position), [at]), byte)
+        self.builder.call(function, [pointer, word(0), word(3), word(1)])
 
     def load_at(self, position: int, at: Any) -> Cell:
         """The cell at a slot of an argument."""
@@ -266,9 +275,7 @@ def product(
                 finished = emit.where(
                     added_, finished, lambda: list(map(builder.fadd, finished, emit.load_all(others)))
                 )
-                finished = emit.where(
-                    relu_, finished, lambda: [builder.select(emit.below(n), emit.zero, n) for n in finished]
-                )
+                finished = emit.where(relu_, finished, lambda: emit.positive(finished))
                 return emit.masked(emit.before(valid_), finished)
 
             emit.store_all(emit.where(after_, sums, finish), results)
@@ -281,21 +288,33 @@ def product(
 
 
 @intrinsic
-def largest(typing, x, x_start, offsets, positions, begin, end, out, out_start, chosen):
+def largest(
+    typing, x, x_start, offsets, positions, begin, end, out, out_start, chosen, before, scale, shift, relu, valid
+):
     """`out[lane] = max_j x[x_start + offsets[j] + lane]`, and in `chosen` the first `positions[j]` where it is.
 
-    For j in [begin, end), of which there has to be one at least. NaN is larger than all, as in torch.
+    For j in [begin, end), of which there has to be one at least. NaN is larger than all, as in torch. With `before` 1
+    the numbers are first multiplied by `scale`, `shift` is added, and with `relu` they are not below 0; from the number
+    `valid` of a cell on the result is then 0.
     """
     index = types.int64
-    signature = types.void(x, index, offsets, positions, index, index, out, index, chosen)
+    signature = types.void(
+        x, index, offsets, positions, index, index, out, index, chosen, index, scale, shift, index, index
+    )
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder, signature, arguments, x.dtype)
-        _, x_at, _, _, begin_, end_, _, out_at, _ = arguments
+        _, x_at, _, _, begin_, end_, _, out_at, _, before_, scale_, shift_, relu_, valid_ = arguments
         start, offset, position = builder.gep(emit.data(0), [x_at]), emit.data(2), emit.data(3)
+        a, b, present = emit.spread(scale_), emit.spread(shift_), emit.before(valid_)
+
+        def ready(numbers: Cell) -> Cell:
+            numbers = [builder.call(emit.fma, [number, a, b]) for number in numbers]
+            return emit.masked(present, emit.where(relu_, numbers, lambda: emit.positive(numbers)))
 
         def read(j: Any) -> Cell:
             value = emit.load(emit.cell(builder.gep(start, [builder.load(builder.gep(offset, [j]))])))
+            value = emit.where(before_, value, lambda: ready(value))
             place = emit.spread(builder.load(builder.gep(position, [j])), emit.bytes_)
             return value + [place] * emit.halves
 

@@ -5,31 +5,44 @@ Units are planes: one channel of one block of examples. Arrays are flat and coun
 
 from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.kernels import clear_border
+from skeletal.engine.kernels import clear_border, present
 from skeletal.engine.tiles import give_back, largest
 
 
 @compiled
-def max_pool(x, out, chosen, plane, target, windows, pixels, offsets, positions, first, last, thread):
+def max_pool(
+    x, channels, before, out, chosen, plane, target, windows, pixels, offsets, positions, examples, first, last, thread
+):
     """The largest of each window, and which of its positions that is, the first among equals, as in torch.
 
     Args:
         x, out, chosen: `chosen` is uint8, of the layout of out.
+        channels: of x.
+        before: as of `kernels.convolve`.
         plane: of x.
         target: grid of out.
         windows: (pixels of out + 1), into the next two, for each pixel.
         pixels: where it lies in its plane.
         offsets, positions: in x's plane, and in the window, of the positions inside of the map.
+        examples: in the batch.
         first, last: units.
         thread: unused.
 
     """
     height, width, halo, out_plane = target
+    scale, shift, relu = before
+    a = b = scale.dtype.type(0)
     for unit in range(first, last):
         clear_border(out, unit * out_plane, height, width, halo, out_plane)
+        valid = present(x, examples, unit // channels)
+        if scale.size:
+            a, b = scale[unit % channels], shift[unit % channels]
         for pixel in range(len(pixels)):
             at = unit * out_plane + pixels[pixel]
-            largest(x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen)
+            largest(
+                x, unit * plane, offsets, positions, windows[pixel], windows[pixel + 1], out, at, chosen,
+                scale.size, a, b, relu, valid,
+            )  # fmt: skip
 
 
 @compiled
