@@ -10,6 +10,7 @@ from skeletal.engine.compiling import compiled
 from skeletal.engine.elementwise import reduce_gradient, scale_shift
 from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.kernels import add_up, convolve, gradients, take
+from skeletal.engine.slots import LANES, array_at, lanes
 
 
 @compiled
@@ -77,29 +78,140 @@ def slopes(sums, count, of_batch, numbers, by_x, constant, of_weight, of_bias):
 
 
 @compiled
-def shared_forward(boards, threads, units, taking, convolving, normalising, settling):
-    """`take`, `convolve`, `factors` and, unless its maps are empty, `scale_shift`, by several threads."""
-    take(*taking)
+def _twin(place, slots_like, numbers_like):
+    """The place of the numbers in slots."""
+    return place[0], place[1] * (lanes(numbers_like) // LANES)
+
+
+@compiled
+def _rows(array, count):
+    """So many rows of equal length of an array."""
+    return array.reshape((count, array.size // count))
+
+
+@compiled
+def shared_forward(
+    boards,
+    threads,
+    units,
+    kinds,
+    maps,
+    numbers,
+    weights,
+    tables,
+    frame,
+    before,
+    sums,
+    normalised,
+    state,
+    then,
+    settings,
+):
+    """A convolution, and where batch norm follows what that does by channel and perhaps by number; by several threads.
+
+    Args:
+        kinds: empty arrays, like slots, like numbers of maps, like values.
+        maps: places of slots: x, windows and output of the convolution, what is added to it; output of `scale_shift`,
+            if that is to follow, and what is added there.
+        numbers: places of values: kept ones, the convolution's scale and shift, running mean and variance, weight and
+            bias of batch norm.
+        weights: memory for the kept values in the order of the tables.
+        tables: that order, and see `kernels.convolve`.
+        frame: see `convolution.Frame`.
+        before, sums: see `kernels.convolve`; sums are its moments.
+        normalised: whether batch norm follows.
+        state: count, whether statistics are the batch's, rate, eps and numbers of `factors`.
+        then: scale and shift of batch norm, which are written.
+        settings: whether the convolution ends with ReLU, and batch norm does, examples, splits.
+
+    """
+    slots_like, numbers_like, values_like = kinds
+    order = tables[0]
+    x_maps, x_block, grid_slots, grid, out_block, channels = frame
+    relu, relu_then, examples, splits = settings
+    values, factor, constant, mean, variance, weight, bias = numbers
+    take(array_at(values, values_like), order, weights)
+    out = array_at(maps[2], slots_like)
+    convolving = (
+        array_at(maps[0], slots_like), x_block, x_maps, before, _rows(array_at(maps[1], slots_like), threads),
+        out, out_block, weights, tables[1:], array_at(_twin(maps[2], slots_like, numbers_like), numbers_like), grid,
+        array_at(factor, values_like), array_at(constant, values_like), array_at(maps[3], slots_like), relu, sums,
+        examples, splits,
+    )  # fmt: skip
     fork(boards, threads, units, part_of(convolve, convolving), held(convolving))
-    factors(*normalising)
-    planes = settling[1].size // settling[2][3]
-    if planes:
-        fork(boards, threads, planes, part_of(scale_shift, settling), held(settling))
+    if normalised:
+        count, of_batch, rate, eps, found = state
+        factors(
+            sums, count, of_batch, array_at(mean, values_like), array_at(variance, values_like), rate, eps,
+            array_at(weight, values_like), array_at(bias, values_like), found, then[0], then[1],
+        )  # fmt: skip
+        settled = array_at(maps[4], slots_like)
+        settling = (
+            out,
+            settled,
+            grid_slots,
+            channels,
+            then[0],
+            then[1],
+            array_at(maps[5], slots_like),
+            relu_then,
+            examples,
+        )
+        fork(boards, threads, settled.size // grid_slots[3], part_of(scale_shift, settling), held(settling))
 
 
 @compiled
-def shared_backward(boards, threads, units, reducing, sloping, taking, sending, adding):
-    """`reduce_gradient`, `slopes`, `take`, `gradients` and `add_up`, by several threads."""
-    fork(boards, threads, reducing[-1].shape[0], part_of(reduce_gradient, reducing), held(reducing))
-    slopes(*sloping)
-    take(*taking)
-    fork(boards, threads, units, part_of(gradients, sending), held(sending))
-    fork(boards, threads, len(adding[1]), part_of(add_up, adding), held(adding))
+def shared_backward(
+    boards, threads, units, kinds, maps, numbers, weights, tables, tables_back, frame, before, sums, normalised, state,
+    then, back, settings,
+):  # fmt: skip
+    """The way back through batch norm, if there was one, and the convolution, by several threads.
 
+    Args:
+        kinds, normalised, then, before, weights: as of `shared_forward`, and kept values in the order of tables_back.
+        maps: places of slots: the gradient and windows for it, x and windows for it, the gradient of x and what is
+            added to it; of batch norm its input, where needed its output, and the gradient of what was added.
+        numbers: places of values: kept ones; what is written: their gradients, sums for those, gradients of weight and
+            bias of batch norm.
+        tables, tables_back, frame: see `convolution.Frame`, `kernels.gradients`.
+        sums: memory for `reduce_gradient`.
+        state: as of `shared_forward`.
+        back: by_x and constant, which are written, empty without batch norm.
+        settings: ReLU after batch norm, examples, splits, kept weights and lanes of their sums.
 
-@compiled
-def shared_plain_backward(boards, threads, units, taking, sending, adding):
-    """The same of a convolution without batch norm."""
-    take(*taking)
+    """
+    slots_like, numbers_like, values_like = kinds
+    gradient_maps, gradient_block, gradient_grid, x_maps, x_block, x_grid = frame
+    relu, examples, splits, kept, lanes_of_sums = settings
+    gradient, windows, x, x_windows, of_x, passed, y, z, of_other = maps
+    values, of_values, places, of_weight, of_bias = numbers
+    count, of_batch, _, _, found = state
+    if normalised:
+        reducing = (
+            array_at(_twin(y, slots_like, numbers_like), numbers_like),
+            array_at(_twin(z, slots_like, numbers_like), numbers_like),
+            array_at(_twin(gradient, slots_like, numbers_like), numbers_like),
+            gradient_grid, gradient_maps[4], then[0], then[1], relu, sums,
+        )  # fmt: skip
+        fork(boards, threads, sums.shape[0], part_of(reduce_gradient, reducing), held(reducing))
+        slopes(
+            sums, count, of_batch, found, back[0], back[1],
+            array_at(of_weight, values_like), array_at(of_bias, values_like),
+        )  # fmt: skip
+    take(array_at(values, values_like), tables_back[0][: len(weights)], weights)
+    norm = (
+        array_at(y, slots_like), array_at(z, slots_like), array_at(of_other, slots_like), relu,
+        then[0], then[1], then[0], back[0], back[1],
+    )  # fmt: skip
+    parts = array_at(places, values_like).reshape((threads, kept, lanes_of_sums))
+    sending = (
+        array_at(gradient, slots_like), gradient_block, gradient_maps, norm,
+        _rows(array_at(windows, slots_like), threads),
+        array_at(x, slots_like), x_block, x_maps, before, _rows(array_at(x_windows, slots_like), threads),
+        tables[1:], parts, array_at(of_x, slots_like), x_block, weights, tables_back[1:],
+        array_at(passed, slots_like), array_at(_twin(of_x, slots_like, numbers_like), numbers_like), x_grid,
+        examples, splits,
+    )  # fmt: skip
     fork(boards, threads, units, part_of(gradients, sending), held(sending))
-    fork(boards, threads, len(adding[1]), part_of(add_up, adding), held(adding))
+    adding = parts, tables[0], array_at(of_values, values_like)
+    fork(boards, threads, kept, part_of(add_up, adding), held(adding))

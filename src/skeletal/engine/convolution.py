@@ -1,6 +1,11 @@
-"""The differentiable sparse convolution on blocked maps, alone and with batch norm."""
+"""The differentiable sparse convolution on blocked maps, alone and with batch norm.
+
+In a thin skeleton what Python does for each layer is a good part of a step. So what a plan comes to is worked out once
+(`Frame`), and tensors go to the kernels as places in memory (see `slots.Place`), one call for each direction.
+"""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,16 +13,111 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from skeletal.engine import arena, batch_norm, kernels
-from skeletal.engine.affine import Affine, before
+from skeletal.engine import arena, batch_norm
+from skeletal.engine.affine import Affine
 from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Plan
-from skeletal.engine.slots import LANES, computes, flat, per_slot, slots
+from skeletal.engine.slots import LANES, computes, flat, numbers_at, slots, slots_at
 from skeletal.engine.threads import share, thread_count
 
-_NO_MOMENTS = np.empty((0, 0, 2))
 _FEW_TILES = 2  # up to that many, sums for each lane would cost more to write and to read than to add up at once
 _WINDOW = 1 << 17  # bytes of rows made ready: a small part of what the second cache of a core holds
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of a batch norm: what it normalises by."""
+
+    of_batch: bool
+    running_mean: Tensor | None
+    running_variance: Tensor | None
+    rate: float
+    """by which the running ones move towards the batch's"""
+    eps: float
+
+
+class _Norm(NamedTuple):
+    """Batch norm after a convolution."""
+
+    numbers: list[Tensor | None]
+    """running mean and variance, weight, bias"""
+    state: tuple[int, int, float, float, np.ndarray]
+    """see `batch_norm.shared_forward`"""
+    of_batch: bool
+    then: Affine
+    other: Tensor | None
+    settled: Tensor | None
+
+
+class _Back(NamedTuple):
+    """Batch norm on the way back."""
+
+    maps: tuple[Tensor | None, Tensor | None, Tensor | None]
+    """its input, its output where that is needed, and memory for the gradient of what was added"""
+    state: tuple[int, int, float, float, np.ndarray]
+    then: Affine
+    of_numbers: tuple[Tensor | None, Tensor | None]
+    """memory for the gradients of weight and bias"""
+
+
+class _Kinds(NamedTuple):
+    """Empty arrays, by which kernels know their types: like slots, like numbers of maps, like values."""
+
+    slots: np.ndarray
+    numbers: np.ndarray
+    values: np.ndarray
+
+
+class Frame(NamedTuple):
+    """What a plan comes to on maps of one type, worked out once."""
+
+    kinds: _Kinds
+    as_it_is: Affine
+    """for maps to which nothing is still to be done"""
+    forward: tuple[Any, ...]
+    """of x: maps (see `rolling`) and slots of a block; of the output: grid in slots and in numbers, slots of a block,
+    channels"""
+    planes: tuple[int, int]
+    """numbers of a plane of x, and of the output"""
+    no_norm: _Norm
+    no_back: _Back
+
+
+@lru_cache
+def _kinds(dtype: torch.dtype) -> _Kinds:
+    none = torch.empty(0, dtype=dtype)
+    return _Kinds(slots(none), flat(none), flat(torch.empty(0, dtype=computes(dtype))))
+
+
+def _frame(plan: Plan, dtype: torch.dtype) -> Frame:
+    if dtype not in plan.frames:
+        kinds, source, target = _kinds(dtype), plan.source, plan.target
+        nothing, no_state = Affine(kinds.values, kinds.values, False), (0, 0, 0.0, 0.0, np.empty((3, 0)))
+        maps = (*source.slots, plan.inputs, _rows(source, plan.inputs, plan.forward.reach, dtype))
+        x_block, out_block = plan.inputs * source.plane, plan.outputs * target.plane
+        plan.frames[dtype] = Frame(
+            kinds, nothing, (maps, x_block, target.slots, target.numbers(dtype), out_block, plan.outputs),
+            (source.numbers(dtype)[3], target.numbers(dtype)[3]),
+            _Norm([None] * 4, no_state, False, nothing, None, None),
+            _Back((None, None, None), no_state, nothing, (None, None)),
+        )  # fmt: skip
+    return plan.frames[dtype]
+
+
+def _frame_back(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Of the output: maps, slots of a block, grid in numbers; the same of x."""
+    if (dtype, "back") not in plan.frames:
+        maps, x_block, *_, out_block, _ = _frame(plan, dtype).forward
+        target, rows = plan.target, _rows(plan.target, plan.outputs, plan.reach_back, dtype)
+        of_out = (*target.slots, plan.outputs, rows), out_block, target.numbers(dtype)
+        plan.frames[dtype, "back"] = *of_out, maps, x_block, plan.source.numbers(dtype)
+    return plan.frames[dtype, "back"]
+
+
+def _rows(grid: Grid, channels: int, reach: int, dtype: torch.dtype) -> int:
+    """How many rows a window has."""
+    row = max(1, channels * grid.row * (8 if dtype == torch.float64 else 4))
+    return min(grid.height + 2 * grid.halo, max(reach, _WINDOW // row))
 
 
 def _splits(units: int, channels: int) -> int:
@@ -26,55 +126,11 @@ def _splits(units: int, channels: int) -> int:
     return 1 if units >= 4 * threads or threads == 1 else max(1, min(channels, 4 * threads))
 
 
-def _block(x: Tensor) -> int:
-    """Slots of a block."""
-    return x.shape[1] * x.shape[2] // per_slot(x.dtype)
-
-
-def _none(x: Tensor) -> np.ndarray:
-    return slots(None, x)
-
-
-class _Window(NamedTuple):
-    maps: tuple[int, int, int, int, int, int]
-    slots: np.ndarray
-    """(threads, slots); see `rolling`"""
-
-
-def _window(x: Tensor, grid: Grid, reach: int, threads: int) -> _Window:
-    """Memory for rows of maps like x on a grid, `reach` of them at least."""
-    channels = x.shape[1]
-    row = max(1, channels * grid.row * (8 if x.dtype == torch.float64 else 4))
-    rows = min(grid.height + 2 * grid.halo, max(reach, _WINDOW // row))
-    memory = np.empty((threads, 0), _none(x).dtype)
-    if reach:
-        memory = slots(arena.empty((threads, *x.shape[1:]), x.dtype)).reshape(threads, -1)
-    return _Window((*grid.slots, channels, rows), memory)
-
-
-class _Taking(NamedTuple):
-    """The arguments of `kernels.take`: weights in the order of a table."""
-
-    values: np.ndarray
-    order: np.ndarray
-    weights: np.ndarray
-
-
-def _taking(values: Tensor, order: Tensor) -> _Taking:
-    # Not `values[order]`: torch would share it among threads of its own, which go on to spin where ours work.
-    known = flat(values)
-    return _Taking(known, order.numpy(), np.empty(len(order), known.dtype))
-
-
-@dataclass
-class _Forward:
-    """The arguments of `kernels.convolve`, and what it writes to."""
-
-    units: int
-    taking: _Taking
-    out: Tensor
-    sums: np.ndarray
-    arguments: tuple[Any, ...]
+def _like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Numbers as kernels take them."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
 
 
 def _forward(
@@ -83,32 +139,45 @@ def _forward(
     values: Tensor,
     examples: int,
     affine: Affine | None,
+    after: tuple[Tensor | None, Tensor | None, Tensor | None, bool],
+    norm: _Norm | None = None,
+) -> Tensor:
+    """The storage of the convolution's output; `after` are scale, shift, other and relu of `run_convolution`."""
+    frame, tables, blocks = _frame(plan, x.dtype), plan.forward, x.shape[0]
+    units = blocks * len(tables.bands)
+    splits = _splits(units, plan.outputs)
+    out = arena.empty((blocks, plan.outputs, frame.planes[1]), x.dtype)
+    if not units:
+        out.zero_()
+    window = None
+    if affine is not None:
+        window = arena.empty((thread_count(units * splits), plan.inputs, frame.planes[0]), x.dtype)
+    scale, shift, other, relu = after
+    rest, state, of_batch, then, added, settled = frame.no_norm if norm is None else norm
+    numbers = [_like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
+    share(
+        batch_norm.shared_forward, units * splits, frame.kinds,
+        tuple(map(slots_at, (x, window, out, other, settled, added))), tuple(map(numbers_at, numbers)),
+        np.empty(plan.kept, frame.kinds.values.dtype), tables.packed, frame.forward,
+        (frame.as_it_is if affine is None else affine).numbers,
+        np.empty((units if of_batch else 0, plan.outputs, 2)), norm is not None, state, then[:2],
+        (int(relu), int(then.relu), examples, splits),
+    )  # fmt: skip
+    return out
+
+
+def run_convolution(
+    plan: Plan,
+    x: Tensor,
+    values: Tensor,
+    examples: int,
     *,
+    affine: Affine | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     other: Tensor | None = None,
     relu: bool = False,
-    moments: bool = False,
-) -> _Forward:
-    tables, channels = plan.forward, plan.outputs
-    units = len(x) * len(tables.bands)
-    splits = _splits(units, channels)
-    maps = plan.target.numbers(x.dtype)
-    out = arena.empty((len(x), channels, maps[3]), x.dtype)
-    if not units:
-        out.zero_()
-    sums = np.empty((units, channels, 2)) if moments else _NO_MOMENTS
-    taking = _taking(values, tables.order)
-    window = _window(x, plan.source, 0 if affine is None else tables.reach, thread_count(units * splits))
-    arguments = (
-        slots(x), _block(x), window.maps, before(affine, taking.values.dtype), window.slots, slots(out), _block(out),
-        taking.weights, tables.packed, flat(out), maps, flat(scale, values), flat(shift, values), slots(other, x),
-        int(relu), sums, examples, splits,
-    )  # fmt: skip
-    return _Forward(units * splits, taking, out, sums, arguments)
-
-
-def run_convolution(plan: Plan, x: Tensor, values: Tensor, examples: int, **options: Any) -> Tensor:
+) -> Tensor:
     """The storage of a convolution's output.
 
     Args:
@@ -116,65 +185,60 @@ def run_convolution(plan: Plan, x: Tensor, values: Tensor, examples: int, **opti
         x: storage of the input.
         values: kept weights, in the order of the mask.
         examples: in the batch.
-        options: `affine` of x; `scale` and `shift` for each output channel, `other` to be added and `relu`, which
-            follow the convolution.
+        affine: what is still to be done to x.
+        scale, shift: for each output channel, of what follows the convolution, both or none.
+        other: then added.
+        relu: whether it ends with one.
 
     """
-    call = _forward(plan, x, values, examples, options.pop("affine", None), **options)
-    kernels.take(*call.taking)
-    share(kernels.shared_convolve, call.units, *call.arguments)
-    return call.out
+    return _forward(plan, x, values, examples, affine, (scale, shift, other, relu))
 
 
-@dataclass
-class _Back:
-    """The arguments of `kernels.gradients` and of `kernels.add_up`, and what they write to."""
-
-    units: int
-    taking: _Taking
-    of_x: Tensor | None
-    of_values: Tensor | None
-    arguments: tuple[Any, ...]
-    adding: tuple[Any, ...]
-
-
-def _back(
+def _backward(
     plan: Plan,
     gradient: Tensor,
-    norm: tuple[Any, ...] | None,
     x: Tensor,
-    affine: Affine | None,
     values: Tensor,
     examples: int,
+    affine: Affine | None,
     passed: Tensor | None,
     wanted: tuple[bool, bool],
-) -> _Back:
-    """Of the gradients of x and of the values those that are wanted."""
-    tables, kind = plan.forward, flat(values).dtype
-    back = plan.backward if wanted[0] else tables
-    units = len(x) * len(tables.bands)
+    norm: _Back | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `run_gradients`; with a norm `gradient` is that of the norm's result."""
+    frame, blocks, kind = _frame(plan, x.dtype), x.shape[0], values.dtype
+    forward, back = plan.forward, plan.backward if wanted[0] else plan.forward
+    units = blocks * len(forward.bands)
     splits = _splits(units, max(plan.outputs, plan.inputs))
     units *= splits
     threads = thread_count(units)
-    maps = plan.source.numbers(x.dtype)
     of_x = arena.empty(tuple(x.shape), x.dtype) if wanted[0] else None
     if of_x is not None and not units:
         of_x.zero_()
-    lanes = 1 if len(x) * len(tables.tiles) <= _FEW_TILES else LANES
-    sums = arena.empty((threads, plan.kept if wanted[1] else 0, lanes), computes(x.dtype)).numpy()
-    of_values = torch.empty(plan.kept, dtype=values.dtype) if wanted[1] else None
-    taking = _taking(values, back.order if wanted[0] else back.order[:0])
-    window = _window(gradient, plan.target, 0 if norm is None else plan.reach_back, threads)
-    norm = norm or (_none(x), _none(x), _none(x), 0, *[np.empty(0, kind)] * 5)
-    x_window = _window(x, plan.source, tables.reach if affine is not None and wanted[1] else 0, threads)
-    arguments = (
-        slots(gradient), _block(gradient), window.maps, norm, window.slots,
-        slots(x), _block(x), x_window.maps, before(affine, kind), x_window.slots,
-        tables.packed, sums, slots(of_x, x), _block(x), taking.weights, back.packed, slots(passed, x),
-        flat(of_x, x), maps, examples, splits,
+    kept = plan.kept if wanted[1] else 0
+    lanes = 1 if blocks * len(forward.tiles) <= _FEW_TILES else LANES
+    sums = arena.empty((threads, kept, lanes), kind)
+    of_values = torch.empty(plan.kept, dtype=kind) if wanted[1] else None
+    windows = [
+        arena.empty((threads, channels, plane), x.dtype) if needed else None
+        for needed, channels, plane in (
+            (norm is not None, plan.outputs, frame.planes[1]),
+            (affine is not None and wanted[1], plan.inputs, frame.planes[0]),
+        )
+    ]
+    (y, z, of_other), state, then, of_numbers = frame.no_back if norm is None else norm
+    channels = 0 if norm is None else plan.outputs
+    values = values if values.is_contiguous() else values.contiguous()
+    share(
+        batch_norm.shared_backward, units, frame.kinds,
+        tuple(map(slots_at, (gradient, windows[0], x, windows[1], of_x, passed, y, z, of_other))),
+        tuple(map(numbers_at, (values, of_values, sums, *of_numbers))),
+        np.empty(plan.kept if wanted[0] else 0, frame.kinds.values.dtype), forward.packed, back.packed,
+        _frame_back(plan, x.dtype), (frame.as_it_is if affine is None else affine).numbers,
+        np.empty((blocks * channels, 2)), norm is not None, state, then[:2],
+        np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes),
     )  # fmt: skip
-    adding = (sums, tables.order.numpy() if wanted[1] else tables.order[:0].numpy(), flat(of_values, values))
-    return _Back(units, taking, of_x, of_values, arguments, adding)
+    return of_x, of_values
 
 
 def run_gradients(
@@ -197,9 +261,7 @@ def run_gradients(
         wanted: which.
 
     """
-    call = _back(plan, gradient, None, x, affine, values, examples, passed, wanted)
-    share(batch_norm.shared_plain_backward, call.units, call.taking, call.arguments, call.adding)
-    return call.of_x, call.of_values
+    return _backward(plan, gradient, x, values, examples, affine, passed, wanted)
 
 
 class Convolve(torch.autograd.Function):
@@ -217,7 +279,7 @@ class Convolve(torch.autograd.Function):
         ctx.settings = affine, plan, examples
         ctx.save_for_backward(x, values)
         scale = None if bias is None else torch.ones_like(bias)
-        return run_convolution(plan, x, values, examples, affine=affine, scale=scale, shift=bias), x
+        return _forward(plan, x, values, examples, affine, (scale, bias, None, False)), x
 
     @staticmethod
     @once_differentiable
@@ -228,25 +290,10 @@ class Convolve(torch.autograd.Function):
             return passed, *[None] * 5
         gradient = gradient.contiguous()
         passed = None if passed is None else passed.contiguous()
-        of_x, of_values = run_gradients(
-            plan, gradient, x, values, examples, affine=affine, passed=passed, wanted=ctx.needs_input_grad[:2]
-        )
-        of_bias = None
-        if ctx.needs_input_grad[2]:
-            of_bias = plan.target.inside(gradient).sum((0, 2, 3, 4), dtype=values.dtype)
+        wanted = ctx.needs_input_grad
+        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2])
+        of_bias = plan.target.inside(gradient).sum((0, 2, 3, 4), dtype=values.dtype) if wanted[2] else None
         return of_x, of_values, of_bias, None, None, None
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of a batch norm: what it normalises by."""
-
-    of_batch: bool
-    running_mean: Tensor | None
-    running_variance: Tensor | None
-    rate: float
-    """by which the running ones move towards the batch's"""
-    eps: float
 
 
 class ConvolveNormalise(torch.autograd.Function):
@@ -275,55 +322,56 @@ class ConvolveNormalise(torch.autograd.Function):
         examples: int,
     ) -> tuple[Tensor, Affine | None, Tensor]:
         ctx.set_materialize_grads(False)
-        scale = None if bias is None else torch.ones_like(bias)
-        call = _forward(plan, x, values, examples, affine, scale=scale, shift=bias, moments=statistics.of_batch)
-        kind = call.taking.values.dtype
+        frame = _frame(plan, x.dtype)
+        running = statistics.running_mean, statistics.running_variance
+        numbers = [_like(tensor, values.dtype) for tensor in (*running, weight, norm_bias)]
         count = examples * plan.target.height * plan.target.width
-        numbers = np.empty((3, plan.outputs))
-        then = Affine(np.empty(plan.outputs, kind), np.empty(plan.outputs, kind), relu)
-        normalising = (
-            call.sums, count, int(statistics.of_batch),
-            flat(statistics.running_mean, values), flat(statistics.running_variance, values),
-            statistics.rate, statistics.eps, flat(weight, values), flat(norm_bias, values), numbers, *then[:2],
-        )  # fmt: skip
-        out = None if other is None else arena.empty(tuple(call.out.shape), x.dtype)
-        settling = (
-            slots(call.out), slots(out, x), plan.target.slots, plan.outputs, *then[:2], slots(other, x), int(relu),
-            examples,
-        )  # fmt: skip
-        share(batch_norm.shared_forward, call.units, call.taking, call.arguments, normalising, settling)
-        ctx.save_for_backward(x, values, call.out, out if relu else None)
-        ctx.settings = affine, statistics, plan, examples, count, numbers, then
-        ctx.has_other = other is not None
-        return (call.out, then, x) if out is None else (out, None, x)
+        state = (
+            count,
+            int(statistics.of_batch),
+            float(statistics.rate),
+            float(statistics.eps),
+            np.empty((3, plan.outputs)),
+        )
+        scale_then, shift_then = np.empty((2, plan.outputs), frame.kinds.values.dtype)
+        then = Affine(scale_then, shift_then, relu)
+        settled = None
+        if other is not None:
+            settled = arena.empty((x.shape[0], plan.outputs, frame.planes[1]), x.dtype)
+        scale = None if bias is None else torch.ones_like(bias)
+        norm = _Norm(numbers, state, statistics.of_batch, then, other, settled)
+        out = _forward(plan, x, values, examples, affine, (scale, bias, None, False), norm)
+        for kept, used in zip(running, numbers[:2], strict=True):
+            if kept is not None and used is not None and used is not kept:
+                kept.copy_(used)
+        ctx.save_for_backward(x, values, out, settled if relu else None)
+        ctx.settings = affine, state, then, plan, examples, other is not None
+        return (out, then, x) if settled is None else (settled, None, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, _: Any, passed: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         x, values, y, z = ctx.saved_tensors
-        affine, statistics, plan, examples, count, numbers, then = ctx.settings
+        affine, state, then, plan, examples, has_other = ctx.settings
         if gradient is None:
             return passed, *[None] * 10
         gradient = gradient.contiguous()
         passed = None if passed is None else passed.contiguous()
-        kind, relu = then.scale.dtype, int(then.relu)
-        by_x, constant, of_weight, of_norm_bias = np.empty((4, plan.outputs), kind)
         # With ReLU, else the other's gradient is the one that came in.
-        of_other = arena.empty(tuple(y.shape), y.dtype) if ctx.has_other and relu else None
-        sums = np.empty((len(y) * plan.outputs, 2))
-        reducing = (
-            flat(y), flat(z, y), flat(gradient), plan.target.numbers(y.dtype), plan.outputs, *then[:2], relu, sums,
-        )  # fmt: skip
-        sloping = sums, count, int(statistics.of_batch), numbers, by_x, constant, of_weight, of_norm_bias
-        norm = slots(y), slots(z, y), slots(of_other, y), relu, *then[:2], then.scale, by_x, constant
-        call = _back(plan, gradient, norm, x, affine, values, examples, passed, ctx.needs_input_grad[:2])
-        share(batch_norm.shared_backward, call.units, reducing, sloping, call.taking, call.arguments, call.adding)
+        of_other = arena.empty(tuple(y.shape), y.dtype) if has_other and then.relu else None
+        of_weight, of_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype) for _ in range(2))
+        wanted = ctx.needs_input_grad
+        norm = _Back((y, z, of_other), state, then, (of_weight, of_norm_bias))
+        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], norm)
         of_bias = None
-        if ctx.needs_input_grad[2]:  # a batch's mean takes away what a bias adds
-            of_bias = np.zeros_like(of_norm_bias) if statistics.of_batch else of_norm_bias * then.scale
-        if ctx.has_other and not relu:
-            of_other = gradient
-        found = (of_bias, of_weight, of_norm_bias)
-        wanted = ctx.needs_input_grad[2:5]
-        of_numbers = [torch.from_numpy(slope) if want else None for slope, want in zip(found, wanted, strict=True)]
-        return call.of_x, call.of_values, *of_numbers, of_other, *[None] * 5
+        if wanted[2]:  # a batch's mean takes away what a bias adds
+            of_bias = torch.zeros_like(of_norm_bias) if state[1] else of_norm_bias * torch.from_numpy(then.scale)
+        return (
+            of_x,
+            of_values,
+            of_bias,
+            of_weight if wanted[3] else None,
+            of_norm_bias if wanted[4] else None,
+            gradient if has_other and not then.relu else of_other,
+            *[None] * 5,
+        )

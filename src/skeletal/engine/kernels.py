@@ -160,12 +160,6 @@ def convolve(
 
 
 @compiled
-def shared_convolve(boards, threads, units, *arguments):
-    """`convolve` by several threads."""
-    fork(boards, threads, units, part_of(convolve, arguments), held(arguments))
-
-
-@compiled
 def gradients(
     gradient, gradient_block, gradient_maps, norm, gradient_windows, x, x_block, x_maps, before, x_windows,
     tables, sums, out, out_block, values, tables_back, passed, maps, grid, examples, splits, first, last, thread,
@@ -249,12 +243,6 @@ def gradients(
         if out.size and band == 0:
             for channel in range(begin, end):
                 clear_border(maps, (block * inputs + channel) * size, height, width, halo, size)
-
-
-@compiled
-def shared_gradients(boards, threads, units, *arguments):
-    """`gradients` by several threads."""
-    fork(boards, threads, units, part_of(gradients, arguments), held(arguments))
 
 
 @compiled

@@ -86,12 +86,12 @@ class Tables:
     strides: tuple[int, int, int, int]
     """x_row, x_column, out_row, out_column of a tile"""
 
-    @property
+    @cached_property
     def packed(self) -> tuple[Any, ...]:
-        """As kernels take them."""
-        return self.offsets, self.pointers, self.tiles, self.bands, self.strides
+        """As kernels take them, the order first."""
+        return self.order.numpy(), self.offsets, self.pointers, self.tiles, self.bands, self.strides
 
-    @property
+    @cached_property
     def reach(self) -> int:
         """The most rows of the source that a band reads."""
         return int((self.bands[:, 5] - self.bands[:, 4]).max(initial=0))
@@ -113,6 +113,7 @@ class Plan:
         self.shape, self.source, self.target, self.in_parts = shape, source, target, in_parts
         outputs, inputs = mask.shape[0], mask.shape[1] * shape.groups
         self.outputs, self.inputs = outputs, inputs
+        self.frames: dict[Any, Any] = {}  # what `convolution` derives from this
         self._kept = [index.numpy() for index in mask.cpu().nonzero(as_tuple=True)]
         group = self._kept[0] // max(1, outputs // shape.groups)
         self._kept[1] = self._kept[1] + group * mask.shape[1]

@@ -56,8 +56,8 @@ def affine(typing, way, x, out, other, start, target, cells, a, b, valid, ahead)
 def affine_gradient(typing, way, x, z, gradient, out, other, start, target, cells, a, b, p, q, r, valid, ahead):
     """`out = p g + q x + r`, for the cells from slot `start` on, and 0 for examples from `valid` on.
 
-    The cells of `out` begin at slot `target`. g is the gradient before a ReLU: with `way` 0 there is none; with 1 it was
-    open where `a x + b` is above 0; with 2 where z is; with 3 also `other = g`. `ahead` as of `affine`.
+    The cells of `out` begin at slot `target`. g is the gradient before a ReLU: with `way` 0 there is none; with 1 it
+    was open where `a x + b` is above 0; with 2 where z is; with 3 also `other = g`. `ahead` as of `affine`.
     """
     index = types.int64
     signature = types.void(index, x, z, gradient, out, other, index, index, index, a, a, a, a, a, index, index)

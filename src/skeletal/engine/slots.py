@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import binding, ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import overload
+from numba.np.arrayobj import populate_array
 from torch import Tensor
 
 from skeletal.engine.compiling import intrinsic
@@ -67,6 +68,25 @@ def _array(tensor: Tensor | None, like: Tensor | None, bits: torch.dtype) -> np.
     tensor = tensor.detach()
     assert tensor.is_contiguous()  # a kernel would write into a copy
     return (tensor.view(bits) if tensor.dtype == torch.bfloat16 else tensor).numpy().reshape(-1)
+
+
+Place = tuple[int, int]
+"""Where numbers or slots lie in memory, and how many: what costs nothing to find out, and little to hand over."""
+NOWHERE: Place = (0, 0)
+
+
+def numbers_at(tensor: Tensor | None) -> Place:
+    """Of the numbers of a contiguous tensor; of none without one."""
+    if tensor is None:
+        return NOWHERE
+    assert tensor.is_contiguous()
+    return tensor.data_ptr(), tensor.numel()
+
+
+def slots_at(tensor: Tensor | None) -> Place:
+    """Of its slots."""
+    place, size = numbers_at(tensor)
+    return place, size // 2 if tensor is not None and tensor.dtype == torch.bfloat16 else size
 
 
 @lru_cache
@@ -144,6 +164,24 @@ def _write(typing, array, index, value):
 
 
 # What follows is for kernels. Arrays of int16 are bfloat16 maps.
+
+
+@intrinsic
+def array_at(typing, place, like):
+    """A flat array of what lies at a `Place`, of the type of another. It does not keep that memory alive."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.return_type
+        address, size = (builder.extract_value(arguments[0], i) for i in range(2))
+        array = context.make_array(kind)(context, builder)
+        data = builder.inttoptr(address, context.get_data_type(kind.dtype).as_pointer())
+        width = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        populate_array(
+            array, data, cgutils.pack_array(builder, [size]), cgutils.pack_array(builder, [width]), width, meminfo=None
+        )
+        return array._getvalue()
+
+    return types.Array(like.dtype, 1, "C")(place, like), generate
 
 
 def lanes(array: Any) -> int:
