@@ -14,7 +14,9 @@ from skeletal.engine.slots import LANES, array_at, lanes
 
 
 @compiled
-def factors(sums, count, of_batch, running_mean, running_variance, rate, eps, weight, bias, numbers, scale, shift):
+def factors(
+    sums, count, of_batch, running_mean, running_variance, rate, eps, weight, bias, added, numbers, scale, shift
+):
     """What batch norm multiplies by and adds, for each channel.
 
     Args:
@@ -24,6 +26,7 @@ def factors(sums, count, of_batch, running_mean, running_variance, rate, eps, we
         running_mean, running_variance: moved towards the batch's by `rate`, unless that is 0.
         rate, eps: as of batch norm.
         weight, bias: as of batch norm; empty for 1 and 0.
+        added: to each channel before batch norm, where that is not in the sums; empty for 0.
         numbers: (3, channels), gets mean, inverse deviation, and their product with the weight, in float64.
         scale, shift: get the result.
 
@@ -52,7 +55,8 @@ def factors(sums, count, of_batch, running_mean, running_variance, rate, eps, we
         exact = inverse * weight[channel] if weight.size else inverse
         numbers[0, channel], numbers[1, channel], numbers[2, channel] = mean, inverse, exact
         scale[channel] = exact
-        shift[channel] = bias[channel] - mean * exact if bias.size else -mean * exact
+        start = added[channel] - mean if added.size else -mean
+        shift[channel] = bias[channel] + start * exact if bias.size else start * exact
 
 
 @compiled
@@ -119,7 +123,7 @@ def shared_forward(
         tables: that order, and see `kernels.convolve`.
         frame: see `convolution.Frame`.
         before, sums: see `kernels.convolve`; sums are its moments.
-        normalised: whether batch norm follows.
+        normalised: whether batch norm follows: 1 after the convolution, 2 on its way, in the place of scale and shift.
         state: count, whether statistics are the batch's, rate, eps and numbers of `factors`.
         then: scale and shift of batch norm, which are written.
         settings: whether the convolution ends with ReLU, and batch norm does, examples, splits.
@@ -130,20 +134,27 @@ def shared_forward(
     x_maps, x_block, grid_slots, grid, out_block, channels = frame
     relu, relu_then, examples, splits = settings
     values, factor, constant, mean, variance, weight, bias = numbers
+    count, of_batch, rate, eps, found = state
     take(array_at(values, values_like), order, weights)
+    scale, shift = array_at(factor, values_like), array_at(constant, values_like)
+    means, variances = array_at(mean, values_like), array_at(variance, values_like)
+    weights_then, biases = array_at(weight, values_like), array_at(bias, values_like)
+    if normalised == 2:
+        factors(
+            sums, count, of_batch, means, variances, rate, eps, weights_then, biases, shift, found, then[0], then[1]
+        )
+        scale, shift = then
     out = array_at(maps[2], slots_like)
     convolving = (
         array_at(maps[0], slots_like), x_block, x_maps, before, _rows(array_at(maps[1], slots_like), threads),
         out, out_block, weights, tables[1:], array_at(_twin(maps[2], slots_like, numbers_like), numbers_like), grid,
-        array_at(factor, values_like), array_at(constant, values_like), array_at(maps[3], slots_like), relu, sums,
-        examples, splits,
+        scale, shift, array_at(maps[3], slots_like), relu, sums, examples, splits,
     )  # fmt: skip
     fork(boards, threads, units, part_of(convolve, convolving), held(convolving))
-    if normalised:
-        count, of_batch, rate, eps, found = state
+    if normalised == 1:
         factors(
-            sums, count, of_batch, array_at(mean, values_like), array_at(variance, values_like), rate, eps,
-            array_at(weight, values_like), array_at(bias, values_like), found, then[0], then[1],
+            sums, count, of_batch, means, variances, rate, eps, weights_then, biases, values_like, found,
+            then[0], then[1],
         )  # fmt: skip
         settled = array_at(maps[4], slots_like)
         settling = (

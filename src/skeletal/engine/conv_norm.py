@@ -3,14 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skeletal.engine.blocked import Blocked, beside
-from skeletal.engine.convolution import ConvolveNormalise, Statistics, run_convolution
+from skeletal.engine.convolution import ConvolveNormalise, Statistics, convolve_normalised
 from skeletal.engine.layers import SparseConv2d
 from skeletal.engine.norm import Normalise
-from skeletal.engine.plan import Plan
-from skeletal.engine.slots import computes
 
 
 class ConvNorm(nn.Module):
@@ -40,13 +38,14 @@ class ConvNorm(nn.Module):
         x, plan = convolution.fit(x, self.halo)
         extra = None if other is None else beside(other, plan.target, x.examples).storage
         of_batch = norm.training or norm.running_mean is None
-        if not of_batch and not torch.is_grad_enabled():
-            return self._in_one(x, plan, extra), x
         statistics = self._statistics(plan.target.height * plan.target.width * x.examples, of_batch)
+        numbers = convolution.weight, convolution.bias, norm.weight, norm.bias, extra
+        if not of_batch and not torch.is_grad_enabled():
+            out = convolve_normalised(plan, x.raw, *numbers, x.affine, statistics, self.relu, x.examples)
+            return Blocked(out, plan.target, x.examples), x
         out, affine, passed = ConvolveNormalise.apply(
-            x.raw, convolution.weight, convolution.bias, norm.weight, norm.bias, extra, x.affine, statistics,
-            self.relu, plan, x.examples,
-        )  # fmt: skip
+            x.raw, *numbers, x.affine, statistics, self.relu, plan, x.examples
+        )
         return Blocked(out, plan.target, x.examples, affine), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _alone(self, x: Blocked, other: Blocked | None) -> Blocked:
@@ -67,19 +66,3 @@ class ConvNorm(nn.Module):
             norm.num_batches_tracked.add_(1)
             rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
         return Statistics(of_batch, norm.running_mean, norm.running_var, rate, norm.eps)
-
-    def _in_one(self, x: Blocked, plan: Plan, extra: Tensor | None) -> Blocked:
-        convolution, norm = self.parts
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        start = 0.0 if convolution.bias is None else convolution.bias.double()
-        shift = (start - norm.running_mean.double()) * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.double()
-        dtype = computes(x.raw.dtype)
-        out = run_convolution(
-            plan, x.raw, convolution.weight, x.examples, affine=x.affine,
-            scale=scale.to(dtype), shift=shift.to(dtype), other=extra, relu=self.relu,
-        )  # fmt: skip
-        return Blocked(out, plan.target, x.examples)

@@ -47,6 +47,8 @@ class _Norm(NamedTuple):
     then: Affine
     other: Tensor | None
     settled: Tensor | None
+    way: int = 1
+    """as of `batch_norm.shared_forward`"""
 
 
 class _Back(NamedTuple):
@@ -98,7 +100,7 @@ def _frame(plan: Plan, dtype: torch.dtype) -> Frame:
         plan.frames[dtype] = Frame(
             kinds, nothing, (maps, x_block, target.slots, target.numbers(dtype), out_block, plan.outputs),
             (source.numbers(dtype)[3], target.numbers(dtype)[3]),
-            _Norm([None] * 4, no_state, False, nothing, None, None),
+            _Norm([None] * 4, no_state, False, nothing, None, None, 0),
             _Back((None, None, None), no_state, nothing, (None, None)),
         )  # fmt: skip
     return plan.frames[dtype]
@@ -153,14 +155,14 @@ def _forward(
     if affine is not None:
         window = arena.empty((thread_count(units * splits), plan.inputs, frame.planes[0]), x.dtype)
     scale, shift, other, relu = after
-    rest, state, of_batch, then, added, settled = frame.no_norm if norm is None else norm
+    rest, state, of_batch, then, added, settled, way = frame.no_norm if norm is None else norm
     numbers = [_like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
     share(
         batch_norm.shared_forward, units * splits, frame.kinds,
         tuple(map(slots_at, (x, window, out, other, settled, added))), tuple(map(numbers_at, numbers)),
         np.empty(plan.kept, frame.kinds.values.dtype), tables.packed, frame.forward,
         (frame.as_it_is if affine is None else affine).numbers,
-        np.empty((units if of_batch else 0, plan.outputs, 2)), norm is not None, state, then[:2],
+        np.empty((units if of_batch else 0, plan.outputs, 2)), way, state, then[:2],
         (int(relu), int(then.relu), examples, splits),
     )  # fmt: skip
     return out
@@ -296,6 +298,44 @@ class Convolve(torch.autograd.Function):
         return of_x, of_values, of_bias, None, None, None
 
 
+def _norm(
+    plan: Plan,
+    x: Tensor,
+    values: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Statistics,
+    relu: bool,
+    examples: int,
+) -> _Norm:
+    """Batch norm of a convolution's output."""
+    scale, shift = np.empty((2, plan.outputs), _kinds(x.dtype).values.dtype)
+    running = statistics.running_mean, statistics.running_variance
+    numbers = [_like(tensor, values.dtype) for tensor in (*running, weight, bias)]
+    count = examples * plan.target.height * plan.target.width
+    of_batch, found = statistics.of_batch, np.empty((3, plan.outputs))
+    state = count, int(of_batch), float(statistics.rate), float(statistics.eps), found
+    return _Norm(numbers, state, of_batch, Affine(scale, shift, relu), None, None)
+
+
+def convolve_normalised(
+    plan: Plan,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    norm_bias: Tensor | None,
+    other: Tensor | None,
+    affine: Affine | None,
+    statistics: Statistics,
+    relu: bool,
+    examples: int,
+) -> Tensor:
+    """What `ConvolveNormalise` and its reader make of x, in one pass: with running statistics and without gradients."""
+    norm = _norm(plan, x, values, weight, norm_bias, statistics, False, examples)._replace(way=2)
+    return _forward(plan, x, values, examples, affine, (None, bias, other, relu), norm)
+
+
 class ConvolveNormalise(torch.autograd.Function):
     """A sparse convolution, batch norm, then optionally the addition of another map, then optionally ReLU.
 
@@ -322,31 +362,19 @@ class ConvolveNormalise(torch.autograd.Function):
         examples: int,
     ) -> tuple[Tensor, Affine | None, Tensor]:
         ctx.set_materialize_grads(False)
-        frame = _frame(plan, x.dtype)
-        running = statistics.running_mean, statistics.running_variance
-        numbers = [_like(tensor, values.dtype) for tensor in (*running, weight, norm_bias)]
-        count = examples * plan.target.height * plan.target.width
-        state = (
-            count,
-            int(statistics.of_batch),
-            float(statistics.rate),
-            float(statistics.eps),
-            np.empty((3, plan.outputs)),
+        norm = _norm(plan, x, values, weight, norm_bias, statistics, relu, examples)
+        settled = (
+            None if other is None else arena.empty((x.shape[0], plan.outputs, _frame(plan, x.dtype).planes[1]), x.dtype)
         )
-        scale_then, shift_then = np.empty((2, plan.outputs), frame.kinds.values.dtype)
-        then = Affine(scale_then, shift_then, relu)
-        settled = None
-        if other is not None:
-            settled = arena.empty((x.shape[0], plan.outputs, frame.planes[1]), x.dtype)
+        norm = norm._replace(other=other, settled=settled)
         scale = None if bias is None else torch.ones_like(bias)
-        norm = _Norm(numbers, state, statistics.of_batch, then, other, settled)
         out = _forward(plan, x, values, examples, affine, (scale, bias, None, False), norm)
-        for kept, used in zip(running, numbers[:2], strict=True):
+        for kept, used in zip((statistics.running_mean, statistics.running_variance), norm.numbers, strict=False):
             if kept is not None and used is not None and used is not kept:
                 kept.copy_(used)
         ctx.save_for_backward(x, values, out, settled if relu else None)
-        ctx.settings = affine, state, then, plan, examples, other is not None
-        return (out, then, x) if settled is None else (settled, None, x)
+        ctx.settings = affine, norm.state, norm.then, plan, examples, other is not None
+        return (out, norm.then, x) if settled is None else (settled, None, x)
 
     @staticmethod
     @once_differentiable

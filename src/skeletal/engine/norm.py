@@ -42,7 +42,7 @@ class Normalise(torch.autograd.Function):
         batch_norm.factors(
             _moments(x, grid) if statistics.of_batch else _NO_MOMENTS, count, int(statistics.of_batch),
             flat(statistics.running_mean, like), flat(statistics.running_variance, like), statistics.rate,
-            statistics.eps, flat(weight, like), flat(bias, like), numbers, scale, shift,
+            statistics.eps, flat(weight, like), flat(bias, like), flat(None, like), numbers, scale, shift,
         )  # fmt: skip
         out = arena.empty(tuple(x.shape), x.dtype)
         share(

@@ -1,7 +1,7 @@
 """The tables of a sparse convolution: all that depends on shapes and on the mask, worked out once."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,15 +47,7 @@ class Shape:
 
     def halos(self, height: int, width: int) -> Pair:
         """Pixels of zeros that it needs around its input, and around the gradient of its output."""
-        ahead, back = 0, 0
-        for i, (size, made) in enumerate(zip((height, width), self.output(height, width), strict=True)):
-            reach = self.dilation[i] * (self.kernel[i] - 1)
-            ahead = max(ahead, self.padding[i], (made - 1) * self.stride[i] - self.padding[i] + reach - (size - 1))
-            for phase in range(min(self.stride[i], size)):
-                last = (size - 1 - phase) // self.stride[i]
-                for shift in self.shifts(i, phase).values():
-                    back = max(back, -shift, last + shift - (made - 1))
-        return ahead, back
+        return _halos(self, height, width)
 
     def shifts(self, axis: int, phase: int) -> dict[int, int]:
         """Which kernel positions an input pixel of index `phase` modulo the stride meets, and which output there.
@@ -68,6 +60,19 @@ class Shape:
             if distance % self.stride[axis] == 0:
                 found[position] = distance // self.stride[axis]
         return found
+
+
+@lru_cache(maxsize=4096)
+def _halos(shape: Shape, height: int, width: int) -> Pair:
+    ahead, back = 0, 0
+    for i, (size, made) in enumerate(zip((height, width), shape.output(height, width), strict=True)):
+        reach = shape.dilation[i] * (shape.kernel[i] - 1)
+        ahead = max(ahead, shape.padding[i], (made - 1) * shape.stride[i] - shape.padding[i] + reach - (size - 1))
+        for phase in range(min(shape.stride[i], size)):
+            last = (size - 1 - phase) // shape.stride[i]
+            for shift in shape.shifts(i, phase).values():
+                back = max(back, -shift, last + shift - (made - 1))
+    return ahead, back
 
 
 @dataclass(frozen=True)
