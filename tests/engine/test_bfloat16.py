@@ -1,7 +1,9 @@
 """Maps in bfloat16: kernels against the float32 ones, rounding against torch's, networks against its autocast."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 import skeletal
 from skeletal.engine import blocked
+from skeletal.engine.affine import Affine
 from skeletal.engine.blocked import Blocked, BlockedMaxPool, ToBlocks, to_images
 from skeletal.engine.conv_norm import ConvNorm
 from skeletal.engine.convolution import run_convolution, run_gradients
@@ -23,7 +26,7 @@ from tests.engine.test_lower import NETS, Flattened, made
 
 HALF = torch.bfloat16
 SMALL = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 37, 4, 6, 5, 7, "half", 3)
-SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1.0, 3.3895314e38, -1e-30, 1 + 2**-8, 1 + 3 * 2**-8]
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, 3.3895314e38, -1e-30, 1 + 2**-8, 1 + 3 * 2**-8]
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,57 @@ def test_kernels_round_as_torch_does(factor):
     same_bits(unpack(out, grid, 35), expected)
     same_bits(to_images(normed), expected)
     assert_clean(normed.storage, grid, 35)
+
+
+def read_through_a_window(numbers):
+    """What kernels read of pairs of numbers, (2, n), that a window holds, in float32.
+
+    The gradient of a weight is what it reads, where the gradient of the output is 1 for one example.
+    """
+    channels = numbers.shape[1]
+    grid = Grid(1, 1, 0)
+    plan = Plan(torch.ones(1, channels, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid)
+    stored = numbers.to(HALF)
+    affine = Affine(np.ones(channels, np.float32), np.zeros(channels, np.float32), False)
+    x, found = pack(stored.view(2, channels, 1, 1), grid), []
+    for example in (0, 1):
+        one = torch.zeros(2, 1, 1, 1, dtype=HALF)
+        one[example] = 1
+        values = torch.ones(channels)
+        found.append(run_gradients(plan, pack(one, grid), x, values, 2, affine=affine, wanted=(False, True))[1])
+    return stored.float(), torch.stack(found)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1.0, 1e-30, 1e30]))
+def test_pairs_in_windows_are_as_near_as_bfloat16(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(2, 300, generator=generator) * scale * torch.randint(0, 2, (2, 300), generator=generator)
+    numbers[:, :4] = torch.tensor([[0.0, -0.0, -1.0, 2.0**-133], [-1.0, -2.0, 0.0, -3.0]])
+    stored, found = read_through_a_window(numbers)
+    large = stored.abs() >= torch.finfo(torch.float32).tiny
+    assert torch.equal(found[0][large[0]], stored[0][large[0]])  # the lower half is exact
+    assert (found[0][~large[0]] == 0).all() and (found[1][~large[1]] == 0).all()
+    error = (found[1] - stored[1]).abs()[large[1]]
+    spacing = 2.0 ** (torch.floor(torch.log2(stored[1][large[1]].abs())) - 7)
+    assert (error <= spacing / 2).all()
+    same_sign = torch.sign(found[1]) * torch.sign(stored[1])
+    assert (same_sign[large[1]] == 1).all()
+
+
+def test_pairs_in_windows_are_not_off_to_one_side():
+    stored, found = read_through_a_window(torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0)))
+    off = ((found[1] - stored[1]) / stored[1]).double()
+    assert abs(off.mean()) <= 5 * off.std() / len(off) ** 0.5
+    assert off.std() < 2**-8
+
+
+def test_what_is_not_finite_stays_so_in_windows():
+    special = torch.tensor(
+        [[1.0, -1.0, 0.0, -0.0, 1.0, 1.0], [math.inf, -math.inf, math.inf, -math.inf, math.nan, -math.nan]]
+    )
+    for half in (1, 0):
+        assert not read_through_a_window(special)[1][half].isfinite().any()
+        special = special.flip(0)
 
 
 def planned(case):

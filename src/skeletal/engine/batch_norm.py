@@ -114,7 +114,7 @@ def shared_forward(
     """A convolution, and where batch norm follows what that does by channel and perhaps by number; by several threads.
 
     Args:
-        kinds: empty arrays, like slots, like numbers of maps, like values.
+        kinds: empty arrays, like slots, slots of windows, numbers of maps, values.
         maps: places of slots: x, windows and output of the convolution, what is added to it; output of `scale_shift`,
             if that is to follow, and what is added there.
         numbers: places of values: kept ones, the convolution's scale and shift, running mean and variance, weight and
@@ -129,7 +129,7 @@ def shared_forward(
         settings: whether the convolution ends with ReLU, and batch norm does, examples, splits.
 
     """
-    slots_like, numbers_like, values_like = kinds
+    slots_like, windows_like, numbers_like, values_like = kinds
     order = tables[0]
     x_maps, x_block, grid_slots, grid, out_block, channels = frame
     relu, relu_then, examples, splits = settings
@@ -146,7 +146,7 @@ def shared_forward(
         scale, shift = then
     out = array_at(maps[2], slots_like)
     convolving = (
-        array_at(maps[0], slots_like), x_block, x_maps, before, _rows(array_at(maps[1], slots_like), threads),
+        array_at(maps[0], slots_like), x_block, x_maps, before, _rows(array_at(maps[1], windows_like), threads),
         out, out_block, weights, tables[1:], array_at(_twin(maps[2], slots_like, numbers_like), numbers_like), grid,
         scale, shift, array_at(maps[3], slots_like), relu, sums, examples, splits,
     )  # fmt: skip
@@ -191,7 +191,7 @@ def shared_backward(
         settings: ReLU after batch norm, examples, splits, kept weights and lanes of their sums.
 
     """
-    slots_like, numbers_like, values_like = kinds
+    slots_like, windows_like, numbers_like, values_like = kinds
     gradient_maps, gradient_block, gradient_grid, x_maps, x_block, x_grid = frame
     relu, examples, splits, kept, lanes_of_sums = settings
     gradient, windows, x, x_windows, of_x, passed, y, z, of_other = maps
@@ -217,8 +217,8 @@ def shared_backward(
     parts = array_at(places, values_like).reshape((threads, kept, lanes_of_sums))
     sending = (
         array_at(gradient, slots_like), gradient_block, gradient_maps, norm,
-        _rows(array_at(windows, slots_like), threads),
-        array_at(x, slots_like), x_block, x_maps, before, _rows(array_at(x_windows, slots_like), threads),
+        _rows(array_at(windows, windows_like), threads),
+        array_at(x, slots_like), x_block, x_maps, before, _rows(array_at(x_windows, windows_like), threads),
         tables[1:], parts, array_at(of_x, slots_like), x_block, weights, tables_back[1:],
         array_at(passed, slots_like), array_at(_twin(of_x, slots_like, numbers_like), numbers_like), x_grid,
         examples, splits,

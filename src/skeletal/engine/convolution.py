@@ -17,7 +17,7 @@ from skeletal.engine import arena, batch_norm
 from skeletal.engine.affine import Affine
 from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Plan
-from skeletal.engine.slots import LANES, computes, flat, numbers_at, slots, slots_at
+from skeletal.engine.slots import LANES, computes, flat, numbers_at, slots, slots_at, tight
 from skeletal.engine.threads import share, thread_count
 
 _FEW_TILES = 2  # up to that many, sums for each lane would cost more to write and to read than to add up at once
@@ -63,9 +63,10 @@ class _Back(NamedTuple):
 
 
 class _Kinds(NamedTuple):
-    """Empty arrays, by which kernels know their types: like slots, like numbers of maps, like values."""
+    """Empty arrays, by which kernels know their types: like slots, slots of windows, numbers of maps, values."""
 
     slots: np.ndarray
+    windows: np.ndarray
     numbers: np.ndarray
     values: np.ndarray
 
@@ -88,7 +89,7 @@ class Frame(NamedTuple):
 @lru_cache
 def _kinds(dtype: torch.dtype) -> _Kinds:
     none = torch.empty(0, dtype=dtype)
-    return _Kinds(slots(none), flat(none), flat(torch.empty(0, dtype=computes(dtype))))
+    return _Kinds(slots(none), tight(slots(none)), flat(none), flat(torch.empty(0, dtype=computes(dtype))))
 
 
 def _frame(plan: Plan, dtype: torch.dtype) -> Frame:

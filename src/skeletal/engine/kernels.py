@@ -11,7 +11,7 @@ starts and strides count slots (see `slots`), or numbers where it says so.
 from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.rolling import normalise_rows, rolled, rolled_by, slope_rows
-from skeletal.engine.slots import LANES, cell, lanes, nothing, read
+from skeletal.engine.slots import LANES, cell, flush, lanes, nothing, read, restore
 from skeletal.engine.tiles import inner, inner_once, product
 
 
@@ -117,8 +117,9 @@ def convolve(
     channels = pointers.shape[2] - 1
     row = (width + 2 * halo) * lanes(maps)
     inside = halo * row + halo * lanes(maps)
-    window = windows[thread] if factor.size else x
+    window = windows[thread]
     here, base, ready = -1, 0, 0  # what is in the window
+    state = flush(windows)
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = channels * split // splits, channels * (split + 1) // splits
@@ -133,11 +134,15 @@ def convolve(
                     x, x_at, x_maps, window, base, ready, bands[band, 5], factor, constant, relu_before, valid
                 )
                 ready = bands[band, 5]
-            x_at = -rolled_by(x_maps, base)
-        _convolve_band(
-            window, x_at, out, out_at, plane, values, offsets, pointers, tiles, bands[band], strides, begin, end,
-            scale, shift, other, relu, valid,
-        )  # fmt: skip
+            _convolve_band(
+                window, -rolled_by(x_maps, base), out, out_at, plane, values, offsets, pointers, tiles, bands[band],
+                strides, begin, end, scale, shift, other, relu, valid,
+            )  # fmt: skip
+        else:
+            _convolve_band(
+                x, x_at, out, out_at, plane, values, offsets, pointers, tiles, bands[band], strides, begin, end,
+                scale, shift, other, relu, valid,
+            )  # fmt: skip
         first_map = block * channels * size
         if band == 0:
             for channel in range(begin, end):
@@ -157,6 +162,7 @@ def convolve(
                     squares += squares_of_row
                 moments[unit // splits, channel, 0] = total
                 moments[unit // splits, channel, 1] = squares
+    restore(windows, state)
 
 
 @compiled
@@ -195,9 +201,9 @@ def gradients(
     mine = sums[thread].reshape(-1)
     mine[:] = 0
     none = values[:0]
-    window = gradient_windows[thread] if by_x.size else gradient
-    x_window = x_windows[thread] if factor.size else x
+    window, x_window = gradient_windows[thread], x_windows[thread]
     here, base, ready, x_base, x_ready = -1, 0, 0, 0, 0
+    state = flush(gradient_windows)
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         valid = present(gradient, examples, block)
@@ -210,32 +216,38 @@ def gradients(
                 low, high = min(low, bands_back[i, 4]), max(high, bands_back[i, 5])
         if block != here:
             here, base, ready, x_base, x_ready = block, low, low, bands[band, 4], bands[band, 4]
-        at, x_at = block * gradient_block, block * x_block
+        at, x_at, out_at = block * gradient_block, block * x_block, block * out_block
         if by_x.size:
             base, ready = rolled(window, gradient_maps, base, ready, low, high)
             if ready < high:
                 slope_rows(norm, gradient, at, gradient_maps, window, base, ready, high, valid)
                 ready = high
             at = -rolled_by(gradient_maps, base)
+        if factor.size and mine.size:
+            low, high = bands[band, 4], bands[band, 5]
+            x_base, x_ready = rolled(x_window, x_maps, x_base, x_ready, low, high)
+            if x_ready < high:
+                normalise_rows(x, x_at, x_maps, x_window, x_base, x_ready, high, factor, constant, relu, valid)
+                x_ready = high
+            x_at = -rolled_by(x_maps, x_base)
         if mine.size:
-            if factor.size:
-                x_base, x_ready = rolled(x_window, x_maps, x_base, x_ready, bands[band, 4], bands[band, 5])
-                if x_ready < bands[band, 5]:
-                    normalise_rows(
-                        x, x_at, x_maps, x_window, x_base, x_ready, bands[band, 5], factor, constant, relu, valid
-                    )
-                    x_ready = bands[band, 5]
-                x_at = -rolled_by(x_maps, x_base)
-            _gradient_band(
-                x_window, x_at, window, at, plane, offsets, pointers, tiles, bands[band], strides,
-                outputs * split // splits, outputs * (split + 1) // splits, mine, sums.shape[2] > 1,
-            )  # fmt: skip
+            begin, end = outputs * split // splits, outputs * (split + 1) // splits
+            adding = offsets, pointers, tiles, bands[band], strides, begin, end, mine, sums.shape[2] > 1
+            if by_x.size and factor.size:
+                _gradient_band(x_window, x_at, window, at, plane, *adding)
+            elif by_x.size:
+                _gradient_band(x, x_at, window, at, plane, *adding)
+            elif factor.size:
+                _gradient_band(x_window, x_at, gradient, at, plane, *adding)
+            else:
+                _gradient_band(x, x_at, gradient, at, plane, *adding)
         begin, end = inputs * split // splits, inputs * (split + 1) // splits
         for i in range(first_back, last_back):
-            _convolve_band(
-                window, at, out, block * out_block, plane_back, values, offsets_back, pointers_back, tiles_back,
-                bands_back[i], strides_back, begin, end, none, none, passed, 0, valid,
-            )  # fmt: skip
+            sending = offsets_back, pointers_back, tiles_back, bands_back[i], strides_back, begin, end
+            if by_x.size:
+                _convolve_band(window, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid)
+            else:
+                _convolve_band(gradient, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid)
         if band == 0 and split == 0 and norm[2].size:
             for channel in range(outputs):
                 at = block * gradient_block + channel * plane
@@ -243,6 +255,7 @@ def gradients(
         if out.size and band == 0:
             for channel in range(begin, end):
                 clear_border(maps, (block * inputs + channel) * size, height, width, halo, size)
+    restore(gradient_windows, state)
 
 
 @compiled

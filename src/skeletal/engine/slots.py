@@ -8,9 +8,14 @@ Kernels that go over single numbers see a bfloat16 map as int16. Kernels of tile
 holds two neighbours, the first in its lower half, so that an instruction each takes a vector of slots apart and no
 number changes its lane. A slot is as wide as a float32, and as many slots make a cell (see `grid`), so one table of
 offsets, which count slots, serves both.
+
+*Tight* slots, uint32, are read more often than they are written, and only by kernels (see `rolling`). Their upper
+number is the whole slot read as float32, with the lower number as its last digits: it takes no instruction to get it
+out. It is written such that this is as near to the truth as a bfloat16 would be.
 """
 
-from functools import lru_cache
+import platform
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +46,9 @@ def per_slot(dtype: torch.dtype) -> int:
     """How many numbers a slot holds."""
     return 2 if dtype == torch.bfloat16 else 1
 
+
+_TIGHT = platform.machine().lower() in ("x86_64", "amd64")
+"""where `flush` is known"""
 
 COMPUTES = (torch.float32, torch.float64)
 """What the kernels compute in, and what weights have to be."""
@@ -89,6 +97,11 @@ def slots_at(tensor: Tensor | None) -> Place:
     return place, size // 2 if tensor is not None and tensor.dtype == torch.bfloat16 else size
 
 
+def tight(slots: np.ndarray) -> np.ndarray:
+    """An array of slots as one of tight slots, where two numbers share one."""
+    return slots.view(np.uint32) if slots.dtype == np.int32 and _TIGHT else slots
+
+
 @lru_cache
 def _none(dtype: torch.dtype, bits: torch.dtype) -> np.ndarray:
     return _array(torch.empty(0, dtype=dtype), None, bits)
@@ -119,17 +132,37 @@ def _constant(kind: Any, value: int) -> Any:
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
-def widen(builder: Any, slots: Any) -> tuple[Any, Any]:
+def widen(builder: Any, slots: Any, tight: bool = False) -> tuple[Any, Any]:
     """The two float32 in each of a vector of slots."""
     floats = _like(slots.type, ir.FloatType())
     lower = builder.shl(slots, _constant(slots.type, 16))
-    upper = builder.and_(slots, _constant(slots.type, -(1 << 16)))
+    upper = slots if tight else builder.and_(slots, _constant(slots.type, -(1 << 16)))
     return builder.bitcast(lower, floats), builder.bitcast(upper, floats)
 
 
-def narrow(builder: Any, lower: Any, upper: Any) -> Any:
+def narrow(builder: Any, lower: Any, upper: Any, tight: bool = False) -> Any:
     """Slots of two vectors of float32, rounded: `widen`, backward."""
+    if tight:
+        return _tight(builder, lower, upper)
     return interleave(builder, _rounded(builder, lower), _rounded(builder, upper))
+
+
+def _tight(builder: Any, lower: Any, upper: Any) -> Any:
+    """The upper half such that together with the lower one it is nearest to the number: half of them up, half down.
+
+    Adding to the bits of a float makes it larger, away from 0, whatever its sign. Where the number is 0, or nearly,
+    what is read is a denormal, that is 0. Infinity may be read as NaN, and never as a number.
+    """
+    kind = _like(lower.type, _WORD)
+    number = partial(_constant, kind)
+    tail = builder.zext(_rounded(builder, lower), kind)
+    bits = builder.bitcast(upper, kind)
+    size = builder.and_(bits, number(0x7FFFFFFF))
+    up = builder.add(size, number(0x8000))
+    nearest = builder.sub(builder.select(builder.icmp_unsigned("<", up, tail), tail, up), tail)
+    nearest = builder.select(builder.icmp_unsigned("<", size, number(0x7F800000)), nearest, size)
+    nearest = builder.and_(nearest, number(0x7FFF0000))
+    return builder.or_(builder.or_(nearest, tail), builder.and_(bits, number(-(1 << 31))))
 
 
 def interleave(builder: Any, lower: Any, upper: Any) -> Any:
@@ -207,6 +240,43 @@ def read(array: Any, index: int) -> Any:
 def write(array: Any, index: int, value: Any) -> None:
     """`array[index] = value`, rounded where the array is of bfloat16."""
     raise NotImplementedError("for kernels only")
+
+
+@intrinsic
+def flush(typing, array):
+    """Take denormal numbers for 0 from here on, if an array is of tight slots, where they stand for 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if array.dtype != types.uint32:
+            return _WORD(0)
+        state = cgutils.alloca_once(builder, _WORD)
+        _control(builder, "stmxcsr", state)
+        old = builder.load(state)
+        builder.store(builder.or_(old, _WORD(0x8040)), state)
+        _control(builder, "ldmxcsr", state)
+        return old
+
+    return types.int32(array), generate
+
+
+@intrinsic
+def restore(typing, array, old):
+    """What `flush` has changed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if array.dtype == types.uint32:
+            state = cgutils.alloca_once(builder, _WORD)
+            builder.store(arguments[1], state)
+            _control(builder, "ldmxcsr", state)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int32), generate
+
+
+def _control(builder: Any, name: str, state: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}")
+    builder.call(function, [builder.bitcast(state, ir.IntType(8).as_pointer())])
 
 
 @overload(lanes)

@@ -36,12 +36,12 @@ Cell = list[Any]
 class Emitter:
     """What the loops share: where a tile's pixels lie, and vectors of what is computed in.
 
-    Maps are arrays of float32 or float64, or of int32, whose slots hold two bfloat16.
+    Maps are arrays of float32 or float64, or of int32 or uint32, whose slots hold two bfloat16 (see `slots`).
     """
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> None:
         self.context, self.builder, self.signature, self.arguments = context, builder, signature, arguments
-        self.paired = kind == types.int32
+        self.paired = kind in (types.int32, types.uint32)
         scalar = ir.FloatType() if self.paired else context.get_value_type(kind)
         self.slots = ir.VectorType(context.get_value_type(kind), LANES)
         self.vector = ir.VectorType(scalar, LANES)
@@ -140,17 +140,21 @@ class Emitter:
         reduce = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(reduce, [start, vector], fastmath=("reassoc",))
 
-    def load(self, pointer: Any) -> Cell:
-        slots = self.builder.load(pointer, align=self.bytes)
-        return list(widen(self.builder, slots)) if self.paired else [slots]
+    def is_tight(self, position: int) -> bool:
+        """Whether an argument has tight slots."""
+        return self.signature.args[position].dtype == types.uint32
 
-    def store(self, cell: Cell, pointer: Any) -> None:
-        slots = narrow(self.builder, *cell) if self.paired else cell[0]
+    def load(self, pointer: Any, tight: bool = False) -> Cell:
+        slots = self.builder.load(pointer, align=self.bytes)
+        return list(widen(self.builder, slots, tight)) if self.paired else [slots]
+
+    def store(self, cell: Cell, pointer: Any, tight: bool = False) -> None:
+        slots = narrow(self.builder, cell[0], cell[1], tight) if self.paired else cell[0]
         self.builder.store(slots, pointer, align=self.bytes)
 
-    def load_all(self, pointers: list[Any]) -> list[Any]:
+    def load_all(self, pointers: list[Any], tight: bool = False) -> list[Any]:
         """The vectors of several cells, one cell after the other."""
-        return [number for pointer in pointers for number in self.load(pointer)]
+        return [number for pointer in pointers for number in self.load(pointer, tight)]
 
     def store_all(self, numbers: list[Any], pointers: list[Any]) -> None:
         for i, pointer in enumerate(pointers):
@@ -166,10 +170,10 @@ class Emitter:
 
     def load_at(self, position: int, at: Any) -> Cell:
         """The cell at a slot of an argument."""
-        return self.load(self.cell(self.builder.gep(self.data(position), [at])))
+        return self.load(self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
 
     def store_at(self, position: int, at: Any, cell: Cell) -> None:
-        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])))
+        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
 
     def load_places(self, array: Any, at: Any) -> Cell:
         """The bytes that belong to the numbers of the cell at slot `at`, each vector's together."""
@@ -262,7 +266,7 @@ def product(
                 pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
                 return [
                     builder.call(emit.fma, [weight, number, total])
-                    for number, total in zip(emit.load_all(pixels), sums, strict=True)
+                    for number, total in zip(emit.load_all(pixels, emit.is_tight(2)), sums, strict=True)
                 ]
 
             first = emit.load_all(results) if add else [emit.zero] * len(results) * emit.halves
@@ -377,7 +381,7 @@ def _inner(per_lane: bool) -> Any:
             offset, target = emit.data(9), emit.data(10)
 
             def case(rows: int, columns: int, stride: int | None) -> None:
-                held = emit.load_all(emit.pixels(y_start_, rows, columns, y_row_, y_column_))
+                held = emit.load_all(emit.pixels(y_start_, rows, columns, y_row_, y_column_), emit.is_tight(5))
 
                 def body(j: Any, _: list[Any]) -> list[Any]:
                     here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
@@ -387,7 +391,7 @@ def _inner(per_lane: bool) -> Any:
                     # Two chains, so that an addition need not wait for the one before it.
                     chains = [builder.load(at, align=emit.bytes) if per_lane else emit.zero, emit.zero]
                     pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
-                    for i, number in enumerate(emit.load_all(pixels)):
+                    for i, number in enumerate(emit.load_all(pixels, emit.is_tight(1))):
                         chains[i % 2] = builder.call(emit.fma, [held[i], number, chains[i % 2]])
                     total = builder.fadd(*chains)
                     if per_lane:
