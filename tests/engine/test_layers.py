@@ -1,6 +1,7 @@
 """Sparse layers equal torch's own on the masked weight, for any input, in any mode."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -499,3 +500,60 @@ def test_max_pooling_of_maps_that_are_still_to_be_normalised(arguments, relu):
     slope = torch.sin(torch.arange(expected.storage.numel(), dtype=torch.float64)).view_as(expected.storage)
     one, two = (torch.autograd.grad(x.storage, sparse.weight, slope, retain_graph=True)[0] for x in (found, expected))
     assert torch.equal(one, two)
+
+
+READERS = {  # and whether the gate is kept
+    "a convolution": True,
+    "a convolution, which hands it on": True,
+    "a convolution of which only what it hands on counts": True,
+    "two convolutions": False,
+    "a mean": False,
+    "a convolution and a mean": False,
+    "max pooling and a convolution": False,
+}
+
+
+@pytest.mark.parametrize("joined", [True, False], ids=["with norm", "alone"])
+@pytest.mark.parametrize("readers", READERS)
+def test_who_sets_the_gradient_of_a_sum_to_zero(readers, joined):
+    """Whoever reads the result of addition and ReLU, its gradient is that of torch."""
+    square = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 3, 4, 4, 4, 5, "half", 3)
+    (first, dense_first), (second, dense_second) = (conv(replace(square, seed=seed)) for seed in (3, 4))
+    norm, norm_second = norm_of(4, "usual"), norm_of(4, "usual")
+    copies = copy.deepcopy(norm), copy.deepcopy(norm_second)
+    images, other = square.images.requires_grad_(), torch.cos(square.images).requires_grad_()
+    block, pool = ToBlocks(1, torch.float64), nn.MaxPool2d(2)
+    z, _ = ConvNorm(first, norm, 1, relu=True)(block(images), block(other))
+    theirs = torch.relu(copies[0](dense_first(images)) + other)
+
+    def read(x):
+        if joined:
+            return ConvNorm(second, norm_second, 1, relu=True)(x)
+        return second(x, 1)
+
+    def follow(x):
+        return torch.relu(copies[1](dense_second(x))) if joined else dense_second(x)
+
+    parts, expected = [], []
+    if readers.startswith("max pooling"):
+        parts.append(to_images(BlockedMaxPool(pool, 0)(z)))
+        expected.append(pool(theirs))
+    if "convolution" in readers:
+        out, passed = read(z)
+        if "only" not in readers:
+            parts.append(to_images(out))
+            expected.append(follow(theirs))
+        if "hands" in readers:
+            parts.append(to_images(passed))
+            expected.append(theirs)
+    if readers == "two convolutions":
+        parts.append(to_images(second(z, 1)[0]))
+        expected.append(dense_second(theirs))
+    if "mean" in readers:
+        parts.append(blocked.global_mean(z))
+        expected.append(theirs.mean((2, 3), keepdim=True))
+    assert z.gate.kept == READERS[readers]
+    found = gradients(torch.cat([part.flatten() for part in parts]), images, other, first.weight)
+    truth = gradients(torch.cat([part.flatten() for part in expected]), images, other, dense_first.weight)
+    for one, two in zip(found, truth, strict=True):
+        close(one, two[square.mask] if one.shape != two.shape else two, readers)

@@ -26,6 +26,24 @@ class Affine(NamedTuple):
         return self.scale, self.shift, int(self.relu)
 
 
+class Gate:
+    """A promise between who has made maps that end with a ReLU, and who reads them.
+
+    The gradient of such maps counts only where they are above 0. To find that out, who made them would have to read
+    them again on the way back, twice, and write a gradient for the branch that was added. A convolution that is their
+    only reader has them at hand when it writes their gradient, and sets to 0 what does not count.
+    """
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self.convolutions = 0
+
+    @property
+    def kept(self) -> bool:
+        """Whether the only reader is a convolution: settled when a forward pass has ended."""
+        return self.readers == self.convolutions == 1
+
+
 def before(affine: Affine | None, kind: Any) -> tuple[np.ndarray, np.ndarray, int]:
     """What kernels do to the numbers they read: nothing without an affine; `kind` of number they compute in."""
     return (np.empty(0, kind), np.empty(0, kind), 0) if affine is None else affine.numbers

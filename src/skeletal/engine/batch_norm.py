@@ -188,12 +188,13 @@ def shared_backward(
         sums: memory for `reduce_gradient`.
         state: as of `shared_forward`.
         back: by_x and constant, which are written, empty without batch norm.
-        settings: ReLU after batch norm, examples, splits, kept weights and lanes of their sums.
+        settings: ReLU after batch norm, examples, splits, kept weights and lanes of their sums, whether the gradient of
+            x is gated.
 
     """
     slots_like, windows_like, numbers_like, values_like = kinds
     gradient_maps, gradient_block, gradient_grid, x_maps, x_block, x_grid = frame
-    relu, examples, splits, kept, lanes_of_sums = settings
+    relu, examples, splits, kept, lanes_of_sums, gated = settings
     gradient, windows, x, x_windows, of_x, passed, y, z, of_other = maps
     values, of_values, places, of_weight, of_bias = numbers
     count, of_batch, _, _, found = state
@@ -220,7 +221,7 @@ def shared_backward(
         _rows(array_at(windows, windows_like), threads),
         array_at(x, slots_like), x_block, x_maps, before, _rows(array_at(x_windows, windows_like), threads),
         tables[1:], parts, array_at(of_x, slots_like), x_block, weights, tables_back[1:],
-        array_at(passed, slots_like), array_at(_twin(of_x, slots_like, numbers_like), numbers_like), x_grid,
+        array_at(passed, slots_like), gated, array_at(_twin(of_x, slots_like, numbers_like), numbers_like), x_grid,
         examples, splits,
     )  # fmt: skip
     fork(boards, threads, units, part_of(gradients, sending), held(sending))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.engine.affine import Affine, Settle
+from skeletal.engine.affine import Affine, Gate, Settle
 from skeletal.engine.grid import Grid
 from skeletal.engine.images import Pack, Unpack
 from skeletal.engine.plan import Shape
@@ -21,15 +21,19 @@ class Blocked:
     """A batch of maps in blocks (see `grid`): what sparse layers hand on instead of a tensor (N, C, H, W)."""
 
     raw: Tensor
-    """(blocks, channels, numbers of a plane), of any type of `slots`"""
+    """(blocks, channels, numbers of a plane), of any type of `slots`; to be read with what is still to be done to it"""
     grid: Grid
     examples: int
     affine: Affine | None = None
     """what is still to be done to `raw`"""
+    gate: Gate | None = None
+    """of maps that end with a ReLU"""
 
     @cached_property
     def storage(self) -> Tensor:
         """The maps, with nothing left to be done."""
+        if self.gate is not None:
+            self.gate.readers += 1
         return self.raw if self.affine is None else Settle.apply(self.raw, self.affine, self.grid, self.examples)
 
 
@@ -123,6 +127,8 @@ class BlockedMaxPool(nn.Module):
             target = Grid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
             self._windows[x.grid] = Windows(self.geometry, x.grid, target)
         windows = self._windows[x.grid]
+        if x.gate is not None:
+            x.gate.readers += 1
         return Blocked(MaxPool.apply(x.raw, x.affine, windows, x.examples), windows.target, x.examples)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockedMaxPool":

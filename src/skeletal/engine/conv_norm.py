@@ -43,10 +43,10 @@ class ConvNorm(nn.Module):
         if not of_batch and not torch.is_grad_enabled():
             out = convolve_normalised(plan, x.raw, *numbers, x.affine, statistics, self.relu, x.examples)
             return Blocked(out, plan.target, x.examples), x
-        out, affine, passed = ConvolveNormalise.apply(
-            x.raw, *numbers, x.affine, statistics, self.relu, plan, x.examples
+        out, affine, gate, passed = ConvolveNormalise.apply(
+            x.raw, *numbers, x.affine, x.gate, statistics, self.relu, plan, x.examples
         )
-        return Blocked(out, plan.target, x.examples, affine), Blocked(passed, x.grid, x.examples, x.affine)
+        return Blocked(out, plan.target, x.examples, affine, gate), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _alone(self, x: Blocked, other: Blocked | None) -> Blocked:
         norm = self.parts[1]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena, batch_norm
-from skeletal.engine.affine import Affine
+from skeletal.engine.affine import Affine, Gate
 from skeletal.engine.grid import Grid
 from skeletal.engine.plan import Plan
 from skeletal.engine.slots import LANES, computes, flat, numbers_at, slots, slots_at, tight
@@ -207,6 +207,7 @@ def _backward(
     passed: Tensor | None,
     wanted: tuple[bool, bool],
     norm: _Back | None = None,
+    gated: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `run_gradients`; with a norm `gradient` is that of the norm's result."""
     frame, blocks, kind = _frame(plan, x.dtype), x.shape[0], values.dtype
@@ -239,7 +240,7 @@ def _backward(
         np.empty(plan.kept if wanted[0] else 0, frame.kinds.values.dtype), forward.packed, back.packed,
         _frame_back(plan, x.dtype), (frame.as_it_is if affine is None else affine).numbers,
         np.empty((blocks * channels, 2)), norm is not None, state, then[:2],
-        np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes),
+        np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes, int(gated)),
     )  # fmt: skip
     return of_x, of_values
 
@@ -267,19 +268,39 @@ def run_gradients(
     return _backward(plan, gradient, x, values, examples, affine, passed, wanted)
 
 
+def _entered(gate: Gate | None) -> Gate | None:
+    """A convolution reads maps with that gate."""
+    if gate is not None:
+        gate.readers += 1
+        gate.convolutions += 1
+    return gate
+
+
+def _through(gated: bool, x: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """A gradient of x that comes from others only."""
+    return gradient if gradient is None or not gated else gradient.masked_fill(x <= 0, 0)
+
+
 class Convolve(torch.autograd.Function):
     """A sparse convolution. Hands its input on, so that whoever else reads it sends its gradient here, and adding the
     two costs no pass of its own.
 
-    `apply(x, values, bias, affine, plan, examples)` returns output, x.
+    `apply(x, values, bias, affine, gate, plan, examples)` returns output, x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, affine: Affine | None, plan: Plan, examples: int
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        affine: Affine | None,
+        gate: Gate | None,
+        plan: Plan,
+        examples: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.settings = affine, plan, examples
+        ctx.settings = affine, _entered(gate), plan, examples
         ctx.save_for_backward(x, values)
         scale = None if bias is None else torch.ones_like(bias)
         return _forward(plan, x, values, examples, affine, (scale, bias, None, False)), x
@@ -288,15 +309,16 @@ class Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         x, values = ctx.saved_tensors
-        affine, plan, examples = ctx.settings
+        affine, gate, plan, examples = ctx.settings
+        gated = gate is not None and gate.kept
         if gradient is None:
-            return passed, *[None] * 5
+            return _through(gated, x, passed), *[None] * 6
         gradient = gradient.contiguous()
         passed = None if passed is None else passed.contiguous()
         wanted = ctx.needs_input_grad
-        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2])
+        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], gated=gated)
         of_bias = plan.target.inside(gradient).sum((0, 2, 3, 4), dtype=values.dtype) if wanted[2] else None
-        return of_x, of_values, of_bias, None, None, None
+        return of_x, of_values, of_bias, *[None] * 4
 
 
 def _norm(
@@ -340,11 +362,11 @@ def convolve_normalised(
 class ConvolveNormalise(torch.autograd.Function):
     """A sparse convolution, batch norm, then optionally the addition of another map, then optionally ReLU.
 
-    `apply(x, values, bias, weight, norm_bias, other, affine, statistics, relu, plan, examples)` returns output, what is
-    still to be done to it, and x, as `Convolve` does. Where another map is added nothing remains to be done. Without
-    one the output is the convolution's, and what reads it does batch norm and ReLU: the gradient that comes back is
-    that of the result (see `affine.Settle`). So neither that result nor the gradient of the convolution's output lie in
-    memory, which is most of what a step of a thin skeleton would read and write.
+    `apply(x, values, bias, weight, norm_bias, other, affine, gate, statistics, relu, plan, examples)` returns output,
+    what is still to be done to it, its gate, and x, as `Convolve` does. Where another map is added nothing remains to
+    be done. Without one the output is the convolution's, and what reads it does batch norm and ReLU: the gradient that
+    comes back is that of the result (see `affine.Settle`). So neither that result nor the gradient of the convolution's
+    output lie in memory, which is most of what a step of a thin skeleton would read and write.
     """
 
     @staticmethod
@@ -357,11 +379,12 @@ class ConvolveNormalise(torch.autograd.Function):
         norm_bias: Tensor | None,
         other: Tensor | None,
         affine: Affine | None,
+        gate: Gate | None,
         statistics: Statistics,
         relu: bool,
         plan: Plan,
         examples: int,
-    ) -> tuple[Tensor, Affine | None, Tensor]:
+    ) -> tuple[Tensor, Affine | None, Gate | None, Tensor]:
         ctx.set_materialize_grads(False)
         norm = _norm(plan, x, values, weight, norm_bias, statistics, relu, examples)
         settled = (
@@ -374,16 +397,21 @@ class ConvolveNormalise(torch.autograd.Function):
             if kept is not None and used is not None and used is not kept:
                 kept.copy_(used)
         ctx.save_for_backward(x, values, out, settled if relu else None)
-        ctx.settings = affine, norm.state, norm.then, plan, examples, other is not None
-        return (out, norm.then, x) if settled is None else (settled, None, x)
+        own = Gate() if relu and settled is not None else None
+        ctx.settings = affine, _entered(gate), norm.state, norm.then, plan, examples, other is not None, own
+        return (out, norm.then, None, x) if settled is None else (settled, None, own, x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, _: Any, passed: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+    def backward(ctx: Any, gradient: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        passed = others[-1]
         x, values, y, z = ctx.saved_tensors
-        affine, state, then, plan, examples, has_other = ctx.settings
+        affine, gate, state, then, plan, examples, has_other, own = ctx.settings
+        gated = gate is not None and gate.kept
         if gradient is None:
-            return passed, *[None] * 10
+            return _through(gated, x, passed), *[None] * 11
+        if own is not None and own.kept:  # the gradient counts everywhere
+            z, then = None, then._replace(relu=False)
         gradient = gradient.contiguous()
         passed = None if passed is None else passed.contiguous()
         # With ReLU, else the other's gradient is the one that came in.
@@ -391,7 +419,7 @@ class ConvolveNormalise(torch.autograd.Function):
         of_weight, of_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype) for _ in range(2))
         wanted = ctx.needs_input_grad
         norm = _Back((y, z, of_other), state, then, (of_weight, of_norm_bias))
-        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], norm)
+        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], norm, gated)
         of_bias = None
         if wanted[2]:  # a batch's mean takes away what a bias adds
             of_bias = torch.zeros_like(of_norm_bias) if state[1] else of_norm_bias * torch.from_numpy(then.scale)
@@ -402,5 +430,5 @@ class ConvolveNormalise(torch.autograd.Function):
             of_weight if wanted[3] else None,
             of_norm_bias if wanted[4] else None,
             gradient if has_other and not then.relu else of_other,
-            *[None] * 5,
+            *[None] * 6,
         )

@@ -39,11 +39,11 @@ def present(x, examples, block):
 @compiled
 def _convolve_band(
     x, x_at, out, out_at, plane, values, offsets, pointers, tiles, band, strides, begin, end,
-    scale, shift, other, relu, valid,
+    scale, shift, other, relu, valid, gate,
 ):  # fmt: skip
     """The tiles of a band, of output channels [begin, end); see `convolve`."""
     x_row, x_column, out_row, out_column = strides
-    after = int(scale.size + other.size + relu > 0)
+    after = int(scale.size + other.size + relu + gate.size > 0)
     one, zero = values.dtype.type(1), values.dtype.type(0)
     last_part = pointers.shape[1] - 1
     for part in range(pointers.shape[1]):
@@ -56,7 +56,7 @@ def _convolve_band(
                     kind, min(part, 1), x, x_start, x_row, x_column,
                     out, out_start + channel * plane, out_row, out_column, offsets, values,
                     pointers[phase, part, channel], pointers[phase, part, channel + 1],
-                    after * (part == last_part), a, b, other, other.size, relu, valid,
+                    after * (part == last_part), a, b, other, other.size, relu, valid, gate, gate.size,
                 )  # fmt: skip
 
 
@@ -136,12 +136,12 @@ def convolve(
                 ready = bands[band, 5]
             _convolve_band(
                 window, -rolled_by(x_maps, base), out, out_at, plane, values, offsets, pointers, tiles, bands[band],
-                strides, begin, end, scale, shift, other, relu, valid,
+                strides, begin, end, scale, shift, other, relu, valid, other[:0],
             )  # fmt: skip
         else:
             _convolve_band(
                 x, x_at, out, out_at, plane, values, offsets, pointers, tiles, bands[band], strides, begin, end,
-                scale, shift, other, relu, valid,
+                scale, shift, other, relu, valid, other[:0],
             )  # fmt: skip
         first_map = block * channels * size
         if band == 0:
@@ -168,7 +168,7 @@ def convolve(
 @compiled
 def gradients(
     gradient, gradient_block, gradient_maps, norm, gradient_windows, x, x_block, x_maps, before, x_windows,
-    tables, sums, out, out_block, values, tables_back, passed, maps, grid, examples, splits, first, last, thread,
+    tables, sums, out, out_block, values, tables_back, passed, gated, maps, grid, examples, splits, first, last, thread,
 ):  # fmt: skip
     """A convolution's way back: the gradient of its input, and that of its kept weights.
 
@@ -185,6 +185,7 @@ def gradients(
         out: gets the gradient of x; empty where that is not wanted.
         values, tables_back: for that gradient.
         passed: added to it; empty for none.
+        gated: whether to set it to 0 where x, the result of a ReLU, is not above 0.
         maps, grid: of `out`, as of `convolve`.
         examples: in the whole batch.
         splits: parts of the channels; a unit is a block of examples, a band of tiles and such a part.
@@ -200,7 +201,7 @@ def gradients(
     plane, plane_back = gradient_maps[3], size // (lanes(maps) // LANES)
     mine = sums[thread].reshape(-1)
     mine[:] = 0
-    none = values[:0]
+    none, gate = values[:0], x if gated else x[:0]
     window, x_window = gradient_windows[thread], x_windows[thread]
     here, base, ready, x_base, x_ready = -1, 0, 0, 0, 0
     state = flush(gradient_windows)
@@ -245,9 +246,13 @@ def gradients(
         for i in range(first_back, last_back):
             sending = offsets_back, pointers_back, tiles_back, bands_back[i], strides_back, begin, end
             if by_x.size:
-                _convolve_band(window, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid)
+                _convolve_band(
+                    window, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid, gate
+                )
             else:
-                _convolve_band(gradient, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid)
+                _convolve_band(
+                    gradient, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid, gate
+                )
         if band == 0 and split == 0 and norm[2].size:
             for channel in range(outputs):
                 at = block * gradient_block + channel * plane

@@ -109,7 +109,7 @@ class SparseConv2d(Sparse):
         if isinstance(x, Tensor):
             return self._on_images(x)
         x, plan = self.fit(x, halo)
-        out, passed = Convolve.apply(x.raw, self.weight, self.bias, x.affine, plan, x.examples)
+        out, passed = Convolve.apply(x.raw, self.weight, self.bias, x.affine, x.gate, plan, x.examples)
         return Blocked(out, plan.target, x.examples), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _on_images(self, x: Tensor) -> Tensor:

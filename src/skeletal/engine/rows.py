@@ -79,8 +79,7 @@ def affine_gradient(typing, way, x, z, gradient, out, other, start, target, cell
                 if way == 1:
                     results = [builder.call(emit.fma, [number, factor, constant]) for number in numbers]
                 if way:
-                    shut = [builder.fcmp_ordered("<=", result, emit.zero) for result in results]
-                    slopes = [builder.select(s, emit.zero, slope) for s, slope in zip(shut, slopes, strict=True)]
+                    slopes = emit.open(slopes, results)
                 # The order of the two sums decides the last bit, which is to stay what it has always been.
                 pairs = [(by_x, numbers), (by_gradient, slopes)]
                 pairs = pairs[::-1] if way == 1 else pairs
