@@ -8,10 +8,8 @@ batches of the same size: decoding is in neither. The two take turns, so that a 
 """
 
 import argparse
-import platform
 from datetime import date
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -22,14 +20,9 @@ from torchvision import transforms as T
 
 from skeletal.harness.data.memory import MemorySplit, Part
 from skeletal.harness.data.specs import SPECS
+from skeletal.harness.environment import cpu_model
 
 BATCH, OURS, THEIRS = 128, 200, 10  # batch size; batches per timing
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:
@@ -61,7 +54,7 @@ def main() -> None:
     ours(0), theirs()  # warm up
     rates = [(ours(epoch), theirs()) for epoch in range(1, repeats + 1)]
     print(
-        f"{date.today()}  {processor()}, one thread; torch {torch.__version__}, torchvision {torchvision.__version__}"
+        f"{date.today()}  {cpu_model()}, one thread; torch {torch.__version__}, torchvision {torchvision.__version__}"
     )
     for name, values in zip(("batched uint8", "torchvision, per image"), zip(*rates, strict=True), strict=True):
         span = f"{min(values):,.0f} to {max(values):,.0f}"

@@ -8,7 +8,9 @@ to input, kept weights and bias. SparseProp and SparseLab take part where they a
     pip install sparselab==0.2.2
     pip install pybind11 && pip install --no-build-isolation sparseprop
 
-Times are medians, with the fastest and slowest; ratios are to ours. `c` is torch's CSR product.
+Times are medians, with the fastest and slowest; ratios are to ours. A turn is `--burst` calls in a row, of which the
+mean counts: a training calls one library again and again, and threads that were asleep, or spin on behalf of the
+contestant before, weigh on the first call of a turn only.
 """
 
 import argparse
@@ -48,16 +50,17 @@ def contestants(layer, keep, x):
     return ways
 
 
-def there_and_back(layer, x, gradient):
+def there_and_back(layer, x, gradient, burst):
     def call():
-        layer.zero_grad()
-        x.grad = None
-        layer(x).backward(gradient)
+        for _ in range(burst):
+            layer.zero_grad()
+            x.grad = None
+            layer(x).backward(gradient)
 
     return call
 
 
-def measure(size, batch, density, repeat):
+def measure(size, batch, density, repeat, burst):
     torch.manual_seed(SEED)
     layer, x = nn.Linear(size, size), torch.randn(batch, size)
     keep = torch.zeros(size * size, dtype=torch.bool)
@@ -67,9 +70,9 @@ def measure(size, batch, density, repeat):
         expected = ways["torch dense"](x)
         differences = {name: float((way(x) - expected).abs().max()) for name, way in ways.items()}
     gradient = torch.randn(batch, size)
-    calls = {name: there_and_back(way, x.clone().requires_grad_(), gradient) for name, way in ways.items()}
+    calls = {name: there_and_back(way, x.clone().requires_grad_(), gradient, burst) for name, way in ways.items()}
     times = interleaved(calls, repeat)
-    return {name: {"ms": [1000 * t for t in times[name]], "differs by": differences[name]} for name in ways}
+    return {name: {"ms": [1000 * t / burst for t in times[name]], "differs by": differences[name]} for name in ways}
 
 
 def show(found):
@@ -91,14 +94,16 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.01, 0.001])
     parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--burst", type=int, default=10, help="calls in a row, of which the mean counts")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="Sparse ")  # torch's, about CSR tensors being new
     where = environment()
     print(", ".join(f"{key} {where[key]}" for key in ("cpu", "threads", "versions", "date")))
-    print(f"\n{arguments.size} x {arguments.size}, batch {arguments.batch}, medians of {arguments.repeat}")
+    size, batch, repeat, burst = arguments.size, arguments.batch, arguments.repeat, arguments.burst
+    print(f"\n{size} x {size}, batch {batch}, medians of {repeat} turns of {burst} calls")
     with flush_denormals():
-        found = {d: measure(arguments.size, arguments.batch, d, arguments.repeat) for d in arguments.densities}
+        found = {density: measure(size, batch, density, repeat, burst) for density in arguments.densities}
     show(found)
     if arguments.json:
         arguments.json.write_text(

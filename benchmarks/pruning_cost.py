@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 import skeletal
 from skeletal.core.prune import Step
+from skeletal.harness.environment import cpu_model
 from skeletal.harness.models import create
 
 DENSITIES = (1.0, 0.1, 0.01)  # where the scores are taken; the last step prunes a little further
@@ -183,11 +184,6 @@ def show(where, name, found):
         print(f"| {path} | {' | '.join(cells)} | {' / '.join(ratios)} | {one['peak'] / 1e9:.2f} | {share:.0%} |")
 
 
-def processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vgg19-cifar")
@@ -208,7 +204,7 @@ def main():
         print(peak(arguments.peak, arguments.model))
         return
     where = {
-        "processor": processor(), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+        "processor": cpu_model(), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
         "skeletal": skeletal.__version__, "system": platform.platform(), "seed": SEED, "date": str(date.today()),
         "repeats": arguments.repeats,
     }  # fmt: skip

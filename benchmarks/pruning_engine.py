@@ -23,6 +23,7 @@ import torch
 import skeletal
 from skeletal.core.weights import prunable_weights
 from skeletal.engine import scoring
+from skeletal.harness.environment import cpu_model
 from skeletal.harness.models import create
 
 BATCH, SEED = 128, 0
@@ -76,11 +77,6 @@ def totals(steps, final, dense_seconds, sparse_seconds, break_even):
     return sum(densely), before + on_skeletons + plans * planning, steps - len(below)
 
 
-def processor():
-    with open("/proc/cpuinfo") as lines:
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vgg19-cifar")
@@ -94,7 +90,7 @@ def main():
     batches = [(torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,)))]
     total = sum(weight.numel() for weight in prunable_weights(model).values())
     print(
-        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, skeletal {skeletal.__version__},"
+        f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, skeletal {skeletal.__version__},"
         f" {platform.platform()}, {date.today()}\n{arguments.model}, {total:,} weights, batch {BATCH}, float32"
     )
     of_dense = dense(model, batches, arguments.dense, total, arguments.repeats)

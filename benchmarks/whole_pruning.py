@@ -20,13 +20,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from pruning_cost import ours, processor, reference
+from pruning_cost import ours, reference
 from torch import nn
 
 import skeletal
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.schedules import exponential
 from skeletal.harness.config import Pruning, Setup, resolve
+from skeletal.harness.environment import cpu_model
 from skeletal.harness.finding import create_model, load_data, pruning_batches
 
 PATHS = {
@@ -99,7 +100,7 @@ def main():
     total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     counts = exponential(total, round(arguments.density * total), arguments.steps)
     print(
-        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, skeletal {skeletal.__version__},"
+        f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, skeletal {skeletal.__version__},"
         f" {platform.platform()}, seed {setup.seed}, {date.today()}\n{arguments.model}, {arguments.data}, FORCE,"
         f" {arguments.steps} steps of 1 x 128 images to density {arguments.density:g}, {arguments.repeats} repeats\n"
     )

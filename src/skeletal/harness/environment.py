@@ -25,7 +25,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str | None:
+def cpu_model() -> str | None:
+    """What the CPU calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -78,7 +79,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
         "cuda": torch.version.cuda,
-        "cpu": _or_none(_cpu_model),
+        "cpu": _or_none(cpu_model),
         "cores": _or_none(_usable_cores),
         "threads": torch.get_num_threads(),
         "processes": {"number": ranks(), "rule": RULE},
