@@ -9,8 +9,7 @@ to input, kept weights and bias. SparseProp and SparseLab take part where they a
     pip install pybind11 && pip install --no-build-isolation sparseprop
 
 Times are medians, with the fastest and slowest; ratios are to ours. A turn is `--burst` calls in a row, of which the
-mean counts: a training calls one library again and again, and threads that were asleep, or spin on behalf of the
-contestant before, weigh on the first call of a turn only.
+mean counts, after as many that do not: a training calls one library again and again, and finds its threads awake.
 """
 
 import argparse

@@ -29,7 +29,7 @@ from skeletal.harness.bench.roofline import Machine, measure_machine, work
 from skeletal.harness.bench.setting import Setting
 from skeletal.harness.environment import environment
 
-_WARM_UPS = 2
+_WARM_UPS = 1
 
 
 def bench(
@@ -149,13 +149,17 @@ def _record(
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of `repeat` calls of each, all taking turns, after rounds that do not count."""
+    """Seconds of `repeat` calls of each, all taking turns, after a round that does not count.
+
+    A turn is two calls, of which the second counts: in a training a step follows one of its own kind, and finds the
+    caches, memory and threads that it has left, and not those of another contestant.
+    """
     times: dict[str, list[float]] = {key: [] for key in calls}
     for turn in range(_WARM_UPS + repeat):
         for key, call in calls.items():
-            took = seconds(call)
+            call()
             if turn >= _WARM_UPS:
-                times[key].append(took)
+                times[key].append(seconds(call))
     return times
 
 
