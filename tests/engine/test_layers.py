@@ -15,6 +15,7 @@ from skeletal.engine import blocked
 from skeletal.engine.blocked import Blocked, BlockedMaxPool, Elementwise, ToBlocks, can_pool, to_images
 from skeletal.engine.conv_norm import ConvNorm
 from skeletal.engine.grid import Grid, pack, unpack
+from skeletal.engine.images import Pack
 from skeletal.engine.layers import SparseConv2d, SparseLinear
 from skeletal.engine.plan import Shape
 from skeletal.engine.slots import LANES
@@ -557,3 +558,29 @@ def test_who_sets_the_gradient_of_a_sum_to_zero(readers, joined):
     truth = gradients(torch.cat([part.flatten() for part in expected]), images, other, dense_first.weight)
     for one, two in zip(found, truth, strict=True):
         close(one, two[square.mask] if one.shape != two.shape else two, readers)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "a part": lambda x: x[:, 1:3, ::2],
+    "one for all": lambda x: x[:1].expand(37, -1, -1, -1),
+    "turned": lambda x: x.transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16, torch.uint8], ids=str)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_images_of_any_layout_and_type_into_blocks(layout, given, stored):
+    numbers = torch.randn(37, 3, 5, 6, generator=torch.Generator().manual_seed(0)) * 50
+    images = LAYOUTS[layout](numbers.abs().to(given) if given == torch.uint8 else numbers.to(given))
+    grid = Grid(*images.shape[2:], 1)
+    storage = Pack.apply(images, grid, stored)
+    assert_clean(storage, grid, 37)
+    assert torch.equal(unpack(storage, grid, 37), images.to(stored))
+    if images.is_floating_point():
+        images = images.detach().requires_grad_()
+        slope = torch.sin(torch.arange(images.numel()).view(images.shape)).to(stored)
+        (found,) = torch.autograd.grad(Pack.apply(images, grid, stored), images, pack(slope, grid))
+        assert found.dtype == given and torch.equal(found, slope.to(given))

@@ -52,7 +52,7 @@ class ToBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Blocked:
         grid = Grid(x.shape[2], x.shape[3], self.halo)
-        return Blocked(Pack.apply(x.to(storage_type(self.weights, self.bf16)), grid), grid, len(x))
+        return Blocked(Pack.apply(x, grid, storage_type(self.weights, self.bf16)), grid, len(x))
 
 
 def with_halo(x: Blocked, halo: int) -> Blocked:
@@ -60,7 +60,8 @@ def with_halo(x: Blocked, halo: int) -> Blocked:
     if x.grid.halo == halo:
         return x
     grid = Grid(x.grid.height, x.grid.width, halo)
-    return Blocked(Pack.apply(to_images(x), grid), grid, x.examples)
+    images = to_images(x)
+    return Blocked(Pack.apply(images, grid, images.dtype), grid, x.examples)
 
 
 def to_images(x: Blocked) -> Tensor:

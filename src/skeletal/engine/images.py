@@ -6,21 +6,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from skeletal.engine.grid import Grid, pack, unpack
+from skeletal.engine import arena
+from skeletal.engine.grid import Grid, blocks_for, pack, unpack
+from skeletal.engine.packing import shared_pack_planes
+from skeletal.engine.slots import COMPUTES, flat
+from skeletal.engine.threads import share
 
 
 class Pack(torch.autograd.Function):
-    """Images (N, C, H, W) to a storage: `apply(images, grid)`."""
+    """Images (N, C, H, W) to a storage of a type: `apply(images, grid, dtype)`."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, grid: Grid) -> Tensor:
-        ctx.settings = grid, len(images)
-        return pack(images, grid)
+    def forward(ctx: Any, images: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+        ctx.settings = grid, len(images), images.dtype
+        if images.dtype not in COMPUTES:
+            return pack(images.to(dtype), grid)
+        numbers, channels = grid.numbers(dtype), images.shape[1]
+        storage = arena.empty((blocks_for(len(images), dtype), channels, numbers[3]), dtype)
+        share(shared_pack_planes, len(storage) * channels, images.detach().numpy(), flat(storage), numbers, channels)
+        return storage
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
-        return unpack(gradient.contiguous(), *ctx.settings), None
+        grid, examples, dtype = ctx.settings
+        return unpack(gradient.contiguous(), grid, examples).to(dtype), None, None
 
 
 class Unpack(torch.autograd.Function):

@@ -117,7 +117,7 @@ class SparseConv2d(Sparse):
         if self.path == "dense" or x.device.type != "cpu" or x.dim() != 4:
             return F.conv2d(x, self.dense_weight(), self.bias, g.stride, g.padding, g.dilation, g.groups)
         source, target = self.grids(*x.shape[2:])
-        blocked = Blocked(Pack.apply(x.to(self.storage_type()), source), source, len(x))
+        blocked = Blocked(Pack.apply(x, source, self.storage_type()), source, len(x))
         out, _ = self(blocked, target.halo)
         return Unpack.apply(out.storage, out.grid, out.examples).to(self.tensor_type())
 

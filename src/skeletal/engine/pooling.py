@@ -38,6 +38,9 @@ class Windows:
         kinds = (np.int64, np.int64, np.int64, np.uint8)
         found = zip((counts, pixels, offsets, positions), kinds, strict=True)
         self.tables = tuple(np.array(numbers, kind) for numbers, kind in found)
+        # Each pixel lies in one window: the gradient of the maps can be written in one go.
+        places = self.tables[2]
+        self.apart = len(places) == len(np.unique(places)) == source.height * source.width
 
 
 class MaxPool(torch.autograd.Function):
@@ -64,8 +67,8 @@ class MaxPool(torch.autograd.Function):
         pool = ctx.pool
         blocks, channels, _ = gradient.shape
         out = arena.empty((blocks, channels, pool.source.numbers(gradient.dtype)[3]), gradient.dtype)
-        arguments = slots(gradient.contiguous()), flat(chosen), slots(out), pool.source.plane, pool.target.plane
-        share(windows.shared_max_pool_gradient, blocks * channels, *arguments, *pool.tables)
+        arguments = slots(gradient.contiguous()), flat(chosen), slots(out), pool.source.slots, pool.target.plane
+        share(windows.shared_max_pool_gradient, blocks * channels, *arguments, *pool.tables, int(pool.apart))
         return out, None, None, None
 
 

@@ -348,29 +348,35 @@ def largest(
 
 
 @intrinsic
-def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, start, chosen):
-    """`out[out_start + offsets[j] + lane] += gradient[lane]` where `chosen` is `positions[j]`: `largest`, backward."""
+def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, start, chosen, apart):
+    """`out[out_start + offsets[j] + lane] += gradient[lane]` where `chosen` is `positions[j]`: `largest`, backward.
+
+    With `apart` 1 nothing else is added there, and `out` is written as it becomes, whatever was in it.
+    """
     index = types.int64
-    signature = types.void(out, index, offsets, positions, index, index, gradient, index, chosen)
+    signature = types.void(out, index, offsets, positions, index, index, gradient, index, chosen, index)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder, signature, arguments, out.dtype)
-        _, out_at, _, _, begin_, end_, _, at_, _ = arguments
+        _, out_at, _, _, begin_, end_, _, at_, _, apart_ = arguments
         target, offset, position = builder.gep(emit.data(0), [out_at]), emit.data(2), emit.data(3)
         values = emit.load(emit.cell(builder.gep(emit.data(6), [at_])))
         places = emit.load_places(emit.data(8), at_)
 
-        def body(j: Any, _: list[Any]) -> list[Any]:
+        def body(j: Any, apart: bool) -> list[Any]:
             here = emit.cell(builder.gep(target, [builder.load(builder.gep(offset, [j]))]))
             mine = emit.spread(builder.load(builder.gep(position, [j])), emit.bytes_)
             cell = [
-                builder.fadd(number, builder.select(builder.icmp_unsigned("==", place, mine), value, emit.zero))
-                for number, value, place in zip(emit.load(here), values, places, strict=True)
+                builder.select(builder.icmp_unsigned("==", place, mine), value, emit.zero)
+                for value, place in zip(values, places, strict=True)
             ]
-            emit.store(cell, here)
+            emit.store(cell if apart else list(map(builder.fadd, emit.load(here), cell)), here)
             return []
 
-        emit.over(begin_, end_, [], body)
+        def case(apart: bool) -> None:
+            emit.over(begin_, end_, [], lambda j, _: body(j, apart))
+
+        emit.choose(apart_, [partial(case, False), partial(case, True)])
         return context.get_dummy_value()
 
     return signature, generate

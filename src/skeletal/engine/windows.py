@@ -53,16 +53,23 @@ def shared_max_pool(boards, threads, units, *arguments):
 
 @compiled
 def max_pool_gradient(
-    gradient, chosen, out, plane, out_plane, windows, pixels, offsets, positions, first, last, thread
+    gradient, chosen, out, source, out_plane, windows, pixels, offsets, positions, apart, first, last, thread
 ):
-    """Give each gradient to the position that was chosen; arguments as of `max_pool`, with `out` in the place of x."""
+    """Give each gradient to the position that was chosen; arguments as of `max_pool`, with `out` in the place of x.
+
+    `source` is the grid of `out`; with `apart` each of its pixels lies in one window.
+    """
+    height, width, halo, plane = source
     for unit in range(first, last):
-        for i in range(unit * plane, (unit + 1) * plane):
-            out[i] = 0
+        if apart:
+            clear_border(out, unit * plane, height, width, halo, plane)
+        else:
+            for i in range(unit * plane, (unit + 1) * plane):
+                out[i] = 0
         for pixel in range(len(pixels)):
             at = unit * out_plane + pixels[pixel]
             begin, end = windows[pixel], windows[pixel + 1]
-            give_back(out, unit * plane, offsets, positions, begin, end, gradient, at, chosen)
+            give_back(out, unit * plane, offsets, positions, begin, end, gradient, at, chosen, apart)
 
 
 @compiled
