@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from skeletal.engine import convolution
+from skeletal.engine import frames
 from skeletal.engine.affine import Affine, Settle
 from skeletal.engine.convolution import run_convolution, run_gradients
 from skeletal.engine.grid import Grid, pack, unpack
@@ -119,7 +119,7 @@ def test_maps_read_through_a_window_are_those_that_were_settled(case, extra, win
     expected = case.images * scale[:, None, None] + shift[:, None, None]
     close(unpack(x, plan.source, case.examples), torch.relu(expected) if relu else expected)
     found = []
-    with rubbish(), threads(count), mock.patch.object(convolution, "_WINDOW", window):
+    with rubbish(), threads(count), mock.patch.object(frames, "_WINDOW", window):
         for maps, before in ((raw, affine), (x, None)):
             out = run_convolution(plan, maps, values, case.examples, affine=before)
             found.append([out, *run_gradients(plan, slope, maps, values, case.examples, affine=before)])

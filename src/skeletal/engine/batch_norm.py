@@ -121,7 +121,7 @@ def shared_forward(
             bias of batch norm.
         weights: memory for the kept values in the order of the tables.
         tables: that order, and see `kernels.convolve`.
-        frame: see `convolution.Frame`.
+        frame: see `frames.Frame`.
         before, sums: see `kernels.convolve`; sums are its moments.
         normalised: whether batch norm follows: 1 after the convolution, 2 on its way, in the place of scale and shift.
         state: count, whether statistics are the batch's, rate, eps and numbers of `factors`.
@@ -184,7 +184,7 @@ def shared_backward(
             added to it; of batch norm its input, where needed its output, and the gradient of what was added.
         numbers: places of values: kept ones; what is written: their gradients, sums for those, gradients of weight and
             bias of batch norm.
-        tables, tables_back, frame: see `convolution.Frame`, `kernels.gradients`.
+        tables, tables_back, frame: see `frames.Frame`, `kernels.gradients`.
         sums: memory for `reduce_gradient`.
         state: as of `shared_forward`.
         back: by_x and constant, which are written, empty without batch norm.

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from skeletal.engine.blocked import Blocked, beside
-from skeletal.engine.convolution import ConvolveNormalise, Statistics, convolve_normalised
+from skeletal.engine.convolution import ConvolveNormalise, convolve_normalised
+from skeletal.engine.frames import Statistics
 from skeletal.engine.layers import SparseConv2d
 from skeletal.engine.norm import Normalise
 

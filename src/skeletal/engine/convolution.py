@@ -1,12 +1,10 @@
 """The differentiable sparse convolution on blocked maps, alone and with batch norm.
 
 In a thin skeleton what Python does for each layer is a good part of a step. So what a plan comes to is worked out once
-(`Frame`), and tensors go to the kernels as places in memory (see `slots.Place`), one call for each direction.
+(`frames.Frame`), and tensors go to the kernels as places in memory (see `slots.Place`), one call for each direction.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,112 +13,12 @@ from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena, batch_norm
 from skeletal.engine.affine import Affine, Gate
-from skeletal.engine.grid import Grid
+from skeletal.engine.frames import Back, Norm, Statistics, frame_back, frame_of, kinds
 from skeletal.engine.plan import Plan
-from skeletal.engine.slots import LANES, computes, flat, numbers_at, slots, slots_at, tight
+from skeletal.engine.slots import LANES, numbers_at, slots_at
 from skeletal.engine.threads import share, thread_count
 
 _FEW_TILES = 2  # up to that many, sums for each lane would cost more to write and to read than to add up at once
-_WINDOW = 1 << 17  # bytes of rows made ready: a small part of what the second cache of a core holds
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of a batch norm: what it normalises by."""
-
-    of_batch: bool
-    running_mean: Tensor | None
-    running_variance: Tensor | None
-    rate: float
-    """by which the running ones move towards the batch's"""
-    eps: float
-
-
-class _Norm(NamedTuple):
-    """Batch norm after a convolution."""
-
-    numbers: list[Tensor | None]
-    """running mean and variance, weight, bias"""
-    state: tuple[int, int, float, float, np.ndarray]
-    """see `batch_norm.shared_forward`"""
-    of_batch: bool
-    then: Affine
-    other: Tensor | None
-    settled: Tensor | None
-    way: int = 1
-    """as of `batch_norm.shared_forward`"""
-
-
-class _Back(NamedTuple):
-    """Batch norm on the way back."""
-
-    maps: tuple[Tensor | None, Tensor | None, Tensor | None]
-    """its input, its output where that is needed, and memory for the gradient of what was added"""
-    state: tuple[int, int, float, float, np.ndarray]
-    then: Affine
-    of_numbers: tuple[Tensor | None, Tensor | None]
-    """memory for the gradients of weight and bias"""
-
-
-class _Kinds(NamedTuple):
-    """Empty arrays, by which kernels know their types: like slots, slots of windows, numbers of maps, values."""
-
-    slots: np.ndarray
-    windows: np.ndarray
-    numbers: np.ndarray
-    values: np.ndarray
-
-
-class Frame(NamedTuple):
-    """What a plan comes to on maps of one type, worked out once."""
-
-    kinds: _Kinds
-    as_it_is: Affine
-    """for maps to which nothing is still to be done"""
-    forward: tuple[Any, ...]
-    """of x: maps (see `rolling`) and slots of a block; of the output: grid in slots and in numbers, slots of a block,
-    channels"""
-    planes: tuple[int, int]
-    """numbers of a plane of x, and of the output"""
-    no_norm: _Norm
-    no_back: _Back
-
-
-@lru_cache
-def _kinds(dtype: torch.dtype) -> _Kinds:
-    none = torch.empty(0, dtype=dtype)
-    return _Kinds(slots(none), tight(slots(none)), flat(none), flat(torch.empty(0, dtype=computes(dtype))))
-
-
-def _frame(plan: Plan, dtype: torch.dtype) -> Frame:
-    if dtype not in plan.frames:
-        kinds, source, target = _kinds(dtype), plan.source, plan.target
-        nothing, no_state = Affine(kinds.values, kinds.values, False), (0, 0, 0.0, 0.0, np.empty((3, 0)))
-        maps = (*source.slots, plan.inputs, _rows(source, plan.inputs, plan.forward.reach, dtype))
-        x_block, out_block = plan.inputs * source.plane, plan.outputs * target.plane
-        plan.frames[dtype] = Frame(
-            kinds, nothing, (maps, x_block, target.slots, target.numbers(dtype), out_block, plan.outputs),
-            (source.numbers(dtype)[3], target.numbers(dtype)[3]),
-            _Norm([None] * 4, no_state, False, nothing, None, None, 0),
-            _Back((None, None, None), no_state, nothing, (None, None)),
-        )  # fmt: skip
-    return plan.frames[dtype]
-
-
-def _frame_back(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Of the output: maps, slots of a block, grid in numbers; the same of x."""
-    if (dtype, "back") not in plan.frames:
-        maps, x_block, *_, out_block, _ = _frame(plan, dtype).forward
-        target, rows = plan.target, _rows(plan.target, plan.outputs, plan.reach_back, dtype)
-        of_out = (*target.slots, plan.outputs, rows), out_block, target.numbers(dtype)
-        plan.frames[dtype, "back"] = *of_out, maps, x_block, plan.source.numbers(dtype)
-    return plan.frames[dtype, "back"]
-
-
-def _rows(grid: Grid, channels: int, reach: int, dtype: torch.dtype) -> int:
-    """How many rows a window has."""
-    row = max(1, channels * grid.row * (8 if dtype == torch.float64 else 4))
-    return min(grid.height + 2 * grid.halo, max(reach, _WINDOW // row))
 
 
 def _splits(units: int, channels: int) -> int:
@@ -143,10 +41,10 @@ def _forward(
     examples: int,
     affine: Affine | None,
     after: tuple[Tensor | None, Tensor | None, Tensor | None, bool],
-    norm: _Norm | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
     """The storage of the convolution's output; `after` are scale, shift, other and relu of `run_convolution`."""
-    frame, tables, blocks = _frame(plan, x.dtype), plan.forward, x.shape[0]
+    frame, tables, blocks = frame_of(plan, x.dtype), plan.forward, x.shape[0]
     units = blocks * len(tables.bands)
     splits = _splits(units, plan.outputs)
     out = arena.empty((blocks, plan.outputs, frame.planes[1]), x.dtype)
@@ -206,11 +104,11 @@ def _backward(
     affine: Affine | None,
     passed: Tensor | None,
     wanted: tuple[bool, bool],
-    norm: _Back | None = None,
+    norm: Back | None = None,
     gated: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `run_gradients`; with a norm `gradient` is that of the norm's result."""
-    frame, blocks, kind = _frame(plan, x.dtype), x.shape[0], values.dtype
+    frame, blocks, kind = frame_of(plan, x.dtype), x.shape[0], values.dtype
     forward, back = plan.forward, plan.backward if wanted[0] else plan.forward
     units = blocks * len(forward.bands)
     splits = _splits(units, max(plan.outputs, plan.inputs))
@@ -238,7 +136,7 @@ def _backward(
         tuple(map(slots_at, (gradient, windows[0], x, windows[1], of_x, passed, y, z, of_other))),
         tuple(map(numbers_at, (values, of_values, sums, *of_numbers))),
         np.empty(plan.kept if wanted[0] else 0, frame.kinds.values.dtype), forward.packed, back.packed,
-        _frame_back(plan, x.dtype), (frame.as_it_is if affine is None else affine).numbers,
+        frame_back(plan, x.dtype), (frame.as_it_is if affine is None else affine).numbers,
         np.empty((blocks * channels, 2)), norm is not None, state, then[:2],
         np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes, int(gated)),
     )  # fmt: skip
@@ -330,15 +228,15 @@ def _norm(
     statistics: Statistics,
     relu: bool,
     examples: int,
-) -> _Norm:
+) -> Norm:
     """Batch norm of a convolution's output."""
-    scale, shift = np.empty((2, plan.outputs), _kinds(x.dtype).values.dtype)
+    scale, shift = np.empty((2, plan.outputs), kinds(x.dtype).values.dtype)
     running = statistics.running_mean, statistics.running_variance
     numbers = [_like(tensor, values.dtype) for tensor in (*running, weight, bias)]
     count = examples * plan.target.height * plan.target.width
     of_batch, found = statistics.of_batch, np.empty((3, plan.outputs))
     state = count, int(of_batch), float(statistics.rate), float(statistics.eps), found
-    return _Norm(numbers, state, of_batch, Affine(scale, shift, relu), None, None)
+    return Norm(numbers, state, of_batch, Affine(scale, shift, relu), None, None)
 
 
 def convolve_normalised(
@@ -388,7 +286,9 @@ class ConvolveNormalise(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         norm = _norm(plan, x, values, weight, norm_bias, statistics, relu, examples)
         settled = (
-            None if other is None else arena.empty((x.shape[0], plan.outputs, _frame(plan, x.dtype).planes[1]), x.dtype)
+            None
+            if other is None
+            else arena.empty((x.shape[0], plan.outputs, frame_of(plan, x.dtype).planes[1]), x.dtype)
         )
         norm = norm._replace(other=other, settled=settled)
         scale = None if bias is None else torch.ones_like(bias)
@@ -418,7 +318,7 @@ class ConvolveNormalise(torch.autograd.Function):
         of_other = arena.empty(tuple(y.shape), y.dtype) if has_other and then.relu else None
         of_weight, of_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype) for _ in range(2))
         wanted = ctx.needs_input_grad
-        norm = _Back((y, z, of_other), state, then, (of_weight, of_norm_bias))
+        norm = Back((y, z, of_other), state, then, (of_weight, of_norm_bias))
         of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], norm, gated)
         of_bias = None
         if wanted[2]:  # a batch's mean takes away what a bias adds

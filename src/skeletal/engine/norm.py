@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skeletal.engine import arena, batch_norm, elementwise
-from skeletal.engine.convolution import Statistics
+from skeletal.engine.frames import Statistics
 from skeletal.engine.grid import Grid
 from skeletal.engine.slots import computes, flat, slots
 from skeletal.engine.threads import share

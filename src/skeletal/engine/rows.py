@@ -1,4 +1,4 @@
-"""Rows of pixels through batch norm and ReLU, there and back, as vector instructions; see `tiles`.
+"""Rows of pixels through batch norm and ReLU, there and back, as vector instructions; see `emitter`.
 
 In compiled Python loops LLVM proves too little about what may overlap, and goes number by number.
 """
@@ -10,10 +10,8 @@ from llvmlite import ir
 from numba.core import types
 
 from skeletal.engine.compiling import intrinsic
+from skeletal.engine.emitter import INDEX, Emitter
 from skeletal.engine.slots import LANES
-from skeletal.engine.tiles import Emitter
-
-_INDEX = ir.IntType(64)
 
 
 @intrinsic
@@ -33,7 +31,7 @@ def affine(typing, way, x, out, other, start, target, cells, a, b, valid, ahead)
 
         def case(added: bool, relu: bool) -> None:
             def body(j: Any, _: list[Any]) -> list[Any]:
-                step = builder.mul(j, ir.Constant(_INDEX, LANES))
+                step = builder.mul(j, ir.Constant(INDEX, LANES))
                 at, to = builder.add(start_, step), builder.add(target_, step)
                 emit.ask_for(1, builder.add(at, ahead_))
                 found = [builder.call(emit.fma, [number, factor, constant]) for number in emit.load_at(1, at)]
@@ -44,7 +42,7 @@ def affine(typing, way, x, out, other, start, target, cells, a, b, valid, ahead)
                 emit.store_at(2, to, emit.masked(present, found))
                 return []
 
-            emit.over(ir.Constant(_INDEX, 0), cells_, [], body)
+            emit.over(ir.Constant(INDEX, 0), cells_, [], body)
 
         emit.choose(way_, [partial(case, added, relu) for added in (False, True) for relu in (False, True)])
         return context.get_dummy_value()
@@ -70,7 +68,7 @@ def affine_gradient(typing, way, x, z, gradient, out, other, start, target, cell
 
         def case(way: int) -> None:
             def body(j: Any, _: list[Any]) -> list[Any]:
-                step = builder.mul(j, ir.Constant(_INDEX, LANES))
+                step = builder.mul(j, ir.Constant(INDEX, LANES))
                 at, to = builder.add(start_, step), builder.add(target_, step)
                 for position in (1, 2, 3) if way > 1 else (1, 3):
                     emit.ask_for(position, builder.add(at, ahead_))
@@ -92,7 +90,7 @@ def affine_gradient(typing, way, x, z, gradient, out, other, start, target, cell
                     emit.store_at(5, at, slopes)
                 return []
 
-            emit.over(ir.Constant(_INDEX, 0), cells_, [], body)
+            emit.over(ir.Constant(INDEX, 0), cells_, [], body)
 
         emit.choose(arguments[0], [partial(case, way) for way in range(4)])
         return context.get_dummy_value()
@@ -111,12 +109,12 @@ def move(typing, array, start, target, cells):
         start_, target_, cells_ = arguments[1:]
 
         def body(j: Any, _: list[Any]) -> list[Any]:
-            step = builder.mul(j, ir.Constant(_INDEX, LANES))
+            step = builder.mul(j, ir.Constant(INDEX, LANES))
             at, to = (emit.cell(builder.gep(emit.data(0), [builder.add(begin, step)])) for begin in (start_, target_))
             builder.store(builder.load(at, align=emit.bytes), to, align=emit.bytes)
             return []
 
-        emit.over(ir.Constant(_INDEX, 0), cells_, [], body)
+        emit.over(ir.Constant(INDEX, 0), cells_, [], body)
         return context.get_dummy_value()
 
     return signature, generate

@@ -6,226 +6,20 @@ multiply-add per pixel, and one index. numba would keep the sums in memory, so t
 code; LLVM splits the vectors where the machine's own are shorter.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from skeletal.engine.compiling import intrinsic
-from skeletal.engine.slots import LANES, interleave, narrow, widen
+from skeletal.engine.emitter import INDEX, Cell, Emitter, constant
+from skeletal.engine.slots import LANES
 
 SHAPES = ((1, 8), (1, 7), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2))
 """Rows and columns of the tiles there are: for wide maps, for those of ImageNet networks, for what remains."""
 
 STRIDES = (1, 2, None)
 """Pixels of x from one column of a tile to the next; None takes any number, at run time, and is a little slower."""
-
-_INDEX = ir.IntType(64)
-
-
-def _constant(value: int) -> ir.Constant:
-    return ir.Constant(_INDEX, value)
-
-
-Cell = list[Any]
-"""The numbers of a cell in registers: one vector, or two where a slot holds two numbers."""
-
-
-class Emitter:
-    """What the loops share: where a tile's pixels lie, and vectors of what is computed in.
-
-    Maps are arrays of float32 or float64, or of int32 or uint32, whose slots hold two bfloat16 (see `slots`).
-    """
-
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> None:
-        self.context, self.builder, self.signature, self.arguments = context, builder, signature, arguments
-        self.paired = kind in (types.int32, types.uint32)
-        scalar = ir.FloatType() if self.paired else context.get_value_type(kind)
-        self.slots = ir.VectorType(context.get_value_type(kind), LANES)
-        self.vector = ir.VectorType(scalar, LANES)
-        self.zero = ir.Constant(self.vector, [0.0] * LANES)
-        self.bytes = 8 if kind == types.float64 else 4
-        self.halves = 2 if self.paired else 1
-        self.bytes_ = ir.VectorType(ir.IntType(8), LANES)
-        suffix = f"v{LANES}f{8 * self.bytes}"
-        self.fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fma.{suffix}"
-        )
-
-    def data(self, position: int) -> Any:
-        array = self.context.make_array(self.signature.args[position])
-        return array(self.context, self.builder, self.arguments[position]).data
-
-    def spread(self, scalar: Any, vector: Any = None) -> Any:
-        """A vector of one number."""
-        empty = ir.Constant(vector or self.vector, ir.Undefined)
-        first = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return self.builder.shuffle_vector(first, empty, zeros)
-
-    def pixels(self, start: Any, rows: int, columns: int, row_stride: Any, column_stride: Any) -> list[Any]:
-        """Pointers to a tile's vectors; a stride is a number of elements, known now or at run time."""
-        found = []
-        for row in range(rows):
-            begin = self.builder.gep(start, [self.builder.mul(row_stride, _constant(row))]) if row else start
-            for column in range(columns):
-                if isinstance(column_stride, int):
-                    offset = _constant(column * column_stride)
-                else:
-                    offset = self.builder.mul(column_stride, _constant(column))
-                found.append(self.cell(self.builder.gep(begin, [offset])))
-        return found
-
-    def cell(self, start: Any) -> Any:
-        """A pointer to the cell at a slot."""
-        return self.builder.bitcast(start, self.slots.as_pointer())
-
-    def choose(self, kind: Any, cases: list[Callable[[], None]]) -> None:
-        """`cases[kind]()`."""
-        blocks = [self.builder.append_basic_block("case") for _ in cases]
-        end = self.builder.append_basic_block("end")
-        switch = self.builder.switch(kind, end)
-        for number, (block, case) in enumerate(zip(blocks, cases, strict=True)):
-            switch.add_case(_constant(number), block)
-            self.builder.position_at_end(block)
-            case()
-            self.builder.branch(end)
-        self.builder.position_at_end(end)
-
-    def where(self, condition: Any, otherwise: list[Any], make: Callable[[], list[Any]]) -> list[Any]:
-        """`make()` where the condition is not 0, else what there is."""
-        builder, before = self.builder, self.builder.block
-        made_in, end = builder.append_basic_block("made"), builder.append_basic_block("end")
-        builder.cbranch(builder.icmp_signed("!=", condition, _constant(0)), made_in, end)
-        builder.position_at_end(made_in)
-        made = make()
-        made_in = builder.block
-        builder.branch(end)
-        builder.position_at_end(end)
-        results = []
-        for old, new in zip(otherwise, made, strict=True):
-            phi = builder.phi(old.type)
-            phi.add_incoming(old, before)
-            phi.add_incoming(new, made_in)
-            results.append(phi)
-        return results
-
-    def positive(self, numbers: list[Any]) -> list[Any]:
-        """ReLU; NaN stays what it is."""
-        below = [self.builder.fcmp_ordered("<", number, self.zero) for number in numbers]
-        return [self.builder.select(cut, self.zero, number) for cut, number in zip(below, numbers, strict=True)]
-
-    def open(self, numbers: list[Any], results: list[Any]) -> list[Any]:
-        """Gradients before a ReLU of these results."""
-        shut = [self.builder.fcmp_ordered("<=", result, self.zero) for result in results]
-        return [self.builder.select(cut, self.zero, number) for cut, number in zip(shut, numbers, strict=True)]
-
-    def masked(self, present: list[Any], numbers: list[Any]) -> list[Any]:
-        """The vectors of cells, 0 where no example is; `present` as of `before`."""
-        return [self.builder.select(present[i % self.halves], n, self.zero) for i, n in enumerate(numbers)]
-
-    def before(self, valid: Any) -> list[Any]:
-        """Which numbers of a cell come before the number `valid`: a mask for each vector."""
-        word = ir.IntType(32)
-        limit = self.spread(self.builder.trunc(valid, word), ir.VectorType(word, LANES))
-        return [
-            self.builder.icmp_signed(
-                "<", ir.Constant(limit.type, [self.halves * i + half for i in range(LANES)]), limit
-            )
-            for half in range(self.halves)
-        ]
-
-    def across(self, start: Any, vector: Any) -> Any:
-        """A number plus the sum over a vector."""
-        scalar = self.vector.element
-        kind = ir.FunctionType(scalar, [scalar, self.vector])
-        name = f"llvm.vector.reduce.fadd.v{LANES}f{8 * self.bytes}"
-        reduce = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(reduce, [start, vector], fastmath=("reassoc",))
-
-    def is_tight(self, position: int) -> bool:
-        """Whether an argument has tight slots."""
-        return self.signature.args[position].dtype == types.uint32
-
-    def load(self, pointer: Any, tight: bool = False) -> Cell:
-        slots = self.builder.load(pointer, align=self.bytes)
-        return list(widen(self.builder, slots, tight)) if self.paired else [slots]
-
-    def store(self, cell: Cell, pointer: Any, tight: bool = False) -> None:
-        slots = narrow(self.builder, cell[0], cell[1], tight) if self.paired else cell[0]
-        self.builder.store(slots, pointer, align=self.bytes)
-
-    def load_all(self, pointers: list[Any], tight: bool = False) -> list[Any]:
-        """The vectors of several cells, one cell after the other."""
-        return [number for pointer in pointers for number in self.load(pointer, tight)]
-
-    def store_all(self, numbers: list[Any], pointers: list[Any]) -> None:
-        for i, pointer in enumerate(pointers):
-            self.store(numbers[i * self.halves : (i + 1) * self.halves], pointer)
-
-    def ask_for(self, position: int, at: Any) -> None:
-        """Have the cell at a slot of an argument brought into the cache; it may lie outside of the array."""
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
-        pointer = self.builder.bitcast(self.builder.gep(self.data(position), [at]), byte)
-        self.builder.call(function, [pointer, word(0), word(3), word(1)])
-
-    def load_at(self, position: int, at: Any) -> Cell:
-        """The cell at a slot of an argument."""
-        return self.load(self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
-
-    def store_at(self, position: int, at: Any, cell: Cell) -> None:
-        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
-
-    def load_places(self, array: Any, at: Any) -> Cell:
-        """The bytes that belong to the numbers of the cell at slot `at`, each vector's together."""
-        places = self.builder.load(self._places(array, at), align=1)
-        if not self.paired:
-            return [places]
-        upper = self.builder.lshr(places, ir.Constant(places.type, [8] * LANES))
-        return [self.builder.trunc(half, self.bytes_) for half in (places, upper)]
-
-    def store_places(self, cell: Cell, array: Any, at: Any) -> None:
-        places = interleave(self.builder, *cell) if self.paired else cell[0]
-        self.builder.store(places, self._places(array, at), align=1)
-
-    def _places(self, array: Any, at: Any) -> Any:
-        start = self.builder.gep(array, [self.builder.mul(at, _constant(self.halves))])
-        return self.builder.bitcast(start, ir.VectorType(ir.IntType(8 * self.halves), LANES).as_pointer())
-
-    def over(self, begin: Any, end: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-        """`for j in range(begin, end): carried = body(j, carried)`, with `carried` in registers."""
-        builder = self.builder
-        entry = builder.block
-        loop, done = builder.append_basic_block("kept"), builder.append_basic_block("done")
-        some = builder.icmp_signed("<", begin, end)
-        builder.cbranch(some, loop, done)
-        builder.position_at_end(loop)
-        j = builder.phi(_INDEX)
-        j.add_incoming(begin, entry)
-        values = []
-        for value in carried:
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, entry)
-            values.append(phi)
-        after = body(j, values)
-        following = builder.add(j, _constant(1))
-        j.add_incoming(following, builder.block)
-        for phi, value in zip(values, after, strict=True):
-            phi.add_incoming(value, builder.block)
-        last = builder.block
-        builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
-        builder.position_at_end(done)
-        results = []
-        for value, new in zip(carried, after, strict=True):
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, entry)
-            phi.add_incoming(new, last)
-            results.append(phi)
-        return results
 
 
 def kind_of(rows: int, columns: int, stride: int) -> int:
@@ -267,7 +61,7 @@ def product(
             results = emit.pixels(out_start_, rows, columns, out_row_, out_column_)
 
             def body(j: Any, sums: list[Any]) -> list[Any]:
-                here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
+                here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), INDEX)])
                 weight = emit.spread(builder.load(builder.gep(value, [j])))
                 pixels = emit.pixels(here, rows, columns, x_row_, stride * LANES if stride else x_column_)
                 return [
@@ -292,7 +86,7 @@ def product(
 
             emit.store_all(emit.where(after_, sums, finish), results)
 
-        number = builder.add(builder.mul(kind_, _constant(2)), add_)
+        number = builder.add(builder.mul(kind_, constant(2)), add_)
         emit.choose(number, [partial(case, *shape, add) for shape in _KINDS for add in (False, True)])
         return context.get_dummy_value()
 
@@ -339,7 +133,7 @@ def largest(
                     found[k] = builder.select(larger, found[k], best[k])
             return found
 
-        best = emit.over(builder.add(begin_, _constant(1)), end_, read(begin_), body)
+        best = emit.over(builder.add(begin_, constant(1)), end_, read(begin_), body)
         emit.store(best[: emit.halves], emit.cell(builder.gep(emit.data(6), [out_at])))
         emit.store_places(best[emit.halves :], emit.data(8), out_at)
         return context.get_dummy_value()
@@ -398,8 +192,8 @@ def _inner(per_lane: bool) -> Any:
                 held = emit.load_all(emit.pixels(y_start_, rows, columns, y_row_, y_column_), emit.is_tight(5))
 
                 def body(j: Any, _: list[Any]) -> list[Any]:
-                    here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)])
-                    at = builder.gep(target, [builder.mul(j, _constant(LANES)) if per_lane else j])
+                    here = builder.gep(start, [builder.sext(builder.load(builder.gep(offset, [j])), INDEX)])
+                    at = builder.gep(target, [builder.mul(j, constant(LANES)) if per_lane else j])
                     if per_lane:
                         at = builder.bitcast(at, emit.vector.as_pointer())
                     # Two chains, so that an addition need not wait for the one before it.
