@@ -285,11 +285,9 @@ class ConvolveNormalise(torch.autograd.Function):
     ) -> tuple[Tensor, Affine | None, Gate | None, Tensor]:
         ctx.set_materialize_grads(False)
         norm = _norm(plan, x, values, weight, norm_bias, statistics, relu, examples)
-        settled = (
-            None
-            if other is None
-            else arena.empty((x.shape[0], plan.outputs, frame_of(plan, x.dtype).planes[1]), x.dtype)
-        )
+        settled = None
+        if other is not None:
+            settled = arena.empty((x.shape[0], plan.outputs, frame_of(plan, x.dtype).planes[1]), x.dtype)
         norm = norm._replace(other=other, settled=settled)
         scale = None if bias is None else torch.ones_like(bias)
         out = _forward(plan, x, values, examples, affine, (scale, bias, None, False), norm)

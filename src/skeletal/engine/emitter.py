@@ -91,12 +91,15 @@ class Emitter:
         made_in = builder.block
         builder.branch(end)
         builder.position_at_end(end)
+        return self._either(otherwise, before, made, made_in)
+
+    def _either(self, ones: list[Any], one_block: Any, others: list[Any], other_block: Any) -> list[Any]:
+        """The values that come from the block that was left last."""
         results = []
-        for old, new in zip(otherwise, made, strict=True):
-            phi = builder.phi(old.type)
-            phi.add_incoming(old, before)
-            phi.add_incoming(new, made_in)
-            results.append(phi)
+        for one, other in zip(ones, others, strict=True):
+            results.append(self.builder.phi(one.type))
+            results[-1].add_incoming(one, one_block)
+            results[-1].add_incoming(other, other_block)
         return results
 
     def positive(self, numbers: list[Any]) -> list[Any]:
@@ -206,10 +209,4 @@ class Emitter:
         last = builder.block
         builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
         builder.position_at_end(done)
-        results = []
-        for value, new in zip(carried, after, strict=True):
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, entry)
-            phi.add_incoming(new, last)
-            results.append(phi)
-        return results
+        return self._either(carried, entry, after, last)
