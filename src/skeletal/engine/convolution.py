@@ -54,14 +54,14 @@ def _forward(
     if affine is not None:
         window = arena.empty((thread_count(units * splits), plan.inputs, frame.planes[0]), x.dtype)
     scale, shift, other, relu = after
-    rest, state, of_batch, then, added, settled, way = frame.no_norm if norm is None else norm
+    rest, state, then, added, settled, way = frame.no_norm if norm is None else norm
     numbers = [_like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
     share(
         batch_norm.shared_forward, units * splits, frame.kinds,
         tuple(map(slots_at, (x, window, out, other, settled, added))), tuple(map(numbers_at, numbers)),
         np.empty(plan.kept, frame.kinds.values.dtype), tables.packed, frame.forward,
         (frame.as_it_is if affine is None else affine).numbers,
-        np.empty((units if of_batch else 0, plan.outputs, 2)), way, state, then[:2],
+        np.empty((units if state[1] else 0, plan.outputs, 2)), way, state, then[:2],
         (int(relu), int(then.relu), examples, splits),
     )  # fmt: skip
     return out
@@ -234,9 +234,9 @@ def _norm(
     running = statistics.running_mean, statistics.running_variance
     numbers = [_like(tensor, values.dtype) for tensor in (*running, weight, bias)]
     count = examples * plan.target.height * plan.target.width
-    of_batch, found = statistics.of_batch, np.empty((3, plan.outputs))
-    state = count, int(of_batch), float(statistics.rate), float(statistics.eps), found
-    return Norm(numbers, state, of_batch, Affine(scale, shift, relu), None, None)
+    found = np.empty((3, plan.outputs))
+    state = count, int(statistics.of_batch), float(statistics.rate), float(statistics.eps), found
+    return Norm(numbers, state, Affine(scale, shift, relu), None, None)
 
 
 def convolve_normalised(

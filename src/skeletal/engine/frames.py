@@ -35,7 +35,6 @@ class Norm(NamedTuple):
     """running mean and variance, weight, bias"""
     state: tuple[int, int, float, float, np.ndarray]
     """see `batch_norm.shared_forward`"""
-    of_batch: bool
     then: Affine
     other: Tensor | None
     settled: Tensor | None
@@ -95,7 +94,7 @@ def frame_of(plan: Plan, dtype: torch.dtype) -> Frame:
         plan.frames[dtype] = Frame(
             found, nothing, (maps, x_block, target.slots, target.numbers(dtype), out_block, plan.outputs),
             (source.numbers(dtype)[3], target.numbers(dtype)[3]),
-            Norm([None] * 4, no_state, False, nothing, None, None, 0),
+            Norm([None] * 4, no_state, nothing, None, None, 0),
             Back((None, None, None), no_state, nothing, (None, None)),
         )  # fmt: skip
     return plan.frames[dtype]
