@@ -34,16 +34,34 @@ def _like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor.detach().to(dtype).contiguous()
 
 
-def _forward(
+def run_convolution(
     plan: Plan,
     x: Tensor,
     values: Tensor,
     examples: int,
-    affine: Affine | None,
-    after: tuple[Tensor | None, Tensor | None, Tensor | None, bool],
+    *,
+    affine: Affine | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    other: Tensor | None = None,
+    relu: bool = False,
     norm: Norm | None = None,
 ) -> Tensor:
-    """The storage of the convolution's output; `after` are scale, shift, other and relu of `run_convolution`."""
+    """The storage of a convolution's output.
+
+    Args:
+        plan: its tables.
+        x: storage of the input.
+        values: kept weights, in the order of the mask.
+        examples: in the batch.
+        affine: what is still to be done to x.
+        scale, shift: for each output channel, of what follows the convolution, both or none; with `norm.way`
+            2 only shift counts, as a bias before it.
+        other: then added.
+        relu: whether it ends with one.
+        norm: batch norm of what the convolution makes.
+
+    """
     frame, tables, blocks = frame_of(plan, x.dtype), plan.forward, x.shape[0]
     units = blocks * len(tables.bands)
     splits = _splits(units, plan.outputs)
@@ -53,7 +71,6 @@ def _forward(
     window = None
     if affine is not None:
         window = arena.empty((thread_count(units * splits), plan.inputs, frame.planes[0]), x.dtype)
-    scale, shift, other, relu = after
     rest, state, then, added, settled, way = frame.no_norm if norm is None else norm
     numbers = [_like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
     share(
@@ -67,47 +84,30 @@ def _forward(
     return out
 
 
-def run_convolution(
-    plan: Plan,
-    x: Tensor,
-    values: Tensor,
-    examples: int,
-    *,
-    affine: Affine | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    other: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    """The storage of a convolution's output.
-
-    Args:
-        plan: its tables.
-        x: storage of the input.
-        values: kept weights, in the order of the mask.
-        examples: in the batch.
-        affine: what is still to be done to x.
-        scale, shift: for each output channel, of what follows the convolution, both or none.
-        other: then added.
-        relu: whether it ends with one.
-
-    """
-    return _forward(plan, x, values, examples, affine, (scale, shift, other, relu))
-
-
-def _backward(
+def run_gradients(
     plan: Plan,
     gradient: Tensor,
     x: Tensor,
     values: Tensor,
     examples: int,
-    affine: Affine | None,
-    passed: Tensor | None,
-    wanted: tuple[bool, bool],
+    *,
+    affine: Affine | None = None,
+    passed: Tensor | None = None,
+    wanted: tuple[bool, bool] = (True, True),
     norm: Back | None = None,
     gated: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `run_gradients`; with a norm `gradient` is that of the norm's result."""
+    """The gradients of a convolution's input and of its kept weights, those that are wanted of the two.
+
+    Args:
+        plan, x, values, examples, affine: as of `run_convolution`.
+        gradient: storage, of the output.
+        passed: added to the gradient of the input.
+        wanted: which.
+        norm: batch norm after the convolution; `gradient` is then that of its result.
+        gated: whether the gradient of x counts only where x is above 0.
+
+    """
     frame, blocks, kind = frame_of(plan, x.dtype), x.shape[0], values.dtype
     forward, back = plan.forward, plan.backward if wanted[0] else plan.forward
     units = blocks * len(forward.bands)
@@ -141,29 +141,6 @@ def _backward(
         np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes, int(gated)),
     )  # fmt: skip
     return of_x, of_values
-
-
-def run_gradients(
-    plan: Plan,
-    gradient: Tensor,
-    x: Tensor,
-    values: Tensor,
-    examples: int,
-    *,
-    affine: Affine | None = None,
-    passed: Tensor | None = None,
-    wanted: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a convolution's input and of its kept weights, those that are wanted of the two.
-
-    Args:
-        plan, x, values, examples, affine: as of `run_convolution`.
-        gradient: storage, of the output.
-        passed: added to the gradient of the input.
-        wanted: which.
-
-    """
-    return _backward(plan, gradient, x, values, examples, affine, passed, wanted)
 
 
 def _entered(gate: Gate | None) -> Gate | None:
@@ -201,7 +178,7 @@ class Convolve(torch.autograd.Function):
         ctx.settings = affine, _entered(gate), plan, examples
         ctx.save_for_backward(x, values)
         scale = None if bias is None else torch.ones_like(bias)
-        return _forward(plan, x, values, examples, affine, (scale, bias, None, False)), x
+        return run_convolution(plan, x, values, examples, affine=affine, scale=scale, shift=bias), x
 
     @staticmethod
     @once_differentiable
@@ -214,7 +191,9 @@ class Convolve(torch.autograd.Function):
         gradient = gradient.contiguous()
         passed = None if passed is None else passed.contiguous()
         wanted = ctx.needs_input_grad
-        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], gated=gated)
+        of_x, of_values = run_gradients(
+            plan, gradient, x, values, examples, affine=affine, passed=passed, wanted=wanted[:2], gated=gated
+        )
         of_bias = plan.target.inside(gradient).sum((0, 2, 3, 4), dtype=values.dtype) if wanted[2] else None
         return of_x, of_values, of_bias, *[None] * 4
 
@@ -254,7 +233,7 @@ def convolve_normalised(
 ) -> Tensor:
     """What `ConvolveNormalise` and its reader make of x, in one pass: with running statistics and without gradients."""
     norm = _norm(plan, x, values, weight, norm_bias, statistics, False, examples)._replace(way=2)
-    return _forward(plan, x, values, examples, affine, (None, bias, other, relu), norm)
+    return run_convolution(plan, x, values, examples, affine=affine, shift=bias, other=other, relu=relu, norm=norm)
 
 
 class ConvolveNormalise(torch.autograd.Function):
@@ -290,7 +269,7 @@ class ConvolveNormalise(torch.autograd.Function):
             settled = arena.empty((x.shape[0], plan.outputs, frame_of(plan, x.dtype).planes[1]), x.dtype)
         norm = norm._replace(other=other, settled=settled)
         scale = None if bias is None else torch.ones_like(bias)
-        out = _forward(plan, x, values, examples, affine, (scale, bias, None, False), norm)
+        out = run_convolution(plan, x, values, examples, affine=affine, scale=scale, shift=bias, norm=norm)
         for kept, used in zip((statistics.running_mean, statistics.running_variance), norm.numbers, strict=False):
             if kept is not None and used is not None and used is not kept:
                 kept.copy_(used)
@@ -317,7 +296,10 @@ class ConvolveNormalise(torch.autograd.Function):
         of_weight, of_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype) for _ in range(2))
         wanted = ctx.needs_input_grad
         norm = Back((y, z, of_other), state, then, (of_weight, of_norm_bias))
-        of_x, of_values = _backward(plan, gradient, x, values, examples, affine, passed, wanted[:2], norm, gated)
+        of_x, of_values = run_gradients(
+            plan, gradient, x, values, examples,
+            affine=affine, passed=passed, wanted=wanted[:2], norm=norm, gated=gated,
+        )  # fmt: skip
         of_bias = None
         if wanted[2]:  # a batch's mean takes away what a bias adds
             of_bias = torch.zeros_like(of_norm_bias) if state[1] else of_norm_bias * torch.from_numpy(then.scale)
