@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skeletal.engine import arena, plan
 from skeletal.engine.grid import Grid
-from skeletal.engine.plan import Shape
+from skeletal.engine.shapes import Shape
 from skeletal.engine.slots import LANES, examples_of
 
 BATCHES = (1, 2, 3, LANES - 1, LANES, LANES + 1, 2 * LANES, 2 * LANES + 5, 40)

@@ -19,7 +19,8 @@ from skeletal.engine.conv_norm import ConvNorm
 from skeletal.engine.convolution import run_convolution, run_gradients
 from skeletal.engine.grid import Grid, pack, unpack
 from skeletal.engine.layers import Sparse, SparseConv2d, SparseLinear
-from skeletal.engine.plan import Plan, Shape
+from skeletal.engine.plan import Plan
+from skeletal.engine.shapes import Shape
 from tests.cases import Tokens, convnet, images, mlp, random_mask, tokens
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, threads
 from tests.engine.test_lower import NETS, Flattened, made

@@ -14,7 +14,8 @@ from skeletal.engine import frames
 from skeletal.engine.affine import Affine, Settle
 from skeletal.engine.convolution import run_convolution, run_gradients
 from skeletal.engine.grid import Grid, pack, unpack
-from skeletal.engine.plan import Plan, Shape
+from skeletal.engine.plan import Plan
+from skeletal.engine.shapes import Shape
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, small_windows, threads
 
 DENSE = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 37, 6, 5, 7, 9, "half", 0)
@@ -140,7 +141,7 @@ def test_tiles_cover_every_pixel_once(width):
     for height in (1, 2, 3):
         grid = Grid(height, width, 1)
         plan = Plan(torch.ones(1, 1, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid)
-        assert plan.forward.tiles[:, 4].sum() == height * width
+        assert plan.cut.tiles[:, 4].sum() == height * width
         ones = torch.ones(1, 1, height, width, dtype=torch.float64)
         found = run_convolution(plan, pack(ones, grid), torch.ones(1, dtype=torch.float64), 1)
         assert torch.equal(unpack(found, grid, 1), ones)

@@ -17,7 +17,7 @@ from skeletal.engine.conv_norm import ConvNorm
 from skeletal.engine.grid import Grid, pack, unpack
 from skeletal.engine.images import Pack
 from skeletal.engine.layers import SparseConv2d, SparseLinear
-from skeletal.engine.plan import Shape
+from skeletal.engine.shapes import Shape
 from skeletal.engine.slots import LANES
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish
 

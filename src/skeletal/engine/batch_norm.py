@@ -9,8 +9,8 @@ import math
 from skeletal.engine.compiling import compiled
 from skeletal.engine.elementwise import reduce_gradient, scale_shift
 from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.kernels import add_up, convolve, gradients, take
 from skeletal.engine.slots import LANES, array_at, lanes
+from skeletal.engine.ways import add_all_up, arrange, run_convolve, run_gradients
 
 
 @compiled
@@ -135,7 +135,7 @@ def shared_forward(
     relu, relu_then, examples, splits = settings
     values, factor, constant, mean, variance, weight, bias = numbers
     count, of_batch, rate, eps, found = state
-    take(array_at(values, values_like), order, weights)
+    arrange(boards, threads, array_at(values, values_like), order, weights)
     scale, shift = array_at(factor, values_like), array_at(constant, values_like)
     means, variances = array_at(mean, values_like), array_at(variance, values_like)
     weights_then, biases = array_at(weight, values_like), array_at(bias, values_like)
@@ -150,7 +150,7 @@ def shared_forward(
         out, out_block, weights, tables[1:], array_at(_twin(maps[2], slots_like, numbers_like), numbers_like), grid,
         scale, shift, array_at(maps[3], slots_like), relu, sums, examples, splits,
     )  # fmt: skip
-    fork(boards, threads, units, part_of(convolve, convolving), held(convolving))
+    run_convolve(boards, threads, units, order, convolving)
     if normalised == 1:
         factors(
             sums, count, of_batch, means, variances, rate, eps, weights_then, biases, values_like, found,
@@ -210,7 +210,7 @@ def shared_backward(
             sums, count, of_batch, found, back[0], back[1],
             array_at(of_weight, values_like), array_at(of_bias, values_like),
         )  # fmt: skip
-    take(array_at(values, values_like), tables_back[0][: len(weights)], weights)
+    arrange(boards, threads, array_at(values, values_like), tables_back[0], weights)
     norm = (
         array_at(y, slots_like), array_at(z, slots_like), array_at(of_other, slots_like), relu,
         then[0], then[1], then[0], back[0], back[1],
@@ -224,6 +224,5 @@ def shared_backward(
         array_at(passed, slots_like), gated, array_at(_twin(of_x, slots_like, numbers_like), numbers_like), x_grid,
         examples, splits,
     )  # fmt: skip
-    fork(boards, threads, units, part_of(gradients, sending), held(sending))
-    adding = parts, tables[0], array_at(of_values, values_like)
-    fork(boards, threads, kept, part_of(add_up, adding), held(adding))
+    run_gradients(boards, threads, units, tables[0], sending)
+    add_all_up(boards, threads, parts, tables[0], array_at(of_values, values_like))

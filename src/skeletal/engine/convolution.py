@@ -62,21 +62,24 @@ def run_convolution(
         norm: batch norm of what the convolution makes.
 
     """
-    frame, tables, blocks = frame_of(plan, x.dtype), plan.forward, x.shape[0]
-    units = blocks * len(tables.bands)
+    frame, blocks = frame_of(plan, x.dtype), x.shape[0]
+    tables = plan.squares if frame.full else plan.forward
+    units = blocks * len(plan.cut.bands)
     splits = _splits(units, plan.outputs)
     out = arena.empty((blocks, plan.outputs, frame.planes[1]), x.dtype)
     if not units:
         out.zero_()
-    window = None
-    if affine is not None:
-        window = arena.empty((thread_count(units * splits), plan.inputs, frame.planes[0]), x.dtype)
+    window, threads = None, thread_count(units * splits)
+    if frame.full:
+        window = arena.empty((threads, plan.squares.room), x.dtype)
+    elif affine is not None:
+        window = arena.empty((threads, plan.inputs * frame.planes[0]), x.dtype)
     rest, state, then, added, settled, way = frame.no_norm if norm is None else norm
     numbers = [_like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
     share(
         batch_norm.shared_forward, units * splits, frame.kinds,
         tuple(map(slots_at, (x, window, out, other, settled, added))), tuple(map(numbers_at, numbers)),
-        np.empty(plan.kept, frame.kinds.values.dtype), tables.packed, frame.forward,
+        tables.memory(frame.kinds.values.dtype), tables.packed, frame.forward,
         (frame.as_it_is if affine is None else affine).numbers,
         np.empty((units if state[1] else 0, plan.outputs, 2)), way, state, then[:2],
         (int(relu), int(then.relu), examples, splits),
@@ -109,25 +112,24 @@ def run_gradients(
 
     """
     frame, blocks, kind = frame_of(plan, x.dtype), x.shape[0], values.dtype
-    forward, back = plan.forward, plan.backward if wanted[0] else plan.forward
-    units = blocks * len(forward.bands)
+    forward = plan.squares if frame.full else plan.forward
+    back = plan.squares_back if frame.full else plan.backward if wanted[0] else plan.forward
+    units = blocks * len(plan.cut.bands)
     splits = _splits(units, max(plan.outputs, plan.inputs))
     units *= splits
     threads = thread_count(units)
     of_x = arena.empty(tuple(x.shape), x.dtype) if wanted[0] else None
     if of_x is not None and not units:
         of_x.zero_()
-    kept = plan.kept if wanted[1] else 0
-    lanes = 1 if blocks * len(forward.tiles) <= _FEW_TILES else LANES
+    kept = (forward.numbers if frame.full else plan.kept) if wanted[1] else 0
+    lanes = 1 if frame.full or blocks * len(plan.cut.tiles) <= _FEW_TILES else LANES
     sums = arena.empty((threads, kept, lanes), kind)
     of_values = torch.empty(plan.kept, dtype=kind) if wanted[1] else None
-    windows = [
-        arena.empty((threads, channels, plane), x.dtype) if needed else None
-        for needed, channels, plane in (
-            (norm is not None, plan.outputs, frame.planes[1]),
-            (affine is not None and wanted[1], plan.inputs, frame.planes[0]),
-        )
-    ]
+    sizes = plan.rooms_back if frame.full else (
+        plan.outputs * frame.planes[1] if norm is not None else 0,
+        plan.inputs * frame.planes[0] if affine is not None and wanted[1] else 0,
+    )  # fmt: skip
+    windows = [arena.empty((threads, size), x.dtype) if size else None for size in sizes]
     (y, z, of_other), state, then, of_numbers = frame.no_back if norm is None else norm
     channels = 0 if norm is None else plan.outputs
     values = values if values.is_contiguous() else values.contiguous()
@@ -135,7 +137,7 @@ def run_gradients(
         batch_norm.shared_backward, units, frame.kinds,
         tuple(map(slots_at, (gradient, windows[0], x, windows[1], of_x, passed, y, z, of_other))),
         tuple(map(numbers_at, (values, of_values, sums, *of_numbers))),
-        np.empty(plan.kept if wanted[0] else 0, frame.kinds.values.dtype), forward.packed, back.packed,
+        back.memory(frame.kinds.values.dtype) if wanted[0] else frame.no_weights, forward.packed, back.packed,
         frame_back(plan, x.dtype), (frame.as_it_is if affine is None else affine).numbers,
         np.empty((blocks * channels, 2)), norm is not None, state, then[:2],
         np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes, int(gated)),

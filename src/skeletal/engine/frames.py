@@ -75,6 +75,10 @@ class Frame(NamedTuple):
     """numbers of a plane of x, and of the output"""
     no_norm: Norm
     no_back: Back
+    full: bool
+    """whether kernels take squares of weights, see `squares`"""
+    no_weights: np.ndarray
+    """like what they take"""
 
 
 @lru_cache
@@ -87,15 +91,17 @@ def kinds(dtype: torch.dtype) -> Kinds:
 def frame_of(plan: Plan, dtype: torch.dtype) -> Frame:
     """What a plan comes to on maps of a type."""
     if dtype not in plan.frames:
+        full = dtype == torch.bfloat16 and plan.is_full
         found, source, target = kinds(dtype), plan.source, plan.target
         nothing, no_state = Affine(found.values, found.values, False), (0, 0, 0.0, 0.0, np.empty((3, 0)))
-        maps = (*source.slots, plan.inputs, _rows(source, plan.inputs, plan.forward.reach, dtype))
+        maps = (*source.slots, plan.inputs, _rows(source, plan.inputs, plan.cut.reach, dtype))
         x_block, out_block = plan.inputs * source.plane, plan.outputs * target.plane
         plan.frames[dtype] = Frame(
             found, nothing, (maps, x_block, target.slots, target.numbers(dtype), out_block, plan.outputs),
             (source.numbers(dtype)[3], target.numbers(dtype)[3]),
             Norm([None] * 4, no_state, nothing, None, None, 0),
             Back((None, None, None), no_state, nothing, (None, None)),
+            full, np.empty(0, np.int32) if full else found.values,
         )  # fmt: skip
     return plan.frames[dtype]
 

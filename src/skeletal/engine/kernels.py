@@ -31,6 +31,34 @@ def clear_border(out, start, height, width, halo, plane):
 
 
 @compiled
+def clear_borders(out, start, plane, grid, begin, end):
+    """The same for channels [begin, end) of a block of maps."""
+    for channel in range(begin, end):
+        clear_border(out, start + channel * plane, grid[0], grid[1], grid[2], plane)
+
+
+@compiled
+def take_moments(maps, start, grid, rows, begin, end, moments):
+    """Sum and sum of squares of rows [first, last) of channels [begin, end) of a block, into `moments` (channels, 2)."""
+    _, width, halo, size = grid
+    row = (width + 2 * halo) * lanes(maps)
+    for channel in range(begin, end):
+        total = 0.0
+        squares = 0.0
+        for h in range(rows[0], rows[1]):
+            at = start + channel * size + (h + halo) * row + halo * lanes(maps)
+            sum_of_row = squares_of_row = nothing(maps)
+            for i in range(width * lanes(maps)):
+                value = read(maps, at + i)
+                sum_of_row += value
+                squares_of_row += value * value
+            total += sum_of_row
+            squares += squares_of_row
+        moments[channel, 0] = total
+        moments[channel, 1] = squares
+
+
+@compiled
 def present(x, examples, block):
     """How many examples of a block there are, of a map in slots."""
     return min(cell(x), examples - block * cell(x))
@@ -112,11 +140,9 @@ def convolve(
     """
     offsets, pointers, tiles, bands, strides = tables
     factor, constant, relu_before = before
-    height, width, halo, size = grid
+    size = grid[3]
     plane = size // (lanes(maps) // LANES)
     channels = pointers.shape[2] - 1
-    row = (width + 2 * halo) * lanes(maps)
-    inside = halo * row + halo * lanes(maps)
     window = windows[thread]
     here, base, ready = -1, 0, 0  # what is in the window
     state = flush(windows)
@@ -143,25 +169,11 @@ def convolve(
                 x, x_at, out, out_at, plane, values, offsets, pointers, tiles, bands[band], strides, begin, end,
                 scale, shift, other, relu, valid, other[:0],
             )  # fmt: skip
-        first_map = block * channels * size
         if band == 0:
-            for channel in range(begin, end):
-                clear_border(maps, first_map + channel * size, height, width, halo, size)
+            clear_borders(maps, block * channels * size, size, grid, begin, end)
         if moments.size:
-            for channel in range(begin, end):
-                total = 0.0
-                squares = 0.0
-                for h in range(bands[band, 2], bands[band, 3]):
-                    start = first_map + channel * size + inside + h * row
-                    sum_of_row = squares_of_row = nothing(maps)
-                    for i in range(width * lanes(maps)):
-                        value = read(maps, start + i)
-                        sum_of_row += value
-                        squares_of_row += value * value
-                    total += sum_of_row
-                    squares += squares_of_row
-                moments[unit // splits, channel, 0] = total
-                moments[unit // splits, channel, 1] = squares
+            rows = bands[band, 2], bands[band, 3]
+            take_moments(maps, block * channels * size, grid, rows, begin, end, moments[unit // splits])
     restore(windows, state)
 
 
@@ -196,7 +208,7 @@ def gradients(
     offsets, pointers, tiles, bands, strides = tables
     offsets_back, pointers_back, tiles_back, bands_back, strides_back = tables_back
     by_x, (factor, constant, relu) = norm[7], before
-    height, width, halo, size = grid
+    size = grid[3]
     outputs, inputs = pointers.shape[2] - 1, pointers_back.shape[2] - 1
     plane, plane_back = gradient_maps[3], size // (lanes(maps) // LANES)
     mine = sums[thread].reshape(-1)
@@ -254,12 +266,9 @@ def gradients(
                     gradient, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid, gate
                 )
         if band == 0 and split == 0 and norm[2].size:
-            for channel in range(outputs):
-                at = block * gradient_block + channel * plane
-                clear_border(norm[2], at, gradient_maps[0], gradient_maps[1], gradient_maps[2], plane)
+            clear_borders(norm[2], block * gradient_block, plane, gradient_maps, 0, outputs)
         if out.size and band == 0:
-            for channel in range(begin, end):
-                clear_border(maps, (block * inputs + channel) * size, height, width, halo, size)
+            clear_borders(maps, block * inputs * size, size, grid, begin, end)
     restore(gradient_windows, state)
 
 

@@ -16,7 +16,8 @@ from skeletal.engine.convolution import Convolve
 from skeletal.engine.grid import Grid, blocks_for
 from skeletal.engine.images import Pack, Unpack
 from skeletal.engine.multiply import Multiply
-from skeletal.engine.plan import Plan, Shape
+from skeletal.engine.plan import Plan
+from skeletal.engine.shapes import Shape
 from skeletal.engine.slots import COMPUTES
 from skeletal.engine.spread import Spread
 

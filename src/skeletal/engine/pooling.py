@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from skeletal.engine import arena, elementwise, windows
 from skeletal.engine.affine import Affine, before
 from skeletal.engine.grid import Grid
-from skeletal.engine.plan import Shape
+from skeletal.engine.shapes import Shape
 from skeletal.engine.slots import computes, examples_of, flat, slots
 from skeletal.engine.threads import share
 

@@ -1,0 +1,158 @@
+"""The tables of a convolution that keeps much: for the matrix unit, in squares of 32 x 32 channels.
+
+Where every tenth weight is kept, or more, leaving out the others saves less than the matrix unit gains (see `amx`). A
+*square* is what 32 output and 32 input channels have to do with each other at one position of the kernel, pruned
+weights included as zeros. A convolution then is a list of squares: those with a weight that is kept.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from skeletal.engine.cuts import Cut
+from skeletal.engine.grid import Grid
+from skeletal.engine.kept import Weights
+from skeletal.engine.slots import LANES
+from skeletal.engine.tiles import SHAPES, STRIDES
+
+SIDE = 32
+"""Channels to a side."""
+HELD = SIDE * LANES
+"""Slots of so many channels at a pixel."""
+STAGED = 16
+"""Channels that are laid out together."""
+
+
+@dataclass(frozen=True)
+class Squares:
+    """How the kernels of `square_kernels` see one direction of a plan; see there, and `cuts.Cut`."""
+
+    order: np.ndarray
+    """of kept weights, as positions in the order of the mask, square by square"""
+    starts: np.ndarray
+    """(squares + 1,): where each begins in `order`"""
+    places: np.ndarray
+    """of each of them among the numbers of all squares"""
+    offsets: np.ndarray
+    """(squares,): where each reads relative to the pixel that it adds to, in slots of a window"""
+    pointers: np.ndarray
+    """(phases, sides + 1): where the squares of each 32 output channels begin"""
+    tiles: np.ndarray
+    """(tiles, 5): rows, columns, phase, pixel of the source, start in the target in slots"""
+    bands: np.ndarray
+    strides: tuple[int, int, int, int]
+    """x_row and x_column in pixels, out_row and out_column in slots"""
+    grid: Grid
+    """of the source"""
+    inputs: int
+    outputs: int
+    reach: int
+    """rows of the source that are needed at once, at most"""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.offsets)
+
+    @property
+    def pixel(self) -> int:
+        """Slots of a pixel in a window, with all channels."""
+        return pixel_of(self.inputs)
+
+    @property
+    def row(self) -> int:
+        """Slots of a row in a window."""
+        return self.grid.row // LANES * self.pixel
+
+    @cached_property
+    def cells(self) -> int:
+        """The most pixels that a band makes."""
+        sizes = self.tiles[:, 0] * self.tiles[:, 1]
+        return max((int(sizes[first:last].sum()) for first, last in self.bands[:, :2]), default=0)
+
+    @property
+    def rows(self) -> int:
+        """That a window has: where they overlap some more than are needed, so that it need not be moved for each."""
+        return min(self.grid.height + 2 * self.grid.halo, self.reach + 2 * (self.reach > self.tall))
+
+    @property
+    def tall(self) -> int:
+        """The most rows of a tile."""
+        return int(self.tiles[:, 0].max(initial=1))
+
+    @property
+    def room(self) -> int:
+        """Numbers of memory that `square_kernels.convolve_squares` takes a window from."""
+        return 2 * (self.rows * self.row + STAGED * self.grid.width * LANES + SIDE * self._of_channel)
+
+    @property
+    def _of_channel(self) -> int:
+        """Sums of an output channel of a band."""
+        return self.cells * 2 * LANES
+
+    @property
+    def numbers(self) -> int:
+        """Of all squares."""
+        return self.count * SIDE * SIDE
+
+    def memory(self, kind: Any) -> np.ndarray:
+        """For weights as the kernels take them, two in a slot."""
+        return np.empty(self.numbers // 2, np.int32)
+
+    @cached_property
+    def packed(self) -> tuple[Any, ...]:
+        """As kernels take them, the order of the weights first."""
+        order = self.order, self.starts, self.places
+        sizes = self.outputs, self.pixel, self.row, self.rows, self._of_channel
+        return order, self.offsets, self.pointers, self.tiles, self.bands, self.strides, sizes
+
+
+def rooms_back(forward: Squares, back: Squares) -> tuple[int, int]:
+    """Numbers of memory that `square_kernels.gradients_of_squares` takes its two windows from."""
+    stage = STAGED * max(forward.grid.width, back.grid.width) * LANES
+    ahead = forward.cells * HELD + stage + SIDE * back.cells * 2 * LANES
+    return 2 * (back.rows * back.row + ahead), 2 * forward.rows * forward.row
+
+
+def pixel_of(channels: int) -> int:
+    """Slots of a pixel in a window, with so many channels."""
+    return -(-channels // SIDE) * HELD
+
+
+def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: int) -> Squares:
+    """Sort kept weights into squares; of channels read there are `sources`, and `grid` is theirs; `reach` of `Squares`."""
+    order, phase, channel, source, down, right, channels = weights
+    sides, inside, pixel = -(-channels // SIDE), -(-sources // SIDE), pixel_of(sources)
+    shift = down * (grid.row // LANES) + right  # in pixels
+    low, high = (int(shift.min()), int(shift.max())) if len(shift) else (0, 0)
+    span = high - low + 1
+    key = ((phase * sides + channel // SIDE) * inside + source // SIDE) * span + shift - low
+    sort = np.argsort(key, kind="stable")
+    found, starts = np.unique(key[sort], return_index=True)
+    starts = np.append(starts, len(key))
+    number = np.repeat(np.arange(len(found)), np.diff(starts))
+    pair = found // span
+    edges = np.searchsorted(pair // inside, np.arange(cut.phases * sides + 1))
+    x_row, x_column, *of_target = cut.strides
+    return Squares(
+        order[sort],
+        starts,
+        number * SIDE * SIDE + channel[sort] % SIDE * SIDE + source[sort] % SIDE,
+        (found % span + low) * pixel + pair % inside * HELD,
+        np.stack([edges[i * sides : (i + 1) * sides + 1] for i in range(cut.phases)]),
+        np.array(
+            [
+                (*SHAPES[kind // len(STRIDES)], phase, start // LANES, target)
+                for kind, phase, start, target, _ in cut.tiles.tolist()
+            ],
+            np.int64,
+        ).reshape(-1, 5),
+        cut.bands,
+        (x_row // LANES, x_column // LANES, *of_target),
+        grid,
+        sources,
+        channels,
+        reach,
+    )
