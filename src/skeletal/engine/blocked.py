@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from skeletal.engine.affine import Affine, Gate, Settle
 from skeletal.engine.grid import Grid
 from skeletal.engine.images import Pack, Unpack
-from skeletal.engine.shapes import Shape
 from skeletal.engine.pooling import GlobalMean, MaxPool, Windows
+from skeletal.engine.shapes import Shape
 
 
 @dataclass(frozen=True)

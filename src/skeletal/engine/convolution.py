@@ -121,7 +121,7 @@ def run_gradients(
     of_x = arena.empty(tuple(x.shape), x.dtype) if wanted[0] else None
     if of_x is not None and not units:
         of_x.zero_()
-    kept = (forward.numbers if frame.full else plan.kept) if wanted[1] else 0
+    kept = forward.numbers if wanted[1] else 0
     lanes = 1 if frame.full or blocks * len(plan.cut.tiles) <= _FEW_TILES else LANES
     sums = arena.empty((threads, kept, lanes), kind)
     of_values = torch.empty(plan.kept, dtype=kind) if wanted[1] else None

@@ -143,9 +143,12 @@ class Emitter:
         slots = self.builder.load(pointer, align=self.bytes)
         return list(widen(self.builder, slots, tight)) if self.paired else [slots]
 
-    def store(self, cell: Cell, pointer: Any, tight: bool = False) -> None:
+    def store(self, cell: Cell, pointer: Any, tight: bool = False, *, past: bool = False) -> None:
+        """Write a cell; with `past` past the caches, where it begins at a multiple of its size."""
         slots = narrow(self.builder, cell[0], cell[1], tight) if self.paired else cell[0]
-        self.builder.store(slots, pointer, align=self.bytes)
+        stored = self.builder.store(slots, pointer, align=LANES * self.bytes if past else self.bytes)
+        if past:
+            stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
 
     def load_all(self, pointers: list[Any], tight: bool = False) -> list[Any]:
         """The vectors of several cells, one cell after the other."""
@@ -167,8 +170,8 @@ class Emitter:
         """The cell at a slot of an argument."""
         return self.load(self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
 
-    def store_at(self, position: int, at: Any, cell: Cell) -> None:
-        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
+    def store_at(self, position: int, at: Any, cell: Cell, *, past: bool = False) -> None:
+        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position), past=past)
 
     def load_places(self, array: Any, at: Any) -> Cell:
         """The bytes that belong to the numbers of the cell at slot `at`, each vector's together."""

@@ -53,7 +53,8 @@ def weights(kept: Places, shape: Shape, outputs: int) -> Weights:
 
 def weights_back(kept: Places, shape: Shape, inputs: int, grid: Grid) -> Weights:
     """From the gradient of the output to that of the input, on a grid: for each phase of the stride those weights that
-    its pixels meet."""
+    its pixels meet.
+    """
     output, source, row, column = kept
     found, phase = [], 0
     for h in range(min(shape.stride[0], grid.height)):

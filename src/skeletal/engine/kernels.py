@@ -39,7 +39,7 @@ def clear_borders(out, start, plane, grid, begin, end):
 
 @compiled
 def take_moments(maps, start, grid, rows, begin, end, moments):
-    """Sum and sum of squares of rows [first, last) of channels [begin, end) of a block, into `moments` (channels, 2)."""
+    """Sum and sum of squares of some rows of channels [begin, end) of a block, into `moments` (channels, 2)."""
     _, width, halo, size = grid
     row = (width + 2 * halo) * lanes(maps)
     for channel in range(begin, end):

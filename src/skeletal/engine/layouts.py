@@ -106,10 +106,11 @@ def finish(
 ):  # fmt: skip
     """Write sums of the matrix unit, (cells, even and odd examples, LANES) from `at` on, as cells `column` slots apart.
 
-    What happens to them before is as of `tiles.product`. `ahead` as of `exchange`, in `other` and `gate`.
+    What happens to them before is as of `tiles.product`. `ahead` as of `exchange`, in `other` and `gate`. Returns the
+    sum of what was written, and that of its squares. It goes to memory past the caches: it is more than they hold.
     """
     index, number = types.int64, sums.dtype
-    signature = types.void(
+    signature = types.UniTuple(number, 2)(
         sums, index, out, index, index, index, number, number, other, index, index, index, gate, index, index
     )
 
@@ -118,7 +119,7 @@ def finish(
         _, at_, _, to_, column_, cells_, scale_, shift_, _, added_, relu_, valid_, _, gated_, ahead_ = arguments
         a, b, present = emit.spread(scale_), emit.spread(shift_), emit.before(valid_)
 
-        def body(j: Any, _: list[Any]) -> list[Any]:
+        def body(j: Any, totals: list[Any]) -> list[Any]:
             start = builder.add(at_, builder.mul(j, ir.Constant(INDEX, emit.halves * LANES)))
             to = builder.add(to_, builder.mul(j, column_))
             found = []
@@ -127,7 +128,6 @@ def finish(
                 vector = builder.load(builder.bitcast(place, emit.vector.as_pointer()), align=emit.bytes)
                 found.append(builder.call(emit.fma, [vector, a, b]))
 
-
             def beside(position: int) -> list[Any]:
                 emit.ask_for(position, builder.add(to, ahead_))
                 return emit.load_at(position, to)
@@ -135,10 +135,16 @@ def finish(
             found = emit.where(added_, found, lambda: list(map(builder.fadd, found, beside(8))))
             found = emit.where(relu_, found, lambda: emit.positive(found))
             found = emit.where(gated_, found, lambda: emit.open(found, beside(12)))
-            emit.store_at(2, to, emit.masked(present, found))
-            return []
+            found = emit.masked(present, found)
+            emit.store_at(2, to, found, past=True)
+            total, squares = totals
+            for vector in found:
+                total, squares = builder.fadd(total, vector), builder.call(emit.fma, [vector, vector, squares])
+            return [total, squares]
 
-        emit.over(ir.Constant(INDEX, 0), cells_, [], body)
-        return context.get_dummy_value()
+        totals = emit.over(ir.Constant(INDEX, 0), cells_, [emit.zero] * 2, body)
+        return context.make_tuple(
+            builder, signature.return_type, [emit.across(emit.vector.element(0.0), total) for total in totals]
+        )
 
     return signature, generate

@@ -34,8 +34,9 @@ class Multiply(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         columns, values = ctx.saved_tensors
+        examples = examples_of(columns.dtype)
         found, of_values = run_gradients(
-            ctx.plan, _columns(gradient, ctx.plan.target), columns, values, 0, wanted=ctx.needs_input_grad[:2]
+            ctx.plan, _columns(gradient, ctx.plan.target), columns, values, examples, wanted=ctx.needs_input_grad[:2]
         )
         of_x = None if found is None else _rows(found, len(gradient))
         of_bias = None

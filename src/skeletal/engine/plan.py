@@ -19,7 +19,7 @@ _WINDOW = 24 * 1024  # bytes of inputs that a tile may read and still find in a 
 _WORTH = (
     12  # kept weights of an output channel in a part, below which taking up its sums again costs more than it saves
 )
-_FULL = 0.06  # kept weights of a square, of all, from which on the matrix unit is faster than leaving out the others
+_FULL = 0.08  # kept weights of a square, of all, from which on the matrix unit is faster than leaving out the others
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,14 @@ class Tables:
     """of the weights in `offsets`, as positions among the kept weights in the order of the mask"""
     cut: Cut
 
+    @property
+    def numbers(self) -> int:
+        """Of its weights."""
+        return len(self.order)
+
     def memory(self, kind: Any) -> np.ndarray:
         """For weights as the kernels take them, of the kind of the values."""
-        return np.empty(len(self.order), kind)
+        return np.empty(self.numbers, kind)
 
     @cached_property
     def packed(self) -> tuple[Any, ...]:
@@ -85,7 +90,9 @@ class Plan:
     @cached_property
     def backward(self) -> Tables:
         """From the gradient of the output to that of the input."""
-        return self._tables(weights_back(self._places, self.shape, self.inputs, self.source), self.cut_back, self.target)
+        return self._tables(
+            weights_back(self._places, self.shape, self.inputs, self.source), self.cut_back, self.target
+        )
 
     @cached_property
     def squares(self) -> Squares:

@@ -6,8 +6,8 @@ and 32. What is to become of the maps before they are read happens on the way th
 
 - *Pairs*, [channel // 2][LANES][channel % 2] for even examples, then for odd ones: what forward pass and the gradient
   of x read, which sum over channels.
-- *Natural*, [channel][slot], and *turned*, [slot][channel], 16 channels at a time: the gradient of the output and x, for
-  the gradient of the weights, which sums over examples.
+- *Natural*, [channel][slot], and *turned*, [slot][channel], 16 channels at a time: the gradient of the output and x,
+  for the gradient of the weights, which sums over examples.
 
 Units, maps and arguments are as of `kernels`, if nothing else is said; tables are `squares.Squares`. All in slots.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from skeletal.engine.amx import clear_sums, configure, load_sums, multiply_add, release, store_sums
 from skeletal.engine.compiling import compiled
-from skeletal.engine.kernels import clear_borders, present, take_moments
+from skeletal.engine.kernels import clear_borders, present
 from skeletal.engine.layouts import exchange, finish, turn
 from skeletal.engine.rows import affine, affine_gradient, move
 from skeletal.engine.slots import LANES, write
@@ -139,40 +139,39 @@ def _slope(norm, gradient, start, maps, valid, h, first, stage):
 
 
 @compiled
-def _sum_band(weights, window, ahead, offsets, pointers, tiles, band, strides, pixel, side, sums, row):
-    """The sums of 32 output channels of the tiles of a band, (32, cells, 2, LANES)."""
-    x_row, x_column = strides[0], strides[1]
+def _sum_up(weights, window, ahead, offsets, some, others, tile, strides, pixel, sums, row):
+    """The sums of 32 output channels, of squares [some, others), at the pixels of a tile: (32, pixels, 2, LANES)."""
     cell = 0
-    for tile in range(band[0], band[1]):
-        some, others = pointers[tiles[tile, 2], side], pointers[tiles[tile, 2], side + 1]
-        for r in range(tiles[tile, 0]):
-            for c in range(tiles[tile, 1]):
-                at = (tiles[tile, 3] + r * x_row + c * x_column) * pixel - ahead
-                clear_sums()
-                for j in range(some, others):
-                    multiply_add(weights, j * (_SQUARE // 2), window, at + offsets[j])
-                store_sums(sums, cell * 2 * LANES, row)
-                cell += 1
+    for r in range(tile[0]):
+        for c in range(tile[1]):
+            at = (tile[3] + r * strides[0] + c * strides[1]) * pixel - ahead
+            clear_sums()
+            for j in range(some, others):
+                multiply_add(weights, j * (_SQUARE // 2), window, at + offsets[j])
+            store_sums(sums, cell * 2 * LANES, row)
+            cell += 1
 
 
 @compiled
-def _write_band(
-    sums, row, out, out_at, plane, tiles, band, strides, first, channels, scale, shift, other, relu, valid, gate
+def _write(
+    sums, row, out, out_at, plane, tile, strides, first, channels, scale, shift, other, relu, valid, gate, moments
 ):
-    """What becomes of the sums of the channels from `first` on, `channels` in all."""
+    """What becomes of the sums of the channels from `first` on, of `channels` in all; see `kernels.convolve`."""
     a, b = sums.dtype.type(1), sums.dtype.type(0)
     for i in range(min(SIDE, channels - first)):
         if scale.size:
             a, b = scale[first + i], shift[first + i]
-        at, to = i * row, out_at + (first + i) * plane
-        for tile in range(band[0], band[1]):
-            columns = tiles[tile, 1]
-            for r in range(tiles[tile, 0]):
-                finish(
-                    sums, at, out, to + tiles[tile, 4] + r * strides[2], strides[3], columns, a, b,
-                    other, other.size, relu, valid, gate, gate.size, plane,
-                )  # fmt: skip
-                at += columns * 2 * LANES
+        total, squares = 0.0, 0.0
+        for r in range(tile[0]):
+            to = out_at + (first + i) * plane + tile[4] + r * strides[2]
+            found = finish(
+                sums, i * row + r * tile[1] * 2 * LANES, out, to, strides[3], tile[1], a, b,
+                other, other.size, relu, valid, gate, gate.size, plane,
+            )  # fmt: skip
+            total += found[0]
+            squares += found[1]
+        if moments.size:
+            moments[first + i, 0], moments[first + i, 1] = total, squares
 
 
 @compiled
@@ -187,6 +186,7 @@ def convolve_squares(
     window = windows[thread].view(np.int32)
     stage = window[rows * row :]
     sums = windows[thread].view(np.float32)[rows * row + STAGED * x_maps[1] * LANES :]
+    no_moments = np.empty((0, 2))
     here, base, ready = -1, 0, 0  # what is in the window
     sides = pointers.shape[1] - 1
     configure()
@@ -194,7 +194,7 @@ def convolve_squares(
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = sides * split // splits, sides * (split + 1) // splits
         valid = present(x, examples, block)
-        low, high = bands[band, 4], bands[band, 5]
+        low, high = bands[band, 2], bands[band, 3]
         if block != here:
             here, base, ready = block, low, low
         base, ready = _roll(window, row, rows, base, ready, low, high)
@@ -210,70 +210,63 @@ def convolve_squares(
                     _pair(stage, 0, x_maps[1] * LANES, x_maps, window, at, pixel, some, 0)
         ready = max(ready, high)
         ahead = (base + x_maps[2]) * row
+        of_unit = moments[unit // splits] if len(moments) else no_moments
         for side in range(begin, end):
-            _sum_band(
-                weights, window, ahead, offsets, pointers, tiles, bands[band], strides, pixel, side, sums, of_sums
-            )
-            _write_band(
-                sums, of_sums, out, block * out_block, plane, tiles, bands[band], strides, side * SIDE, channels,
-                scale, shift, other, relu, valid, other[:0],
+            some, others = pointers[0, side], pointers[0, side + 1]
+            _sum_up(weights, window, ahead, offsets, some, others, tiles[band], strides, pixel, sums, of_sums)
+            _write(
+                sums, of_sums, out, block * out_block, plane, tiles[band], strides, side * SIDE, channels,
+                scale, shift, other, relu, valid, other[:0], of_unit,
             )  # fmt: skip
-        begin, end = min(begin * SIDE, channels), min(end * SIDE, channels)
-        start = block * channels * grid[3]
         if band == 0:
-            clear_borders(maps, start, grid[3], grid, begin, end)
-        if moments.size:
-            rows_made = bands[band, 2], bands[band, 3]
-            take_moments(maps, start, grid, rows_made, begin, end, moments[unit // splits])
+            begin, end = min(begin * SIDE, channels), min(end * SIDE, channels)
+            clear_borders(maps, block * channels * grid[3], grid[3], grid, begin, end)
     release()
 
 
 @compiled
-def _natural(window, ahead, pixel, held, natural, tiles, band, row):
-    """Cells of 32 channels of pairs, from `held` on, that a band meets, as they were."""
-    cell = 0
-    for tile in range(band[0], band[1]):
-        columns = tiles[tile, 1]
-        for r in range(tiles[tile, 0]):
-            at = (tiles[tile, 4] + r * row) // LANES * pixel - ahead + held
-            for i in range(0, HELD // 2, LANES):
-                to = cell * HELD + 2 * i
-                exchange(window, at + i, at + i + HELD // 2, pixel, natural, to, to + LANES, HELD, columns, 0)
-            cell += columns
+def _natural(window, ahead, pixel, held, natural, tile, row):
+    """Cells of 32 channels of pairs, from `held` on, that a tile meets, as they were."""
+    for r in range(tile[0]):
+        at = (tile[4] + r * row) // LANES * pixel - ahead + held
+        for i in range(0, HELD // 2, LANES):
+            to = r * tile[1] * HELD + 2 * i
+            exchange(window, at + i, at + i + HELD // 2, pixel, natural, to, to + LANES, HELD, tile[1], 0)
 
 
 @compiled
-def _add_band(x, ahead, x_pixel, natural, offsets, some, others, tiles, band, strides, sums):
-    """What the tiles of a band add to the gradients of squares [some, others), which share their output channels."""
-    x_row, x_column = strides[0], strides[1]
+def _add(x, ahead, x_pixel, natural, offsets, some, others, tile, strides, sums):
+    """What a tile adds to the gradients of squares [some, others), which share their output channels."""
     for j in range(some, others):
         load_sums(sums, j * _SQUARE, SIDE)
         at = 0
-        for tile in range(band[0], band[1]):
-            for r in range(tiles[tile, 0]):
-                for c in range(tiles[tile, 1]):
-                    place = (tiles[tile, 3] + r * x_row + c * x_column) * x_pixel - ahead
-                    multiply_add(natural, at, x, place + offsets[j])
-                    at += HELD
+        for r in range(tile[0]):
+            for c in range(tile[1]):
+                place = (tile[3] + r * strides[0] + c * strides[1]) * x_pixel - ahead
+                multiply_add(natural, at, x, place + offsets[j])
+                at += HELD
         store_sums(sums, j * _SQUARE, SIDE)
 
 
 @compiled
 def gradients_of_squares(
     gradient, gradient_block, gradient_maps, norm, gradient_windows, x, x_block, x_maps, before, x_windows,
-    tables, sums, out, out_block, weights, tables_back, passed, gated, maps, grid, examples, splits, first, last, thread,
+    tables, sums, out, out_block, weights, tables_back, passed, gated, maps, grid,
+    examples, splits, first, last, thread,
 ):  # fmt: skip
     """`kernels.gradients`; `sums` are numbers of squares, and windows always needed: of the gradient, with room for
-    natural cells of a band, for rows that are staged and for sums, and of x."""
-    offsets, pointers, tiles, bands, strides, (outputs, x_pixel, x_row, x_rows, _) = tables
+    natural cells of a band, for rows that are staged and for sums, and of x.
+    """
+    offsets, pointers, tiles, bands, strides, (outputs, x_pixel, x_row, x_rows, of_channel) = tables
     offsets_back, pointers_back, tiles_back, bands_back, strides_back, (inputs, pixel, row, rows, of_sums) = tables_back
     factor, constant, relu = before
     mine = sums[thread].reshape(-1)
     mine[:] = 0
-    none, gate = sums[0, 0, :0], x if gated else x[:0]
+    cells = of_channel // (2 * LANES)
+    none, gate, no_moments = sums[0, 0, :0], x if gated else x[:0], np.empty((0, 2))
     window, x_window = gradient_windows[thread].view(np.int32), x_windows[thread].view(np.int32)
     natural = window[rows * row :]
-    stage = natural[_cells(tiles, bands) * HELD :]
+    stage = natural[cells * HELD :]
     scratch = stage[STAGED * max(x_maps[1], gradient_maps[1]) * LANES :].view(np.float32)
     here, base, ready, x_base, x_ready = -1, 0, 0, 0, 0
     sides, sides_back = pointers.shape[1] - 1, pointers_back.shape[1] - 1
@@ -282,13 +275,13 @@ def gradients_of_squares(
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         valid = present(gradient, examples, block)
         first_back, last_back = 0, 0
-        low, high = bands[band, 2], bands[band, 3]
+        low, high = bands[band, 0], bands[band, 1]
         if out.size:
             first_back = len(bands_back) * band // len(bands)
             last_back = len(bands_back) * (band + 1) // len(bands)
             for i in range(first_back, last_back):
-                low, high = min(low, bands_back[i, 4]), max(high, bands_back[i, 5])
-        x_low, x_high = bands[band, 4], bands[band, 5]
+                low, high = min(low, bands_back[i, 2]), max(high, bands_back[i, 3])
+        x_low, x_high = bands[band, 2], bands[band, 3]
         if block != here:
             here, base, ready, x_base, x_ready = block, low, low, x_low, x_low
         base, ready = _roll(window, row, rows, base, ready, low, high)
@@ -315,21 +308,22 @@ def gradients_of_squares(
             x_ready = max(x_ready, x_high)
             for side in range(sides * split // splits, sides * (split + 1) // splits):
                 some, others = pointers[0, side], pointers[0, side + 1]
-                _natural(window, ahead, pixel, side * HELD, natural, tiles, bands[band], strides[2])
-                _add_band(
-                    x_window, (x_base + x_maps[2]) * x_row, x_pixel, natural, offsets, some, others, tiles, bands[band],
-                    strides, mine,
-                )  # fmt: skip
+                _natural(window, ahead, pixel, side * HELD, natural, tiles[band], strides[2])
+                x_ahead = (x_base + x_maps[2]) * x_row
+                _add(x_window, x_ahead, x_pixel, natural, offsets, some, others, tiles[band], strides, mine)
         begin, end = sides_back * split // splits, sides_back * (split + 1) // splits
         for i in range(first_back, last_back):
+            tile, empty = tiles_back[i], False
             for side in range(begin, end):
-                _sum_band(
-                    weights, window, ahead, offsets_back, pointers_back, tiles_back, bands_back[i], strides_back,
-                    pixel, side, scratch, of_sums,
-                )  # fmt: skip
-                _write_band(
-                    scratch, of_sums, out, block * out_block, grid[3] // 2, tiles_back, bands_back[i], strides_back,
-                    side * SIDE, inputs, none, none, passed, 0, valid, gate,
+                some, others = pointers_back[tile[2], side], pointers_back[tile[2], side + 1]
+                if not (empty and some == others):
+                    _sum_up(
+                        weights, window, ahead, offsets_back, some, others, tile, strides_back, pixel, scratch, of_sums
+                    )
+                empty = some == others
+                _write(
+                    scratch, of_sums, out, block * out_block, grid[3] // 2, tile, strides_back, side * SIDE, inputs,
+                    none, none, passed, 0, valid, gate, no_moments,
                 )  # fmt: skip
         if band == 0 and split == 0 and norm[2].size:
             clear_borders(norm[2], block * gradient_block, gradient_maps[3], gradient_maps, 0, outputs)
@@ -337,15 +331,3 @@ def gradients_of_squares(
             begin, end = min(begin * SIDE, inputs), min(end * SIDE, inputs)
             clear_borders(maps, block * inputs * grid[3], grid[3], grid, begin, end)
     release()
-
-
-@compiled
-def _cells(tiles, bands):
-    """The most pixels of a band."""
-    most = 0
-    for band in range(len(bands)):
-        cells = 0
-        for tile in range(bands[band, 0], bands[band, 1]):
-            cells += tiles[tile, 0] * tiles[tile, 1]
-        most = max(most, cells)
-    return most

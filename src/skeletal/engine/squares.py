@@ -15,7 +15,6 @@ from skeletal.engine.cuts import Cut
 from skeletal.engine.grid import Grid
 from skeletal.engine.kept import Weights
 from skeletal.engine.slots import LANES
-from skeletal.engine.tiles import SHAPES, STRIDES
 
 SIDE = 32
 """Channels to a side."""
@@ -40,8 +39,9 @@ class Squares:
     pointers: np.ndarray
     """(phases, sides + 1): where the squares of each 32 output channels begin"""
     tiles: np.ndarray
-    """(tiles, 5): rows, columns, phase, pixel of the source, start in the target in slots"""
+    """(bands, 5), what each makes: rows, columns, phase, first pixel of the source, start in the target in slots"""
     bands: np.ndarray
+    """(bands, 4): first and last row of the phase, first and last row read of the source"""
     strides: tuple[int, int, int, int]
     """x_row and x_column in pixels, out_row and out_column in slots"""
     grid: Grid
@@ -69,8 +69,7 @@ class Squares:
     @cached_property
     def cells(self) -> int:
         """The most pixels that a band makes."""
-        sizes = self.tiles[:, 0] * self.tiles[:, 1]
-        return max((int(sizes[first:last].sum()) for first, last in self.bands[:, :2]), default=0)
+        return int((self.tiles[:, 0] * self.tiles[:, 1]).max(initial=0))
 
     @property
     def rows(self) -> int:
@@ -122,7 +121,16 @@ def pixel_of(channels: int) -> int:
 
 
 def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: int) -> Squares:
-    """Sort kept weights into squares; of channels read there are `sources`, and `grid` is theirs; `reach` of `Squares`."""
+    """Sort kept weights into squares.
+
+    Args:
+        weights: of a direction.
+        sources: how many channels are read.
+        cut: of the output.
+        grid: of what is read.
+        reach: see `Squares`.
+
+    """
     order, phase, channel, source, down, right, channels = weights
     sides, inside, pixel = -(-channels // SIDE), -(-sources // SIDE), pixel_of(sources)
     shift = down * (grid.row // LANES) + right  # in pixels
@@ -135,24 +143,28 @@ def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: i
     number = np.repeat(np.arange(len(found)), np.diff(starts))
     pair = found // span
     edges = np.searchsorted(pair // inside, np.arange(cut.phases * sides + 1))
-    x_row, x_column, *of_target = cut.strides
+    x_row, x_column, out_row, out_column = cut.strides
     return Squares(
         order[sort],
         starts,
         number * SIDE * SIDE + channel[sort] % SIDE * SIDE + source[sort] % SIDE,
         (found % span + low) * pixel + pair % inside * HELD,
         np.stack([edges[i * sides : (i + 1) * sides + 1] for i in range(cut.phases)]),
-        np.array(
-            [
-                (*SHAPES[kind // len(STRIDES)], phase, start // LANES, target)
-                for kind, phase, start, target, _ in cut.tiles.tolist()
-            ],
-            np.int64,
-        ).reshape(-1, 5),
-        cut.bands,
-        (x_row // LANES, x_column // LANES, *of_target),
+        _tiles(cut),
+        cut.bands[:, 2:],
+        (x_row // LANES, x_column // LANES, out_row, out_column),
         grid,
         sources,
         channels,
         reach,
     )
+
+
+def _tiles(cut: Cut) -> np.ndarray:
+    """One tile for each band."""
+    found = []
+    for first, last, top, bottom, *_ in cut.bands.tolist():
+        _, phase, start, target, _ = cut.tiles[first]
+        pixels = int(cut.tiles[first:last, 4].sum())
+        found.append((bottom - top, pixels // (bottom - top), phase, start // LANES, target))
+    return np.array(found, np.int64).reshape(-1, 5)
