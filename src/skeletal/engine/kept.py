@@ -21,7 +21,7 @@ class Places(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Kept weights as one direction of a convolution sees them; arrays of equal length but for the last."""
+    """Kept weights as one direction of a convolution sees them; int32 arrays of equal length but for the last."""
 
     order: np.ndarray
     """positions among all kept ones, in the order of the mask"""
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
 def places(mask: Tensor, groups: int) -> Places:
     """Of a mask (outputs, inputs / groups, kernel height, kernel width)."""
-    output, source, row, column = (index.numpy() for index in mask.cpu().nonzero(as_tuple=True))
+    output, source, row, column = (index.numpy().astype(np.int32) for index in mask.cpu().nonzero(as_tuple=True))
     group = output // max(1, mask.shape[0] // groups)
     return Places(output, source + group * mask.shape[1], row, column)
 
@@ -48,7 +48,7 @@ def weights(kept: Places, shape: Shape, outputs: int) -> Weights:
     output, source, row, column = kept
     step_h, step_w = shape.dilation
     zeros = np.zeros_like(output)
-    return Weights(np.arange(len(output)), zeros, output, source, row * step_h, column * step_w, outputs)
+    return Weights(np.arange(len(output), dtype=np.int32), zeros, output, source, row * step_h, column * step_w, outputs)
 
 
 def weights_back(kept: Places, shape: Shape, inputs: int, grid: Grid) -> Weights:
@@ -60,10 +60,14 @@ def weights_back(kept: Places, shape: Shape, inputs: int, grid: Grid) -> Weights
     for h in range(min(shape.stride[0], grid.height)):
         for w in range(min(shape.stride[1], grid.width)):
             rows, columns = shape.shifts(0, h), shape.shifts(1, w)
-            met = np.flatnonzero(np.isin(row, list(rows)) & np.isin(column, list(columns)))
-            down = np.array([rows.get(i, 0) for i in range(shape.kernel[0])])[row[met]]
-            right = np.array([columns.get(i, 0) for i in range(shape.kernel[1])])[column[met]]
-            found.append((met, np.full(len(met), phase), down, right))
+            are_met = [
+                np.array([i in shifts for i in range(size)])
+                for shifts, size in zip((rows, columns), shape.kernel, strict=True)
+            ]
+            met = np.flatnonzero(are_met[0][row] & are_met[1][column]).astype(np.int32)
+            down = np.array([rows.get(i, 0) for i in range(shape.kernel[0])], np.int32)[row[met]]
+            right = np.array([columns.get(i, 0) for i in range(shape.kernel[1])], np.int32)[column[met]]
+            found.append((met, np.full(len(met), phase, np.int32), down, right))
             phase += 1
     met, phases, down, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return Weights(met, phases, source[met], output[met], down, right, inputs)

@@ -125,7 +125,7 @@ class Plan:
         channels pass by; fewer parts where they would be left with too few weights each. `grid` is of the source.
         """
         met, phase, channel, source, down, right, channels = found
-        offsets = source * grid.plane + down * grid.row + right * LANES
+        offsets = source * np.int64(grid.plane) + down * grid.row + right * LANES
         reach = [
             (self.shape.kernel[i] - 1) * self.shape.dilation[i] + cut.tile[i] * cut.strides[1] // LANES for i in (0, 1)
         ]
@@ -135,7 +135,7 @@ class Plan:
         parts = parts if self.in_parts else 1
         part = source // -(-sources // parts)
         order = np.lexsort((offsets, channel, part, phase))
-        key = (phase * parts + part) * channels + channel
+        key = (phase.astype(np.int64) * parts + part) * channels + channel
         counts = np.bincount(key, minlength=cut.phases * parts * channels).reshape(cut.phases * parts, channels)
         edges = np.concatenate([[0], np.cumsum(counts.ravel())])
         pointers = np.empty((cut.phases * parts, channels + 1), np.int64)

@@ -16,7 +16,8 @@ from skeletal.engine.grid import Grid
 from skeletal.engine.kept import Weights
 from skeletal.engine.slots import LANES
 
-SIDE = 32
+_BITS = 5
+SIDE = 1 << _BITS
 """Channels to a side."""
 HELD = SIDE * LANES
 """Slots of so many channels at a pixel."""
@@ -134,21 +135,27 @@ def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: i
     order, phase, channel, source, down, right, channels = weights
     sides, inside, pixel = -(-channels // SIDE), -(-sources // SIDE), pixel_of(sources)
     shift = down * (grid.row // LANES) + right  # in pixels
-    low, high = (int(shift.min()), int(shift.max())) if len(shift) else (0, 0)
-    span = high - low + 1
-    key = ((phase * sides + channel // SIDE) * inside + source // SIDE) * span + shift - low
-    sort = np.argsort(key, kind="stable")
-    found, starts = np.unique(key[sort], return_index=True)
-    starts = np.append(starts, len(key))
-    number = np.repeat(np.arange(len(found)), np.diff(starts))
-    pair = found // span
+    low = int(shift.min(initial=0))
+    shift -= low
+    shifts = np.flatnonzero(np.bincount(shift, minlength=1))
+    number = np.zeros(shifts[-1] + 1 if len(shifts) else 1, np.int32)
+    number[shifts] = np.arange(len(shifts))
+    key = ((phase * sides + (channel >> _BITS)) * inside + (source >> _BITS)) * len(shifts) + number[shift]
+    counts = np.bincount(key, minlength=1)
+    # Few bits make for a fast sort.
+    sort = np.argsort(key.astype(np.uint16) if len(counts) <= 2**16 else key, kind="stable")
+    found = np.flatnonzero(counts)
+    starts = np.concatenate([[0], np.cumsum(counts[found])])
+    places = np.repeat(np.arange(len(found), dtype=np.int32) << 2 * _BITS, counts[found])
+    places |= (((channel & SIDE - 1) << _BITS) | (source & SIDE - 1))[sort]
+    pair, at = found // max(1, len(shifts)), shifts[found % max(1, len(shifts))] + low
     edges = np.searchsorted(pair // inside, np.arange(cut.phases * sides + 1))
     x_row, x_column, out_row, out_column = cut.strides
     return Squares(
         order[sort],
         starts,
-        number * SIDE * SIDE + channel[sort] % SIDE * SIDE + source[sort] % SIDE,
-        (found % span + low) * pixel + pair % inside * HELD,
+        places,
+        at * pixel + pair % inside * HELD,
         np.stack([edges[i * sides : (i + 1) * sides + 1] for i in range(cut.phases)]),
         _tiles(cut),
         cut.bands[:, 2:],
