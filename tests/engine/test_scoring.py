@@ -13,7 +13,7 @@ from skeletal.core.batches import Cycle
 from skeletal.core.gradients import Derivatives
 from skeletal.core.selection import flatten
 from skeletal.core.weights import prunable_weights
-from skeletal.engine import scoring
+from skeletal.engine import amx, scoring
 from skeletal.engine.scoring import SkeletonDerivatives
 from tests.cases import Residual, convnet, images
 from tests.unchanged import assert_same, everything_about
@@ -172,12 +172,49 @@ def test_the_same_numbers_every_time():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_dense_above_break_even(precision):
+def test_dense_above_break_even(precision, monkeypatch):
+    monkeypatch.setattr(amx, "available", lambda: False)
     break_even = scoring.BREAK_EVEN[precision]
     with mock.patch.object(SkeletonDerivatives, "_make", side_effect=AssertionError):
         prune(convnet(), density=break_even, steps=3, precision=precision)
         with pytest.raises(AssertionError):
             prune(convnet(), density=break_even / 5, steps=3, precision=precision)
+
+
+@pytest.mark.skipif(not amx.available(), reason="no matrix unit")
+def test_with_a_matrix_unit_bfloat16_needs_no_dense_step(monkeypatch):
+    with mock.patch.object(SkeletonDerivatives, "_make", side_effect=AssertionError), pytest.raises(AssertionError):
+        prune(convnet(), density=0.5, steps=1, precision="bfloat16")
+    monkeypatch.setattr(Derivatives, "gradient", no_dense_step(Derivatives.gradient))
+    mask = prune(convnet(), density=0.2, steps=4, precision="bfloat16")
+    assert mask.metadata["why_dense"] is None and mask.density == pytest.approx(0.2, abs=0.001)
+
+
+def no_dense_step(gradient):
+    """Fails where a gradient is asked of the user's own network."""
+
+    def checked(self, weights):
+        assert not isinstance(self, SkeletonDerivatives)
+        return gradient(self, weights)
+
+    return checked
+
+
+def test_networks_that_need_whole_batches(early):
+    """A few examples will not do to plan for them."""
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 10)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)).view(12, 512))
+
+    model = Whole()
+    masks = [prune(copy.deepcopy(model), density=0.1, steps=3, engine=e) for e in ("dense", "sparse")]
+    assert masks[1].metadata["why_dense"] is None
+    assert (flatten(masks[0]) == flatten(masks[1])).float().mean() > 0.99
 
 
 def test_batches_of_other_sizes_are_no_matter(early):

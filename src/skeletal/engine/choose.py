@@ -24,7 +24,7 @@ from skeletal.engine.blocked import Blocked, ToBlocks
 from skeletal.engine.layers import Sparse, SparseConv2d
 
 _REPEATS = 3
-_KERNELS = 2
+_KERNELS = 3
 """counts up when kernels change so much that earlier choices say nothing"""
 _HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring better
 

@@ -47,8 +47,8 @@ def weights(kept: Places, shape: Shape, outputs: int) -> Weights:
     """From the input to the output."""
     output, source, row, column = kept
     step_h, step_w = shape.dilation
-    zeros = np.zeros_like(output)
-    return Weights(np.arange(len(output), dtype=np.int32), zeros, output, source, row * step_h, column * step_w, outputs)
+    every = np.arange(len(output), dtype=np.int32)
+    return Weights(every, np.zeros_like(output), output, source, row * step_h, column * step_w, outputs)
 
 
 def weights_back(kept: Places, shape: Shape, inputs: int, grid: Grid) -> Weights:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from skeletal.core.borrow import differentiable, random_state_kept
 from skeletal.core.distributed import everyone
 from skeletal.core.gradients import Derivatives
 from skeletal.core.mask import Mask
+from skeletal.core.probing import shorten
 from skeletal.core.selection import Tensors
+from skeletal.engine import amx
 from skeletal.engine.carry import cut
 from skeletal.engine.compact import Compact, compact
 from skeletal.engine.compile import Compiled
@@ -19,10 +22,17 @@ from skeletal.engine.slots import COMPUTES
 BREAK_EVEN = {"float32": 0.15, "bfloat16": 0.05}
 """By precision: density below which gradients are taken on a skeleton, near where a step of VGG-19 and ResNet-50 costs
 the same both ways (two threads, batch 128; docs/cost.md). Not measured at run time, as masks must not depend on a
-machine's load."""
+machine's load. With a matrix unit (see `amx`) a step in bfloat16 on a skeleton is the faster one at any density."""
+_FEW = 2
+"""examples of a batch, for what does not depend on their number"""
 REPLAN = 0.5
 """Share of a plan's weights left at which the next is made. Planning costs one or two steps (docs/cost.md), and an
 exponential schedule halves its weights every 9 to 30 steps."""
+
+
+def break_even(precision: str) -> float:
+    """`BREAK_EVEN` on this machine."""
+    return 1.0 if precision == "bfloat16" and amx.available() else BREAK_EVEN[precision]
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class _Plan:
 
     derivatives: Derivatives
     """of the skeleton; it draws from the same batches"""
-    places: dict[str, tuple[Tensor, tuple[int, ...]]]
+    places: dict[str, tuple[Tensor | slice, tuple[int, ...]]]
     """by name: where in the flat weight each entry of the skeleton's parameter lies, and that parameter's shape"""
     kept: int
     """weights kept when it was made"""
@@ -40,7 +50,7 @@ class _Plan:
 class SkeletonDerivatives(Derivatives):
     """Gradients of kept weights, at a cost that falls with their number; for nested methods.
 
-    Above a density of `BREAK_EVEN`, and where a skeleton is of no use (see `why_dense`), all is as in `Derivatives`.
+    Above a density of `break_even`, and where a skeleton is of no use (see `why_dense`), all is as in `Derivatives`.
     Below it gradients are taken on a skeleton, compiled anew each time `REPLAN` of the weights that it was made for
     are left; those pruned in between are zeros among its values. What runs how depends on masks and counts alone,
     never on measured times, so that the same call gives the same numbers.
@@ -79,7 +89,7 @@ class SkeletonDerivatives(Derivatives):
         if mask is None or self.why_dense is not None:
             return None
         kept = sum(int(keep.count_nonzero()) for keep in mask.values())
-        if kept > BREAK_EVEN[self.precision] * sum(keep.numel() for keep in mask.values()):
+        if kept > break_even(self.precision) * sum(keep.numel() for keep in mask.values()):
             return None
         if any((weight.ne(0) & ~mask[name]).any() for name, weight in weights.items()):
             return None  # a score of the caller's own asks for gradients elsewhere
@@ -95,9 +105,8 @@ class SkeletonDerivatives(Derivatives):
         """A skeleton, or why there is none."""
         if why := _unsuited(self.model, mask):
             return None, why
-        example = self.batches.peek()
         with random_state_kept(self.model), differentiable():
-            compacted = compact(self.model, mask, example)
+            example, compacted = self._compacted(mask)
             if compacted.report.whole is not None:
                 return None, compacted.report.whole
             if not compacted.mask.keys() <= mask.keys():
@@ -109,6 +118,15 @@ class SkeletonDerivatives(Derivatives):
         options = self.loss, self.bn_mode, self.average, self.precision
         inner = Derivatives(compiled.network, self.batches, self.count, *options, micro_batch=self.micro_batch)
         return _Plan(inner, _places(compiled, compacted), kept), ""
+
+    def _compacted(self, mask: Tensors) -> tuple[Any, Compact]:
+        """Without dead channels, and the example that this was found by: a few will do for most networks."""
+        batch = self.batches.peek()
+        few = shorten(batch, _FEW)
+        try:
+            return few, compact(self.model, mask, few)
+        except ValueError:  # it runs on whole batches only, or not at all
+            return batch, compact(self.model, mask, batch)
 
 
 def _unsuited(model: nn.Module, names: Iterable[str]) -> str:
@@ -123,13 +141,15 @@ def _unsuited(model: nn.Module, names: Iterable[str]) -> str:
     return ""
 
 
-def _places(compiled: Compiled, compacted: Compact) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+def _places(compiled: Compiled, compacted: Compact) -> dict[str, tuple[Tensor | slice, tuple[int, ...]]]:
     sparse = {f"{name}.weight": layer.kept for name, layer in compiled.sparse_layers().items()}
     places = {}
     for name, keep in compacted.original_mask.items():
         if name in compacted.mask:  # else no operation uses it
             positions = cut(torch.arange(keep.numel()).view(keep.shape), compacted.slices[name])
             shape = tuple(positions.shape)
-            flat = positions.reshape(-1)
-            places[name] = (flat[sparse[name]], sparse[name].shape) if name in sparse else (flat, shape)
+            at = positions.reshape(-1)
+            if name in sparse:
+                at, shape = at[sparse[name]], tuple(sparse[name].shape)
+            places[name] = (slice(None) if len(at) == keep.numel() else at), shape
     return places
