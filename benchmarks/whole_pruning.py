@@ -1,13 +1,15 @@
 """A whole pruning by FORCE on real images: seconds per step, of every way of ours and of the straightforward reference.
 
-    python benchmarks/whole_pruning.py --model vgg19-cifar --data-dir DIR [--steps 20] [--density 0.01]
+    python benchmarks/whole_pruning.py --model vgg19-cifar --data-dir D [--steps 20] [--density 0.01]
+    python benchmarks/whole_pruning.py --model resnet50-cifar --data-dir D --steps 300 --density 0.001 --of-reference 9
 
 Steps of one batch of 128 training images each, the same for all. The reference is that of `pruning_cost.py`: it does
 what public codes do, and flushes no denormals, of which later steps of a real pruning have many. "engine" takes steps
-on a compiled skeleton once few weights are left. All ways take turns, `--repeats` times; the table has medians of a
-step's mean. The last rows are forward and backward pass of the network by itself, as torch runs it in the faster of two
-memory orders: what is left of a dense step if masks, scores and selection cost nothing, and so the most that dense
-kernels can gain.
+on a compiled skeleton once few weights are left, or from the first on (see `skeletal.engine.scoring.break_even`). Of
+the reference, fewer steps may do, spread over the same densities (`--of-reference`). All ways take turns, `--repeats`
+times; the table has medians of a step's mean. The last rows are forward and backward pass of the network by itself, as
+torch runs it in the faster of two memory orders: what is left of a dense step if masks, scores and selection cost
+nothing, and so the most that torch's dense kernels can gain.
 """
 
 import argparse
@@ -87,6 +89,7 @@ def main():
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--density", type=float, default=0.01)
+    parser.add_argument("--of-reference", type=int, metavar="STEPS", help="that the reference takes instead")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=list(PATHS))
     arguments = parser.parse_args()
@@ -98,16 +101,19 @@ def main():
     model = create_model(setup, data)
     batches = list(islice(pruning_batches(data, setup, pruning), arguments.steps))
     total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-    counts = exponential(total, round(arguments.density * total), arguments.steps)
+    left = round(arguments.density * total)
+    counts = exponential(total, left, arguments.steps)
+    of_reference = exponential(total, left, arguments.of_reference or arguments.steps)
     print(
         f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, skeletal {skeletal.__version__},"
         f" {platform.platform()}, seed {setup.seed}, {date.today()}\n{arguments.model}, {arguments.data}, FORCE,"
-        f" {arguments.steps} steps of 1 x 128 images to density {arguments.density:g}, {arguments.repeats} repeats\n"
+        f" {arguments.steps} steps of 1 x 128 images to density {arguments.density:g}, of the reference"
+        f" {len(of_reference)}, {arguments.repeats} repeats\n"
     )
     found = {path: [] for path in arguments.paths}
     for _ in range(arguments.repeats):
         for path in arguments.paths:
-            found[path].append(whole(path, model, batches, counts))
+            found[path].append(whole(path, model, batches, of_reference if path == "reference" else counts))
     rows = {path: statistics.median(times) for path, times in found.items()}
     for name, bf16 in (("float32, the network alone", False), ("bfloat16, the network alone", True)):
         rows[name] = alone(model, batches[0], bf16)

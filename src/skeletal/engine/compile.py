@@ -15,6 +15,7 @@ from skeletal.core.choices import require
 from skeletal.core.denormals import flush_denormals
 from skeletal.core.mask import Mask
 from skeletal.core.selection import Tensors
+from skeletal.core.weights import prunable_weights
 from skeletal.engine import choose
 from skeletal.engine.compact import Compact, compact
 from skeletal.engine.layers import Sparse
@@ -237,7 +238,7 @@ class Compiled(nn.Module):
 
 def compile(
     model: nn.Module,
-    mask: Mapping[str, Tensor],
+    mask: Mapping[str, Tensor] | None,
     example: Any,
     *,
     path: str = "auto",
@@ -252,7 +253,7 @@ def compile(
     Args:
         model: any module; not changed. A network that torch.fx cannot trace keeps its own forward pass, in which only
             its linear layers and convolutions are exchanged.
-        mask: of this model.
+        mask: of this model; None keeps all weights, which pays in bfloat16 on a CPU with a matrix unit.
         example: a batch of the size you train with: a tensor of inputs, or as `prune` takes them. Other sizes stay
             correct; what is fastest is measured for this one.
         path: "auto" measures each layer, then whole training steps, and takes the fastest, dense ones among them;
@@ -274,6 +275,8 @@ def compile(
     require("path", path, PATHS)
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"dtype has to be torch.float32 or torch.bfloat16, not {dtype}")
+    if mask is None:
+        mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     batch = (example, None) if isinstance(example, Tensor) else example
     compiled = Compiled(compact(model, mask, batch), mask, batch)

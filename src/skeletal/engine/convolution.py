@@ -4,7 +4,7 @@ In a thin skeleton what Python does for each layer is a good part of a step. So 
 (`frames.Frame`), and tensors go to the kernels as places in memory (see `slots.Place`), one call for each direction.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,26 @@ def _like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor.detach().to(dtype).contiguous()
 
 
-def run_convolution(
+class Call(NamedTuple):
+    """What is to be called, and what it makes."""
+
+    made: tuple[Tensor | None, ...]
+    units: int
+    arguments: tuple[Any, ...]
+    memory: tuple[Any, ...]
+    """what addresses among the arguments point to, which has to live for as long"""
+
+
+def run_convolution(plan: Plan, x: Tensor, values: Tensor, examples: int, **options: Any) -> Tensor:
+    """The storage of a convolution's output; see `forward_call`."""
+    call = forward_call(plan, x, values, examples, **options)
+    share(batch_norm.shared_forward, call.units, *call.arguments)
+    (out,) = call.made
+    assert out is not None
+    return out
+
+
+def forward_call(
     plan: Plan,
     x: Tensor,
     values: Tensor,
@@ -46,8 +65,8 @@ def run_convolution(
     other: Tensor | None = None,
     relu: bool = False,
     norm: Norm | None = None,
-) -> Tensor:
-    """The storage of a convolution's output.
+) -> Call:
+    """Of `batch_norm.shared_forward`, which makes the storage of a convolution's output.
 
     Args:
         plan: its tables.
@@ -76,18 +95,27 @@ def run_convolution(
         window = arena.empty((threads, plan.inputs * frame.planes[0]), x.dtype)
     rest, state, then, added, settled, way = frame.no_norm if norm is None else norm
     numbers = [_like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
-    share(
-        batch_norm.shared_forward, units * splits, frame.kinds,
+    arguments = (
+        frame.kinds,
         tuple(map(slots_at, (x, window, out, other, settled, added))), tuple(map(numbers_at, numbers)),
         tables.memory(frame.kinds.values.dtype), tables.packed, frame.forward,
         (frame.as_it_is if affine is None else affine).numbers,
         np.empty((units if state[1] else 0, plan.outputs, 2)), way, state, then[:2],
         (int(relu), int(then.relu), examples, splits),
     )  # fmt: skip
-    return out
+    return Call((out,), units * splits, arguments, (x, window, other, settled, added, numbers))
 
 
 def run_gradients(
+    plan: Plan, gradient: Tensor, x: Tensor, values: Tensor, examples: int, **options: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a convolution's input and of its kept weights, those that are wanted; see `backward_call`."""
+    call = backward_call(plan, gradient, x, values, examples, **options)
+    share(batch_norm.shared_backward, call.units, *call.arguments)
+    return call.made[0], call.made[1]
+
+
+def backward_call(
     plan: Plan,
     gradient: Tensor,
     x: Tensor,
@@ -99,11 +127,11 @@ def run_gradients(
     wanted: tuple[bool, bool] = (True, True),
     norm: Back | None = None,
     gated: bool = False,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a convolution's input and of its kept weights, those that are wanted of the two.
+) -> Call:
+    """Of `batch_norm.shared_backward`, which makes the gradients of a convolution's input and of its kept weights.
 
     Args:
-        plan, x, values, examples, affine: as of `run_convolution`.
+        plan, x, values, examples, affine: as of `forward_call`.
         gradient: storage, of the output.
         passed: added to the gradient of the input.
         wanted: which.
@@ -133,8 +161,8 @@ def run_gradients(
     (y, z, of_other), state, then, of_numbers = frame.no_back if norm is None else norm
     channels = 0 if norm is None else plan.outputs
     values = values if values.is_contiguous() else values.contiguous()
-    share(
-        batch_norm.shared_backward, units, frame.kinds,
+    arguments = (
+        frame.kinds,
         tuple(map(slots_at, (gradient, windows[0], x, windows[1], of_x, passed, y, z, of_other))),
         tuple(map(numbers_at, (values, of_values, sums, *of_numbers))),
         back.memory(frame.kinds.values.dtype) if wanted[0] else frame.no_weights, forward.packed, back.packed,
@@ -142,7 +170,9 @@ def run_gradients(
         np.empty((blocks * channels, 2)), norm is not None, state, then[:2],
         np.empty((2, channels), frame.kinds.values.dtype), (int(then.relu), examples, splits, kept, lanes, int(gated)),
     )  # fmt: skip
-    return of_x, of_values
+    return Call(
+        (of_x, of_values), units, arguments, (gradient, x, passed, y, z, of_other, values, sums, windows, of_numbers)
+    )
 
 
 def _entered(gate: Gate | None) -> Gate | None:

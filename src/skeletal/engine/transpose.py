@@ -6,8 +6,7 @@ from llvmlite import ir
 from numba.core import types
 
 from skeletal.engine.compiling import compiled, intrinsic
-from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.slots import LANES
+from skeletal.engine.slots import LANES, nothing, read
 
 WIDE = 4 * LANES
 """Columns that are read one after the other, so that the CPU sees them coming."""
@@ -73,6 +72,10 @@ def transpose(source, source_stride, rows, columns, target, target_stride, first
 
 
 @compiled
-def shared_transpose(boards, threads, units, *arguments):
-    """`transpose` by several threads."""
-    fork(boards, threads, units, part_of(transpose, arguments), held(arguments))
+def sum_rows(source, stride, sums, first, last, thread):
+    """`sums[i]` = all of row i of an array of maps, in the type of the sums."""
+    for i in range(first, last):
+        total = nothing(source)
+        for j in range(i * stride, (i + 1) * stride):
+            total += read(source, j)
+        sums[i] = total
