@@ -4,6 +4,7 @@ In a thin skeleton what Python does for each layer is a good part of a step. So 
 (`frames.Frame`), and tensors go to the kernels as places in memory (see `slots.Place`), one call for each direction.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,12 @@ def _like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
         return tensor
     return tensor.detach().to(dtype).contiguous()
+
+
+@lru_cache
+def ones(count: int, dtype: torch.dtype) -> Tensor:
+    """So many; not to be written to."""
+    return torch.ones(count, dtype=dtype)
 
 
 class Call(NamedTuple):
@@ -209,7 +216,7 @@ class Convolve(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.settings = affine, _entered(gate), plan, examples
         ctx.save_for_backward(x, values)
-        scale = None if bias is None else torch.ones_like(bias)
+        scale = None if bias is None else ones(len(bias), bias.dtype)
         return run_convolution(plan, x, values, examples, affine=affine, scale=scale, shift=bias), x
 
     @staticmethod
@@ -300,7 +307,7 @@ class ConvolveNormalise(torch.autograd.Function):
         if other is not None:
             settled = arena.empty((x.shape[0], plan.outputs, frame_of(plan, x.dtype).planes[1]), x.dtype)
         norm = norm._replace(other=other, settled=settled)
-        scale = None if bias is None else torch.ones_like(bias)
+        scale = None if bias is None else ones(len(bias), bias.dtype)
         out = run_convolution(plan, x, values, examples, affine=affine, scale=scale, shift=bias, norm=norm)
         for kept, used in zip((statistics.running_mean, statistics.running_variance), norm.numbers, strict=False):
             if kept is not None and used is not None and used is not kept:

@@ -149,9 +149,9 @@ class SparseLinear(Sparse):
             shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
             self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
         plan = self._plans[blocks]
-        rows = x.reshape(examples, self.shape[1]).to(dtype)
-        out = Multiply.apply(rows, self.weight, self.bias, plan)
-        return out.reshape(*x.shape[:-1], self.shape[0]).to(self.tensor_type())
+        rows = x if x.dim() == 2 else x.reshape(examples, self.shape[1])
+        out = Multiply.apply(rows.to(dtype), self.weight, self.bias, plan)
+        return (out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape[0])).to(self.tensor_type())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
         return copy_sharing(self, memo, "_plans")

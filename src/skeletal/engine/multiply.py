@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from skeletal.engine import arena
 from skeletal.engine.batch_norm import shared_backward, shared_forward
 from skeletal.engine.compiling import compiled
-from skeletal.engine.convolution import backward_call, forward_call
+from skeletal.engine.convolution import backward_call, forward_call, ones
 from skeletal.engine.fork import fork, held, part_of
 from skeletal.engine.plan import Plan
 from skeletal.engine.slots import examples_of, flat
@@ -29,7 +29,7 @@ class Multiply(torch.autograd.Function):
         columns, out = _columns(plan.inputs, plan, x.dtype), arena.empty((len(x), plan.outputs), x.dtype)
         ctx.plan = plan
         ctx.save_for_backward(columns, values)
-        scale = None if bias is None else torch.ones_like(bias)
+        scale = None if bias is None else ones(len(bias), bias.dtype)
         call = forward_call(plan, columns, values, examples_of(x.dtype), scale=scale, shift=bias)
         share(shared_multiply, call.units, _to_columns(x, columns), call.arguments, _to_rows(call.made[0], out))
         return out
