@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 
 from skeletal.engine.compiling import intrinsic
 
@@ -21,12 +21,13 @@ _SIZE = _ROWS * _WIDTH
 _SUMS, _LEFT, _RIGHT = range(4), (4, 5), (6, 7)
 _PERMISSION, _REQUEST, _TILES = 158, 0x1023, 18  # Linux: arch_prctl, ARCH_REQ_XCOMP_PERM, the state of the registers
 _SYSTEM = platform.system() == "Linux" and platform.machine() == "x86_64"
-_PRESENT = _SYSTEM and all(binding.get_host_cpu_features().get(name) for name in ("amx-tile", "amx-bf16"))
+_OWN = config.CPU_NAME is None and config.CPU_FEATURES is None  # else numba compiles for another machine than this
+_PRESENT = _SYSTEM and _OWN and all(binding.get_host_cpu_features().get(name) for name in ("amx-tile", "amx-bf16"))
 
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether there is such a unit, and the system lets this process use it."""
+    """Whether there is such a unit, and the system lets this process use it; to be asked before it is used."""
     return bool(_PRESENT) and ctypes.CDLL(None).syscall(_PERMISSION, _REQUEST, _TILES) == 0
 
 
@@ -59,10 +60,11 @@ def configure(typing):
 
 @intrinsic
 def release(typing):
-    """Give the registers back, as each thread has to in the end."""
+    """Give the registers back, as each thread has to in the end; what it wrote past the caches is there for all then."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _call(builder, "tilerelease")
+        _call(builder, "sse.sfence")
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -56,7 +56,7 @@ class SkeletonDerivatives(Derivatives):
     never on measured times, so that the same call gives the same numbers.
 
     Kept weights have the dense network's gradient, to rounding; pruned ones 0, which they do not have there. In
-    bfloat16 the skeleton keeps its maps in that type and multiplies in float32. Active dropout draws other numbers, as
+    bfloat16 the skeleton keeps its maps in that type and adds up in float32. Active dropout draws other numbers, as
     its tensors have other shapes.
     """
 
