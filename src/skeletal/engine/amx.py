@@ -60,7 +60,7 @@ def configure(typing):
 
 @intrinsic
 def release(typing):
-    """Give the registers back, as each thread has to in the end; what it wrote past the caches is there for all then."""
+    """Give the registers back, as each thread has to in the end. What it wrote past the caches is there then."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _call(builder, "tilerelease")
