@@ -21,7 +21,7 @@ _SIZE = _ROWS * _WIDTH
 _SUMS, _LEFT, _RIGHT = range(4), (4, 5), (6, 7)
 _PERMISSION, _REQUEST, _TILES = 158, 0x1023, 18  # Linux: arch_prctl, ARCH_REQ_XCOMP_PERM, the state of the registers
 _SYSTEM = platform.system() == "Linux" and platform.machine() == "x86_64"
-_OWN = config.CPU_NAME is None and config.CPU_FEATURES is None  # else numba compiles for another machine than this
+_OWN = not any(getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES"))  # else numba compiles for another CPU
 _PRESENT = _SYSTEM and _OWN and all(binding.get_host_cpu_features().get(name) for name in ("amx-tile", "amx-bf16"))
 
 
