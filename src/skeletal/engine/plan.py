@@ -19,7 +19,7 @@ _WINDOW = 24 * 1024  # bytes of inputs that a tile may read and still find in a 
 _WORTH = (
     12  # kept weights of an output channel in a part, below which taking up its sums again costs more than it saves
 )
-_FULL = 0.08  # kept weights of a square, of all, from which on the matrix unit is faster than leaving out the others
+_FULL = 0.08  # kept weights of a square, of all, from which on squares are the faster way (`benchmarks/squares.py`)
 
 
 @dataclass(frozen=True)
