@@ -66,7 +66,11 @@ def _with_config(
     """
     if config is not None:
         app.config = (config_file.read(config, tokens),)
-    return _as_one(tokens) if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 else app(tokens)
+    return _as_one(tokens) if _is_one_of_several() else app(tokens)
+
+
+def _is_one_of_several() -> bool:
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _as_one(tokens: tuple[str, ...]) -> object:
@@ -86,6 +90,11 @@ def main() -> None:
     app.config = ()
     try:
         app.meta()
+        _end_well()
+    except SystemExit as end:
+        if not end.code:
+            _end_well()
+        raise
     except KeyboardInterrupt as error:
         if not str(error):
             print("interrupted", file=sys.stderr)
@@ -96,6 +105,18 @@ def main() -> None:
         if not _told_by_another(error):
             _say("error", "red", _message(error))
         sys.exit(1)
+
+
+def _end_well() -> None:
+    """Of several processes, end this one without taking the interpreter down.
+
+    A thread of torch's that still wants the interpreter then is unwound through C++ code, and aborts a process that has
+    done all it had to; the launcher counts that as a failure (seen now and then on a busy machine).
+    """
+    if _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _is_for_the_user(error: Exception) -> bool:
