@@ -6,7 +6,7 @@ one call lie on one grid, unless said otherwise.
 
 from skeletal.engine.compiling import compiled
 from skeletal.engine.fork import fork, held, part_of
-from skeletal.engine.kernels import clear_border, present
+from skeletal.engine.kernels import clear_border, present, take_moments
 from skeletal.engine.rows import affine, affine_gradient
 from skeletal.engine.slots import LANES, lanes, nothing, read, write
 
@@ -14,21 +14,7 @@ from skeletal.engine.slots import LANES, lanes, nothing, read, write
 @compiled
 def moments(x, grid, channels, sums, first, last, thread):
     """Sum and sum of squares of every plane, into `sums` (planes, 2)."""
-    height, width, halo, plane = grid
-    row = (width + 2 * halo) * lanes(x)
-    for unit in range(first, last):
-        total = squares = 0.0
-        for h in range(height):
-            start = unit * plane + (h + halo) * row + halo * lanes(x)
-            sum_of_row = squares_of_row = nothing(x)
-            for i in range(start, start + width * lanes(x)):
-                value = read(x, i)
-                sum_of_row += value
-                squares_of_row += value * value
-            total += sum_of_row
-            squares += squares_of_row
-        sums[unit, 0] = total
-        sums[unit, 1] = squares
+    take_moments(x, 0, grid, (0, grid[0]), first, last, sums)
 
 
 @compiled

@@ -178,6 +178,20 @@ def convolve(
 
 
 @compiled
+def share_of(bands, bands_back, band, wanted):
+    """First and last band of the input's gradient that are made with a band of the output, if that gradient is wanted;
+    and first and last row of the output's gradient that both read.
+    """
+    first, last, low, high = 0, 0, bands[band, 2], bands[band, 3]
+    if wanted:
+        first = len(bands_back) * band // len(bands)
+        last = len(bands_back) * (band + 1) // len(bands)
+        for i in range(first, last):
+            low, high = min(low, bands_back[i, 4]), max(high, bands_back[i, 5])
+    return first, last, low, high
+
+
+@compiled
 def gradients(
     gradient, gradient_block, gradient_maps, norm, gradient_windows, x, x_block, x_maps, before, x_windows,
     tables, sums, out, out_block, values, tables_back, passed, gated, maps, grid, examples, splits, first, last, thread,
@@ -220,13 +234,7 @@ def gradients(
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         valid = present(gradient, examples, block)
-        first_back, last_back = 0, 0
-        low, high = bands[band, 2], bands[band, 3]
-        if out.size:
-            first_back = len(bands_back) * band // len(bands)
-            last_back = len(bands_back) * (band + 1) // len(bands)
-            for i in range(first_back, last_back):
-                low, high = min(low, bands_back[i, 4]), max(high, bands_back[i, 5])
+        first_back, last_back, low, high = share_of(bands, bands_back, band, out.size)
         if block != here:
             here, base, ready, x_base, x_ready = block, low, low, bands[band, 4], bands[band, 4]
         at, x_at, out_at = block * gradient_block, block * x_block, block * out_block

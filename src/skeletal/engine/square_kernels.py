@@ -16,7 +16,7 @@ import numpy as np
 
 from skeletal.engine.amx import clear_sums, configure, load_sums, multiply_add, release, store_sums
 from skeletal.engine.compiling import compiled
-from skeletal.engine.kernels import clear_borders, present
+from skeletal.engine.kernels import clear_borders, present, share_of
 from skeletal.engine.layouts import exchange, finish, turn
 from skeletal.engine.rows import affine, affine_gradient, move
 from skeletal.engine.slots import LANES, write
@@ -194,7 +194,7 @@ def convolve_squares(
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         begin, end = sides * split // splits, sides * (split + 1) // splits
         valid = present(x, examples, block)
-        low, high = bands[band, 2], bands[band, 3]
+        low, high = bands[band, 4], bands[band, 5]
         if block != here:
             here, base, ready = block, low, low
         base, ready = _roll(window, row, rows, base, ready, low, high)
@@ -274,14 +274,8 @@ def gradients_of_squares(
     for unit in range(first, last):
         block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
         valid = present(gradient, examples, block)
-        first_back, last_back = 0, 0
-        low, high = bands[band, 0], bands[band, 1]
-        if out.size:
-            first_back = len(bands_back) * band // len(bands)
-            last_back = len(bands_back) * (band + 1) // len(bands)
-            for i in range(first_back, last_back):
-                low, high = min(low, bands_back[i, 2]), max(high, bands_back[i, 3])
-        x_low, x_high = bands[band, 2], bands[band, 3]
+        first_back, last_back, low, high = share_of(bands, bands_back, band, out.size)
+        x_low, x_high = bands[band, 4], bands[band, 5]
         if block != here:
             here, base, ready, x_base, x_ready = block, low, low, x_low, x_low
         base, ready = _roll(window, row, rows, base, ready, low, high)

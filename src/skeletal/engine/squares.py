@@ -42,7 +42,7 @@ class Squares:
     tiles: np.ndarray
     """(bands, 5), what each makes: rows, columns, phase, first pixel of the source, start in the target in slots"""
     bands: np.ndarray
-    """(bands, 4): first and last row of the phase, first and last row read of the source"""
+    """see `cuts.Cut`"""
     strides: tuple[int, int, int, int]
     """x_row and x_column in pixels, out_row and out_column in slots"""
     grid: Grid
@@ -158,7 +158,7 @@ def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: i
         at * pixel + pair % inside * HELD,
         np.stack([edges[i * sides : (i + 1) * sides + 1] for i in range(cut.phases)]),
         _tiles(cut),
-        cut.bands[:, 2:],
+        cut.bands,
         (x_row // LANES, x_column // LANES, out_row, out_column),
         grid,
         sources,

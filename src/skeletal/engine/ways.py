@@ -46,24 +46,22 @@ def _arrange(boards, threads, values, order, weights):
     return by_squares if isinstance(order, types.BaseTuple) else singly
 
 
-@overload(run_convolve)
-def _run_convolve(boards, threads, units, order, arguments):
-    kernel = convolve_squares if isinstance(order, types.BaseTuple) else convolve
+def _either(singly, by_squares):
+    """How a call of one of two kernels is compiled."""
 
     def run(boards, threads, units, order, arguments):
-        fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
+        kernel = by_squares if isinstance(order, types.BaseTuple) else singly
+
+        def call(boards, threads, units, order, arguments):
+            fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
+
+        return call
 
     return run
 
 
-@overload(run_gradients)
-def _run_gradients(boards, threads, units, order, arguments):
-    kernel = gradients_of_squares if isinstance(order, types.BaseTuple) else gradients
-
-    def run(boards, threads, units, order, arguments):
-        fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
-
-    return run
+overload(run_convolve)(_either(convolve, convolve_squares))
+overload(run_gradients)(_either(gradients, gradients_of_squares))
 
 
 @overload(add_all_up)
