@@ -20,7 +20,7 @@ from torchvision import transforms as T
 
 from skeletal.harness.data.memory import MemorySplit, Part
 from skeletal.harness.data.specs import SPECS
-from skeletal.harness.environment import cpu_model
+from skeletal.harness.store.environment import cpu_model
 
 BATCH, OURS, THEIRS = 128, 200, 10  # batch size; batches per timing
 

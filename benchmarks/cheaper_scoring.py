@@ -27,8 +27,8 @@ from fidelity import layer_change, quality
 
 import skeletal
 from skeletal.harness.config import Pruning, Setup, Training, resolve
-from skeletal.harness.experiment import train_masked
-from skeletal.harness.finding import create_model, find_mask, load_data
+from skeletal.harness.runs.experiment import train_masked
+from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
 
 def judge(setup, data, pruning, seed, training):

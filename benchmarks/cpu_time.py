@@ -13,10 +13,10 @@ import time
 import torch
 
 import skeletal
-from skeletal.core.denormals import flush_denormals
+from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench import Setting
 from skeletal.harness.bench.contestants import masked_copy, stepper
-from skeletal.harness.environment import environment
+from skeletal.harness.store.environment import environment
 
 
 def ways(setting, mask):

@@ -43,8 +43,8 @@ def main() -> None:
         time.perf_counter = time.process_time
 
     from skeletal.harness.config import Pruning, Setup, Training, resolve
-    from skeletal.harness.estimate import estimate
-    from skeletal.harness.experiment import run
+    from skeletal.harness.runs.estimate import estimate
+    from skeletal.harness.runs.experiment import run
 
     print("| setting | pruning, s | training, s | disk, MB |\n|---|---|---|---|")
     for name, (network, prune, train) in SETTINGS.items():

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 import skeletal
-from skeletal.core.batches import Cycle
-from skeletal.core.borrow import borrowed
-from skeletal.core.gradients import Derivatives
+from skeletal.core.model.batches import Cycle
+from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.gradients import Derivatives
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
-from skeletal.harness.finding import create_model, find_mask, load_data
+from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
 ROWS = {
     "paper: cross-entropy, train mode, plain batches": {},

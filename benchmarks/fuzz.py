@@ -35,9 +35,9 @@ from cyclopts import CycloptsError
 
 import skeletal
 from skeletal.cli import app, config_file
-from skeletal.core import maskfile
-from skeletal.harness import statefile
+from skeletal.core.masks import maskfile
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.store import statefile
 
 STRANGE = [
     None, True, -1, 0, 1, 2**31, 2**63, 10**12, 10**40, -0.0, 1e308, float("nan"), float("inf"), "", "x", "../../x",
@@ -221,7 +221,7 @@ class Configs:
 
 
 class Checkpoints:
-    """`skeletal.harness.statefile.load`."""
+    """`skeletal.harness.store.statefile.load`."""
 
     refusals = (ValueError,)
 

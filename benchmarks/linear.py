@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.denormals import flush_denormals
+from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench import peers
 from skeletal.harness.bench.contest import interleaved
-from skeletal.harness.environment import environment
+from skeletal.harness.store.environment import environment
 
 SEED, GOAL = 0, 1.3  # times faster than the better of the two peers
 

@@ -23,8 +23,8 @@ from PIL import Image
 import skeletal
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
-from skeletal.harness.finding import create_model, load_data
 from skeletal.harness.report import save_figure, style
+from skeletal.harness.runs.finding import create_model, load_data
 
 MODELS = {"vgg19-cifar": "VGG-19", "resnet50-cifar": "ResNet-50"}
 MANY = 60  # batches of the one-shot methods' MB variants: as many as FORCE sees in its steps

@@ -14,7 +14,7 @@ from statistics import mean
 import torch
 
 import skeletal
-from skeletal.core.compare import overlap
+from skeletal.core.masks.compare import overlap
 from skeletal.harness import data as data_sets
 
 BATCH = 128

@@ -19,12 +19,12 @@ from itertools import islice
 from pathlib import Path
 
 import skeletal
-from skeletal.core.optimality import local_optimality, optimality_along_run
+from skeletal.core.diagnosis.optimality import local_optimality, optimality_along_run
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
-from skeletal.harness.environment import environment
-from skeletal.harness.finding import create_model, load_data
 from skeletal.harness.report import COLOURS, save_figure
+from skeletal.harness.runs.finding import create_model, load_data
+from skeletal.harness.store.environment import environment
 
 
 def summary(found):

@@ -34,9 +34,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import skeletal
-from skeletal.core.prune import Step
-from skeletal.harness.environment import cpu_model
+from skeletal.core.pruning.prune import Step
 from skeletal.harness.models import create
+from skeletal.harness.store.environment import cpu_model
 
 DENSITIES = (1.0, 0.1, 0.01)  # where the scores are taken; the last step prunes a little further
 BATCH, SEED = 128, 0

@@ -21,10 +21,10 @@ from unittest import mock
 import torch
 
 import skeletal
-from skeletal.core.weights import prunable_weights
+from skeletal.core.model.weights import prunable_weights
 from skeletal.engine import scoring
-from skeletal.harness.environment import cpu_model
 from skeletal.harness.models import create
+from skeletal.harness.store.environment import cpu_model
 
 BATCH, SEED = 128, 0
 SCHEDULES = ((60, 0.01), (300, 0.001))  # steps and final density: the library's default and the paper's

@@ -3,7 +3,7 @@
     python benchmarks/squares.py [--densities 0.03 0.06 0.1 0.4] [--repeat 9]
 
 Forward is the convolution of maps that are normalised on the way, with the moments of what it makes; backward both of
-its gradients, through batch norm. From this follows from which density on squares pay (`skeletal.engine.plan`).
+its gradients, through batch norm. From this follows from which density on squares pay (`skeletal.engine.plan.plan`).
 """
 
 import argparse
@@ -12,17 +12,17 @@ import statistics
 import numpy as np
 import torch
 
-from skeletal.core.denormals import flush_denormals
-from skeletal.engine import amx
-from skeletal.engine import plan as plans
-from skeletal.engine.affine import Affine
-from skeletal.engine.convolution import run_convolution, run_gradients
-from skeletal.engine.frames import Back, Norm
-from skeletal.engine.grid import Grid, pack
-from skeletal.engine.plan import Plan
-from skeletal.engine.shapes import Shape
+from skeletal.core.model.denormals import flush_denormals
+from skeletal.engine.codegen import amx
+from skeletal.engine.ops.affine import Affine
+from skeletal.engine.ops.convolution import run_convolution, run_gradients
+from skeletal.engine.ops.launch_args import Back, Norm
+from skeletal.engine.plan import plan as plans
+from skeletal.engine.plan.geometry import Shape
+from skeletal.engine.plan.grid import Grid, pack
+from skeletal.engine.plan.plan import Plan
 from skeletal.harness.bench.contest import interleaved
-from skeletal.harness.environment import environment
+from skeletal.harness.store.environment import environment
 
 BATCH = 128
 LAYERS = ((64, 64, 3, 32), (64, 256, 1, 32), (256, 64, 1, 32), (128, 512, 1, 16), (256, 256, 3, 8), (512, 512, 3, 4))

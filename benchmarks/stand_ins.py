@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import skeletal
-from skeletal.core.compare import layer_agreement
-from skeletal.core.ranking import Ranking
+from skeletal.core.masks.compare import layer_agreement
+from skeletal.core.pruning.ranking import Ranking
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.finding import create_model, find_mask, load_data
-from skeletal.harness.measure import measured, whole
+from skeletal.harness.runs.finding import create_model, find_mask, load_data
+from skeletal.harness.runs.measure import measured, whole
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 

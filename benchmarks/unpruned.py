@@ -12,11 +12,11 @@ import statistics
 import torch
 
 import skeletal
-from skeletal.core.denormals import flush_denormals
+from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.bench.contestants import seconds, stepper
 from skeletal.harness.bench.setting import Setting
-from skeletal.harness.environment import environment
+from skeletal.harness.store.environment import environment
 
 
 def contestants(setting):

@@ -26,11 +26,11 @@ from pruning_cost import ours, reference
 from torch import nn
 
 import skeletal
-from skeletal.core.denormals import flush_denormals
-from skeletal.core.schedules import exponential
+from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.pruning.schedules import exponential
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.environment import cpu_model
-from skeletal.harness.finding import create_model, load_data, pruning_batches
+from skeletal.harness.runs.finding import create_model, load_data, pruning_batches
+from skeletal.harness.store.environment import cpu_model
 
 PATHS = {
     "reference": None,

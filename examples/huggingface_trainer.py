@@ -6,7 +6,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import skeletal
-from skeletal.harness.huggingface import MaskCallback
+from skeletal.integrations.huggingface import MaskCallback
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from skeletal.harness import experiment
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.runs import experiment
 
 torch.set_num_threads(1)  # 8x8 images are too small for more
 root = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.weights import prunable_weights
+from skeletal.core.model.weights import prunable_weights
 
 
 def images(count: int = 3, size: int = 8, channels: int = 3, examples: int = 12, seed: int = 0) -> list:

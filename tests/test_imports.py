@@ -47,4 +47,4 @@ def test_import_skeletal_is_light():
     assert not loaded_by("import skeletal") & {"torch"}
     heavy = {"torchvision", "matplotlib", "accelerate", "numba", "sklearn", "pyarrow", "timm"}
     assert not loaded_by("import skeletal; skeletal.prune, skeletal.Mask, skeletal.models") & heavy
-    assert "numba" not in loaded_by("from skeletal.harness import experiment, review")  # for those who train dense
+    assert "numba" not in loaded_by("from skeletal.harness.runs import experiment, review")  # for those who train dense

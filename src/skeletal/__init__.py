@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from skeletal.core.diagnose import Diagnosis as Diagnosis
-    from skeletal.core.diagnose import diagnose as diagnose
+    from skeletal.compaction.compact import compact as compact
+    from skeletal.core.diagnosis.diagnose import Diagnosis as Diagnosis
+    from skeletal.core.diagnosis.diagnose import diagnose as diagnose
+    from skeletal.core.diagnosis.optimality import local_optimality as local_optimality
     from skeletal.core.errors import CollapsedError as CollapsedError
     from skeletal.core.errors import CollapseWarning as CollapseWarning
     from skeletal.core.errors import MaskError as MaskError
     from skeletal.core.errors import NonFiniteError as NonFiniteError
-    from skeletal.core.mask import Mask as Mask
-    from skeletal.core.optimality import local_optimality as local_optimality
-    from skeletal.core.prune import METHODS as METHODS
-    from skeletal.core.prune import Method as Method
-    from skeletal.core.prune import prune as prune
-    from skeletal.core.repair import repair as repair
-    from skeletal.engine.compact import compact as compact
+    from skeletal.core.masks.mask import Mask as Mask
+    from skeletal.core.masks.repair import repair as repair
+    from skeletal.core.pruning.prune import METHODS as METHODS
+    from skeletal.core.pruning.prune import Method as Method
+    from skeletal.core.pruning.prune import prune as prune
     from skeletal.engine.compile import compile as compile
     from skeletal.harness import models as models
 
 _HOME = {
-    "prune": "skeletal.core.prune:prune",
-    "Mask": "skeletal.core.mask:Mask",
-    "METHODS": "skeletal.core.prune:METHODS",
-    "Method": "skeletal.core.prune:Method",
-    "diagnose": "skeletal.core.diagnose:diagnose",
-    "Diagnosis": "skeletal.core.diagnose:Diagnosis",
-    "local_optimality": "skeletal.core.optimality:local_optimality",
-    "repair": "skeletal.core.repair:repair",
-    "compact": "skeletal.engine.compact:compact",
+    "prune": "skeletal.core.pruning.prune:prune",
+    "Mask": "skeletal.core.masks.mask:Mask",
+    "METHODS": "skeletal.core.pruning.prune:METHODS",
+    "Method": "skeletal.core.pruning.prune:Method",
+    "diagnose": "skeletal.core.diagnosis.diagnose:diagnose",
+    "Diagnosis": "skeletal.core.diagnosis.diagnose:Diagnosis",
+    "local_optimality": "skeletal.core.diagnosis.optimality:local_optimality",
+    "repair": "skeletal.core.masks.repair:repair",
+    "compact": "skeletal.compaction.compact:compact",
     "compile": "skeletal.engine.compile:compile",
     "CollapsedError": "skeletal.core.errors:CollapsedError",
     "CollapseWarning": "skeletal.core.errors:CollapseWarning",

@@ -1,8 +1,8 @@
 import pytest
 
 from skeletal.cli.estimate import _duration, _size
-from skeletal.harness import estimate as estimating
-from skeletal.harness.estimate import Estimate
+from skeletal.harness.runs import estimate as estimating
+from skeletal.harness.runs.estimate import Estimate
 
 FOUND = Estimate(
     data_seconds=1.5, prune_seconds=100.0, train_seconds=7300.0, step_seconds=0.0512, steps_per_epoch=11,

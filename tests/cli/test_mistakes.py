@@ -107,6 +107,6 @@ def test_a_defect_of_ours_is_not_dressed_up_as_the_users(cli, monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("skeletal.harness.experiment.load_data", broken)
+    monkeypatch.setattr("skeletal.harness.runs.experiment.load_data", broken)
     with pytest.raises(ZeroDivisionError):
         cli("run")

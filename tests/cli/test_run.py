@@ -109,7 +109,7 @@ def test_a_mistake_in_training_is_noticed_before_the_pruning(cli, monkeypatch):
     def pruned(*_: object, **__: object) -> None:
         raise AssertionError("pruned, perhaps for an hour")
 
-    monkeypatch.setattr("skeletal.harness.finding.prune", pruned)
+    monkeypatch.setattr("skeletal.harness.runs.finding.prune", pruned)
     shown = cli("run", "--epochs", "0")
     assert shown.status == 1 and "epochs" in shown.err
 
@@ -211,7 +211,7 @@ def test_ctrl_c_while_pruning(cli, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("skeletal.harness.finding.prune", interrupted)
+        patch.setattr("skeletal.harness.runs.finding.prune", interrupted)
         shown = cli("run", *METHODS["random"], *QUICK)
     assert shown.status == 130 and "interrupted" in shown.err and "Traceback" not in shown.err
     assert cli("run", *METHODS["random"], *QUICK).status == 0

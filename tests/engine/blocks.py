@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.engine.carry import cut, gather
-from skeletal.engine.channels import find_channels
-from skeletal.engine.rules import Norm
-from skeletal.engine.trace import trace
+from skeletal.compaction.channels import find_channels
+from skeletal.compaction.rules import Norm
+from skeletal.compaction.slices import cut, gather
+from skeletal.compaction.trace import trace
 from tests.cases import random_mask
 
 ACTIVATIONS = (

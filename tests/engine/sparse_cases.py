@@ -9,10 +9,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from skeletal.engine import arena, plan
-from skeletal.engine.grid import Grid
-from skeletal.engine.shapes import Shape
-from skeletal.engine.slots import LANES, examples_of
+from skeletal.engine.codegen.packed_bf16 import LANES, examples_of
+from skeletal.engine.kernels import arena
+from skeletal.engine.plan import plan
+from skeletal.engine.plan.geometry import Shape
+from skeletal.engine.plan.grid import Grid
 
 BATCHES = (1, 2, 3, LANES - 1, LANES, LANES + 1, 2 * LANES, 2 * LANES + 5, 40)
 MASKS = ("none", "all", "few", "half", "half", "no first output", "no last input", "one")

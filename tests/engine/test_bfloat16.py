@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.engine import blocked
-from skeletal.engine.affine import Affine
-from skeletal.engine.blocked import Blocked, BlockedMaxPool, ToBlocks, to_images
-from skeletal.engine.conv_norm import ConvNorm
-from skeletal.engine.convolution import run_convolution, run_gradients
-from skeletal.engine.grid import Grid, pack, unpack
-from skeletal.engine.layers import Sparse, SparseConv2d, SparseLinear
-from skeletal.engine.plan import Plan
-from skeletal.engine.shapes import Shape
+from skeletal.engine.modules import blocked
+from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, ToBlocks, to_images
+from skeletal.engine.modules.conv_norm import ConvNorm
+from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
+from skeletal.engine.ops.affine import Affine
+from skeletal.engine.ops.convolution import run_convolution, run_gradients
+from skeletal.engine.plan.geometry import Shape
+from skeletal.engine.plan.grid import Grid, pack, unpack
+from skeletal.engine.plan.plan import Plan
 from tests.cases import Tokens, convnet, images, mlp, random_mask, tokens
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, threads
 from tests.engine.test_lower import NETS, Flattened, made

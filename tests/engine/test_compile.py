@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.engine import choose
-from skeletal.engine.layers import Sparse
+from skeletal.engine import autotune
+from skeletal.engine.modules.layers import Sparse
 from tests.cases import Residual, Tokens, convnet, images, mlp, random_mask, tokens
 
 DENSITY = 0.2
@@ -212,7 +212,7 @@ def test_report_names_every_layer_and_the_choice():
 def test_a_choice_is_remembered_for_the_same_shapes(monkeypatch):
     model, mask, batches = case()
     first = skeletal.compile(model, mask, batches[0])
-    monkeypatch.setattr(choose, "step_ms", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(autotune, "step_ms", lambda *_: pytest.fail("measured again"))
     assert skeletal.compile(model, mask, batches[0]).report == first.report
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         skeletal.compile(model, mask, (batches[0][0][:3], None))

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.engine.layers import Sparse
 from skeletal.engine.lower import lower, make_sparse
+from skeletal.engine.modules.layers import Sparse
 from tests.cases import random_mask
 from tests.engine.blocks import mask_of, network
 from tests.engine.sparse_cases import rubbish

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.batches import Cycle
-from skeletal.core.gradients import Derivatives
-from skeletal.core.selection import flatten
-from skeletal.core.weights import prunable_weights
-from skeletal.engine import amx, scoring
+from skeletal.core.masks.selection import flatten
+from skeletal.core.model.batches import Cycle
+from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.weights import prunable_weights
+from skeletal.engine import scoring
+from skeletal.engine.codegen import amx
 from skeletal.engine.scoring import SkeletonDerivatives
 from tests.cases import Residual, convnet, images
 from tests.unchanged import assert_same, everything_about

@@ -3,10 +3,10 @@
 import pytest
 
 import skeletal
-from skeletal.core.ranking import Ranking
-from skeletal.harness import measure
+from skeletal.core.pruning.ranking import Ranking
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.finding import create_model, load_data
+from skeletal.harness.runs import measure
+from skeletal.harness.runs.finding import create_model, load_data
 from tests.cases import convnet, images
 
 FORCE = resolve(Pruning(density=0.05, steps=3), "quick")

@@ -52,7 +52,7 @@ def test_bf16_scoring_keeps_exactly_as_many():
 
 def test_a_large_exact_selection_equals_a_sort():
     scores = torch.rand(3_000_000, device="cuda").round(decimals=4)  # with many ties
-    chosen = skeletal.core.selection.top(scores, 12_345)
+    chosen = skeletal.core.masks.selection.top(scores, 12_345)
     order = scores.cpu().sort(descending=True, stable=True).indices[:12_345]
     assert int(chosen.sum()) == 12_345
     assert chosen.cpu()[order].all()

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.mask import Mask
-from skeletal.harness import experiment, review
+from skeletal.core.masks.mask import Mask
 from skeletal.harness.config import Pruning, Setup, Training, resolve
-from skeletal.harness.interrupt import Interrupted
+from skeletal.harness.runs import experiment, review
+from skeletal.harness.training.interrupt import Interrupted
 from tests.cases import convnet, images
-from tests.harness.test_train import TRAINING, blobs, folder, run
-from tests.harness.test_train import convnet as small
+from tests.harness.training.test_train import TRAINING, blobs, folder, run
+from tests.harness.training.test_train import convnet as small
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4),

@@ -6,7 +6,7 @@ import pytest
 
 from skeletal.harness import config
 from skeletal.harness.config import AS_IN, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
-from skeletal.harness.train import milestones
+from skeletal.harness.training.train import milestones
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -60,7 +60,7 @@ def _() -> object:
 def training_with(change: Callable[[nn.Module], object], batch_size: int = 256) -> object:
     from skeletal.harness import data
     from skeletal.harness.config import Training, resolve
-    from skeletal.harness.train import train
+    from skeletal.harness.training.train import train
 
     model = child.network()
     change(model)

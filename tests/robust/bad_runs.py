@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from skeletal.harness import statefile
+from skeletal.harness.store import statefile
 from tests.robust import child, forge
 from tests.robust.case import case, command
 
@@ -189,7 +189,7 @@ def _() -> object:
         thread.join()
         raise ValueError("the first has seen enough")
 
-    with mock.patch("skeletal.harness.experiment._prepare", meanwhile):
+    with mock.patch("skeletal.harness.runs.experiment._prepare", meanwhile):
         command(*arguments)
     return told[0]
 

@@ -15,7 +15,7 @@ from skeletal.core.errors import BusyError
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
-        "skeletal.harness.experiment", "skeletal.engine.lower", "accelerate", "torch._dynamo",
+        "skeletal.harness.runs.experiment", "skeletal.engine.lower", "accelerate", "torch._dynamo",
         "torch.distributed.tensor", "numba.typed", "sklearn.model_selection",
     ]
 )  # fmt: skip
@@ -37,8 +37,8 @@ def run(root: Path, engine: str, epochs: int = 3):
     """Prune and train that network on digits, in this process; the run's folder and result."""
     from unittest import mock
 
-    from skeletal.harness import experiment
     from skeletal.harness.config import Pruning, Setup, Training, resolve
+    from skeletal.harness.runs import experiment
 
     setup = Setup(device="cpu", workers=0)
     pruning = resolve(Pruning(method="force", density=0.2, steps=3), "quick")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from skeletal.core import maskfile
+from skeletal.core.masks import maskfile
 
 
 def mask_file(path: Path, change: Callable[[dict[str, Any]], object], *, data: bytes | None = None) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import skeletal
-from skeletal.harness import statefile
+from skeletal.harness.store import statefile
 from tests.robust import child
 
 pytestmark = [

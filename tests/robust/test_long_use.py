@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim import optimizer as optimizers
 
 import skeletal
-from skeletal.core.denormals import _flushing
+from skeletal.core.model.denormals import _flushing
 from skeletal.harness import data
 from skeletal.harness.config import Training, resolve
-from skeletal.harness.train import train
+from skeletal.harness.training.train import train
 from tests.cases import convnet, images, mlp
 
 MIB = 2**20

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
-from skeletal.harness import experiment
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.runs import experiment
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
 
 COMMAND = ["run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--engine", "dense"]

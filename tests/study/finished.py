@@ -1,6 +1,6 @@
 """Run folders as runs leave them, without the running."""
 
-from skeletal.harness.folders import RunFolder
+from skeletal.harness.store.folders import RunFolder
 
 
 def finish(job, root, result):

@@ -16,7 +16,7 @@ from skeletal.cli.bench import bench
 from skeletal.cli.demo import demo
 from skeletal.cli.diagnose import diagnose
 from skeletal.cli.estimate import estimate
-from skeletal.cli.look import doctor, evaluate, show
+from skeletal.cli.inspect import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
 from skeletal.cli.study import study
@@ -77,8 +77,8 @@ def _as_one(tokens: tuple[str, ...]) -> object:
     """Run a command in all the processes that torchrun or accelerate has launched."""
     if tokens and tokens[0] not in ("run", "prune", "train", "eval"):
         raise ValueError(f"{tokens[0]} runs in one process: torchrun is for run, prune, train and eval")
-    from skeletal.core.distributed import together
-    from skeletal.harness.processes import group
+    from skeletal.core.model.distributed import together
+    from skeletal.harness.training.processes import group
 
     with group(), together():
         return app(tokens)
@@ -120,14 +120,14 @@ def _end_well() -> None:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    from skeletal.core.distributed import PeerError
     from skeletal.core.errors import CollapsedError
+    from skeletal.core.model.distributed import PeerError
 
     return isinstance(error, ValueError | OSError | CollapsedError | PeerError)
 
 
 def _told_by_another(error: Exception) -> bool:
-    from skeletal.core.distributed import SHOWN
+    from skeletal.core.model.distributed import SHOWN
 
     return SHOWN in getattr(error, "__notes__", ())
 

@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+from skeletal.cli.run_jobs import work
 from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, print_json, resolved
-from skeletal.cli.work import work
 from skeletal.harness.config import ONE_SHOT, Pruning, Setup
 
 
@@ -68,8 +68,8 @@ def advise(
     """
     from rich.console import Console
 
-    from skeletal.study.advice_shown import in_words, picture, table
-    from skeletal.study.advise import DENSITIES, METHODS_ADVISED, Advice, recommend
+    from skeletal.study.beyond.advice_shown import in_words, picture, table
+    from skeletal.study.beyond.advise import DENSITIES, METHODS_ADVISED, Advice, recommend
 
     if pruning.density is not None or pruning.sparsity is not None:
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
@@ -87,7 +87,7 @@ def advise(
         picture(found, advised, plot, f"{setup.model} on {setup.data}, at initialization")
     judged = None
     if trained is not None:
-        from skeletal.study.hindsight import hindsight
+        from skeletal.study.beyond.hindsight import hindsight
 
         judged = hindsight(advice, found, advised, trained)
     if json:

@@ -71,8 +71,8 @@ def bench(
     from rich.console import Console
 
     from skeletal.core.choices import require
-    from skeletal.core.mask import Mask
-    from skeletal.core.prune import METHODS
+    from skeletal.core.masks.mask import Mask
+    from skeletal.core.pruning.prune import METHODS
     from skeletal.harness.bench import Setting
     from skeletal.harness.bench import bench as measure
     from skeletal.harness.bench.table import table

@@ -35,9 +35,9 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     from rich.table import Table
 
     from skeletal.core.errors import CollapseWarning
-    from skeletal.harness.experiment import run
-    from skeletal.harness.finding import DENSE
     from skeletal.harness.report import plot_accuracy
+    from skeletal.harness.runs.experiment import run
+    from skeletal.harness.runs.finding import DENSE
 
     torch.set_num_threads(1)  # on 8x8 images threads wait for each other more than they compute
     console = Console(stderr=json)

@@ -42,7 +42,7 @@ def diagnose(
         print the diagnosis as JSON on stdout
 
     """
-    from skeletal.harness.review import diagnose_mask
+    from skeletal.harness.runs.review import diagnose_mask
 
     if repair and out is None:
         raise ValueError("--repair makes a new mask: say where to save it with --out")

@@ -30,7 +30,7 @@ def estimate(
     """
     from dataclasses import asdict
 
-    from skeletal.harness import estimate as estimating
+    from skeletal.harness.runs import estimate as estimating
 
     pruning, training = resolved(preset, pruning, training)
     found = estimating.estimate(setup, pruning, training)

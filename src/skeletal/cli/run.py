@@ -67,8 +67,8 @@ def run(
         return print_settings(preset, setup, pruning, training)
     pruning, training = resolved(preset, pruning, training)
     if executor != "none":
-        from skeletal.study.jobs import Job
-        from skeletal.study.launch import launch_one
+        from skeletal.study.dispatch.launch import launch_one
+        from skeletal.study.paper.jobs import Job
 
         job = Job(setup, pruning, training, name)
         ids = launch_one(job, out, executor=executor, slurm=slurm or {})
@@ -76,7 +76,7 @@ def run(
             return print_json({"submitted": ids}) if json else print(f"submitted to Slurm: {', '.join(ids)}")
         folder = job.folder(out)
         return _report(folder.path, folder.result(), json)
-    from skeletal.harness import experiment
+    from skeletal.harness.runs import experiment
 
     folder, result = experiment.run(setup, pruning, training, root=out, name=name, wait=wait, progress=not json)
     _report(folder.path, result, json)
@@ -123,8 +123,8 @@ def prune(
         raise ValueError(f"{out} is there already: choose another --out, or --overwrite")
     if not out.parent.is_dir():
         raise ValueError(f"the folder of {out} is not there: make it first, or choose another --out")
-    from skeletal.core.distributed import on_first
-    from skeletal.harness.finding import create_model, find_mask, load_data
+    from skeletal.core.model.distributed import on_first
+    from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
     data = load_data(setup)
     mask = find_mask(create_model(setup, data), data, setup, pruning, progress=not json)
@@ -177,7 +177,7 @@ def train(
     if print_config:
         return print_settings(preset, setup, training)
     (training,) = resolved(preset, training)
-    from skeletal.harness import experiment
+    from skeletal.harness.runs import experiment
 
     folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait, progress=not json)
     _report(folder.path, result, json)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from skeletal.cli.run_jobs import work
 from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, TrainingFlags, print_json, resolved
-from skeletal.cli.work import work
 from skeletal.harness.config import Pruning, Setup, Training
 
 
@@ -57,7 +57,7 @@ def sanity(
     """
     from rich.console import Console
 
-    from skeletal.study.sanity import Plan, answer, table
+    from skeletal.study.beyond.sanity import Plan, answer, table
 
     pruning, training = resolved(preset, pruning, training)
     plan = Plan(setup, pruning, training, tuple(range(setup.seed, setup.seed + seeds)), shuffles)

@@ -10,8 +10,8 @@ from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, SlurmFlags, pr
 from skeletal.harness.config import Pruning, Setup
 
 if TYPE_CHECKING:
-    from skeletal.study.item import Item
-    from skeletal.study.scales import Scale
+    from skeletal.study.paper.item import Item
+    from skeletal.study.paper.scales import Scale
 
 study = App(
     name="study",
@@ -43,7 +43,7 @@ class Which:
 
     def resolved(self) -> "Scale":
         """Return the scale meant."""
-        from skeletal.study.scales import scale_named
+        from skeletal.study.paper.scales import scale_named
 
         return scale_named(self.scale).altered(epochs=self.epochs, seeds=self.seeds)
 
@@ -110,20 +110,20 @@ def run(
     """
     scale = which.resolved()
     chosen = _items(items)
-    from skeletal.study.select import select
+    from skeletal.study.paper.select import select
 
     todo = select(chosen, scale, panels=only, methods=methods)
     if not todo:
         names = ", ".join(item.name for item in chosen)
         raise ValueError(f"there is nothing to run for {names} at scale {which.scale}; see `skeletal study list`")
     if plan is not None:
-        from skeletal.study.plan import array, lines
+        from skeletal.study.dispatch.plan import array, lines
 
         return print((lines if plan == "shell" else array)(todo, which.root, data_dir, device))
     from rich.console import Console
 
-    from skeletal.study.gather import error_of
-    from skeletal.study.launch import counts, launch
+    from skeletal.study.dispatch.launch import counts, launch
+    from skeletal.study.paper.collect import error_of
 
     console, said = Console(stderr=True), ""
     with console.status("starting") as status:
@@ -183,7 +183,7 @@ def list_(*, which: WhichFlags = Which(), device: str = "auto", json: Flag = Fal
 
     """
     scale = which.resolved()
-    from skeletal.study.overview import overview
+    from skeletal.study.show.overview import overview
 
     found = overview(_items(()), scale, which.root, device)
     if json:
@@ -230,7 +230,7 @@ def table(
 
     """
     (chosen,) = _items((f"table{item}" if item.isdigit() else item,))
-    from skeletal.study.tables import table as make
+    from skeletal.study.show.tables import table as make
 
     text = make(chosen, which.resolved(), which.root, format=format, trace=trace)
     if out is None:
@@ -255,7 +255,7 @@ def report(*, which: WhichFlags = Which(), out: Path | None = None) -> None:
         folder of the page and its figures; by default report-SCALE in --root
 
     """
-    from skeletal.study.report import build
+    from skeletal.study.show.report import build
 
     print(build(which.root, which.resolved(), out or which.root / f"report-{which.scale}"))
 
@@ -286,7 +286,7 @@ def measure(
 
     """
     (pruning,) = resolved(preset, pruning)
-    from skeletal.harness.measure import measure as prune_and_measure
+    from skeletal.harness.runs.measure import measure as prune_and_measure
 
     folder, result = prune_and_measure(setup, pruning, root=out, progress=not json)
     if json:

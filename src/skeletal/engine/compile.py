@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skeletal.core.attach import Skeleton
-from skeletal.core.batches import map_tensors
+from skeletal.compaction.compact import Compact, compact
+from skeletal.compaction.original import Original
+from skeletal.compaction.trace import modes_of, state_tensors, take_modes
 from skeletal.core.choices import require
-from skeletal.core.denormals import flush_denormals
-from skeletal.core.mask import Mask
-from skeletal.core.selection import Tensors
-from skeletal.core.weights import prunable_weights
-from skeletal.engine import choose
-from skeletal.engine.compact import Compact, compact
-from skeletal.engine.layers import Sparse
+from skeletal.core.masks.attach import Skeleton
+from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.batches import map_tensors
+from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.weights import prunable_weights
+from skeletal.engine import autotune
+from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.lower import PART, Lowered, lower, make_sparse
-from skeletal.engine.original import Original
-from skeletal.engine.slots import COMPUTES
-from skeletal.engine.trace import modes_of, state_tensors, take_modes
+from skeletal.engine.modules.layers import Sparse
 
 PATHS = ("auto", "sparse", "dense")
 _DENSE_LAST = "dense, channels last"
@@ -162,16 +162,16 @@ class Compiled(nn.Module):
             return
         examples = []
         map_tensors(lambda tensor: examples.append((tuple(tensor.shape), str(tensor.dtype))) or tensor, self._example)
-        key = choose.cache_key(
+        key = autotune.cache_key(
             [
                 examples,
                 [(name, layer.shape, layer.weight.numel(), layer.weight.dtype) for name, layer in layers.items()],
             ]
         )
-        choice = choose.remembered(key)
+        choice = autotune.remembered(key)
         if choice is None or not set(choice["sparse"]) <= set(layers):
             choice = self._measure(layers)
-            choose.remember(key, choice)
+            autotune.remember(key, choice)
         self._times = {name: (times[0], times[1]) for name, times in choice["times"].items()}
         self._steps = dict(choice["steps"])
         paths = {name: "sparse" if name in choice["sparse"] else "dense" for name in layers}
@@ -184,7 +184,9 @@ class Compiled(nn.Module):
         """
         with flush_denormals():
             times = {
-                name: choose.layer_times(layers[name], shape) for name, shape in self._shapes.items() if name in layers
+                name: autotune.layer_times(layers[name], shape)
+                for name, shape in self._shapes.items()
+                if name in layers
             }
             mixed = {
                 name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers
@@ -201,19 +203,21 @@ class Compiled(nn.Module):
             steps = {}
             for way, paths in ways.items():
                 self.repeat(paths, way)
-                steps[way] = choose.step_ms(self, self._example, min(steps.values(), default=math.inf))
+                steps[way] = autotune.step_ms(self, self._example, min(steps.values(), default=math.inf))
         chosen = min(steps, key=steps.__getitem__)
         sparse = [name for name, path in ways[chosen].items() if path == "sparse"]
         return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}
 
     @property
-    def report(self) -> choose.EngineReport:
+    def report(self) -> autotune.EngineReport:
         """What runs how, and the times it was chosen by."""
         layers = tuple(
-            choose.LayerTimes(name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None)))
+            autotune.LayerTimes(
+                name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None))
+            )
             for name, layer in self.sparse_layers().items()
         )
-        return choose.EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
+        return autotune.EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Compiled":
         super()._apply(fn, recurse)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from skeletal.engine import blocked
-from skeletal.engine.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
-from skeletal.engine.conv_norm import ConvNorm
-from skeletal.engine.layers import Sparse, SparseConv2d, SparseLinear
-from skeletal.engine.slots import COMPUTES
+from skeletal.engine.codegen.packed_bf16 import COMPUTES
+from skeletal.engine.modules import blocked
+from skeletal.engine.modules.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
+from skeletal.engine.modules.conv_norm import ConvNorm
+from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
 
 _ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
 _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {

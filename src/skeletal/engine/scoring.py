@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.borrow import differentiable, random_state_kept
-from skeletal.core.distributed import everyone
-from skeletal.core.gradients import Derivatives
-from skeletal.core.mask import Mask
-from skeletal.core.probing import shorten
-from skeletal.core.selection import Tensors
-from skeletal.engine import amx
-from skeletal.engine.carry import cut
-from skeletal.engine.compact import Compact, compact
+from skeletal.compaction.compact import Compact, compact
+from skeletal.compaction.slices import cut
+from skeletal.core.diagnosis.probing import shorten
+from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.borrow import differentiable, random_state_kept
+from skeletal.core.model.distributed import everyone
+from skeletal.core.model.gradients import Derivatives
+from skeletal.engine.codegen import amx
+from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.compile import Compiled
-from skeletal.engine.slots import COMPUTES
 
 BREAK_EVEN = {"float32": 0.15, "bfloat16": 0.05}
 """By precision: density below which gradients are taken on a skeleton, near where a step of VGG-19 and ResNet-50 costs

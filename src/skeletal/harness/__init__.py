@@ -1,0 +1,1 @@
+"""Experiments: data sets, networks, runs on disk, training, benchmarks."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.files import write_atomically
-from skeletal.core.mask import Mask
+from skeletal.core.masks.mask import Mask
 
 # One colour per method, the same in every figure: Okabe and Ito's palette and a few more, chosen so that the nine of
 # the paper's figures stay apart for the red- and the green-blind, too: by 10 in OKLab, where black is 100 from white.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from skeletal.core.choices import require
-from skeletal.core.denormals import flush_denormals
-from skeletal.core.mask import Mask
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench.contestants import (
     CONTESTANTS,
     LEARNING_RATE,
@@ -27,7 +27,7 @@ from skeletal.harness.bench.goals import goals
 from skeletal.harness.bench.memory import peak_memory
 from skeletal.harness.bench.roofline import Machine, measure_machine, work
 from skeletal.harness.bench.setting import Setting
-from skeletal.harness.environment import environment
+from skeletal.harness.store.environment import environment
 
 _WARM_UPS = 1
 

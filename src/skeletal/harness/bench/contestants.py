@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.mask import Mask
-from skeletal.core.precision import autocast
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.precision import autocast
 from skeletal.engine.compile import compile
 from skeletal.harness.bench import peers
 

@@ -49,8 +49,8 @@ def _answer() -> None:
     order = json.loads(sys.stdin.read())
     import torch
 
-    from skeletal.core.denormals import flush_denormals
-    from skeletal.core.mask import Mask
+    from skeletal.core.masks.mask import Mask
+    from skeletal.core.model.denormals import flush_denormals
     from skeletal.harness.bench.contestants import CONTESTANTS
 
     torch.set_num_threads(order["threads"])

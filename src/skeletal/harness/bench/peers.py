@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from skeletal.core.borrow import in_mode
+from skeletal.core.model.borrow import in_mode
 
 Exchange = Callable[[Any, Tensor, Tensor], nn.Module | None]
 """from a masked layer, its mask and an input: another layer of the same function, or None where there is none"""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.borrow import borrowed
-from skeletal.core.macs import count_macs
-from skeletal.engine.compact import compact
+from skeletal.compaction.compact import compact
+from skeletal.core.diagnosis.macs import count_macs
+from skeletal.core.model.borrow import borrowed
 
 _MOVES_OF_A_WEIGHT = 8
 """read forward and backward, read and written by SGD; its gradient written and read, its momentum read and written"""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.mask import Mask
-from skeletal.core.prune import METHODS, prune
+from skeletal.core.masks.mask import Mask
+from skeletal.core.pruning.prune import METHODS, prune
 from skeletal.harness.config import Setup
 from skeletal.harness.data import SPECS
-from skeletal.harness.finding import create_model
 from skeletal.harness.models.initialization import seeded
+from skeletal.harness.runs.finding import create_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from skeletal.core.distributed import rank, ranks
+from skeletal.core.model.distributed import rank, ranks
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.data.splits import Share, Split

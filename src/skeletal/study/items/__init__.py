@@ -1,8 +1,8 @@
 """The figures and tables of the paper, by name."""
 
 from skeletal.core.choices import require
-from skeletal.study.item import Item
 from skeletal.study.items import accuracy, steps, structure, tables
+from skeletal.study.paper.item import Item
 
 
 def _order(item: Item) -> tuple[bool, int]:

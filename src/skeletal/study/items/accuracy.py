@@ -3,10 +3,10 @@
 from functools import partial
 from typing import Any
 
-from skeletal.study import published
-from skeletal.study.item import Cell, Item, Panel, Reference
-from skeletal.study.scales import Pair, Scale
-from skeletal.study.series import DENSE, FORCE, RANDOM, pruning, trained
+from skeletal.study.paper import published
+from skeletal.study.paper.item import Cell, Item, Panel, Reference
+from skeletal.study.paper.scales import Pair, Scale
+from skeletal.study.paper.series import DENSE, FORCE, RANDOM, pruning, trained
 
 NETWORKS = {"resnet50": "ResNet-50", "vgg19": "VGG-19", "stable-resnet50": "Stable ResNet-50"}
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet", "imagenet": "ImageNet"}

@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 from skeletal.harness.config import Pruning
-from skeletal.study.item import Cell, Item, Panel
 from skeletal.study.items.accuracy import top
-from skeletal.study.scales import Pair, Scale, Task
-from skeletal.study.series import FORCE, measured, pruning, resolved, sparsity, trained
+from skeletal.study.paper.item import Cell, Item, Panel
+from skeletal.study.paper.scales import Pair, Scale, Task
+from skeletal.study.paper.series import FORCE, measured, pruning, resolved, sparsity, trained
 
 # The paper does not name the network of figures 4 to 6. Saliency after one-shot pruning is a divisor there, and on a
 # VGG without a path to its output it is 0: so it is the ResNet, whose shortcuts always leave one.

@@ -4,10 +4,10 @@ import math
 from functools import cache, partial
 from typing import Any
 
-from skeletal.study.item import Cell, Item, Panel
 from skeletal.study.items.accuracy import named
-from skeletal.study.scales import Pair, Scale
-from skeletal.study.series import FORCE, measured, pruning, resolved
+from skeletal.study.paper.item import Cell, Item, Panel
+from skeletal.study.paper.scales import Pair, Scale
+from skeletal.study.paper.series import FORCE, measured, pruning, resolved
 
 _NETWORKS: tuple[Pair, Pair] = (("resnet50", "cifar10"), ("vgg19", "cifar10"))
 ZOOM = 100  # weights
@@ -18,7 +18,7 @@ def layer_sizes(model: str, data: str) -> dict[str, int]:
     """The number of prunable weights in each layer of a network made for a data set."""
     import torch
 
-    from skeletal.core.weights import prunable_weights
+    from skeletal.core.model.weights import prunable_weights
     from skeletal.harness import data as data_sets
     from skeletal.harness import models
 

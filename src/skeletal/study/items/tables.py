@@ -1,10 +1,10 @@
 """Tables 1, 2 and 4: ImageNet; and Table 3, which is counted and needs no run."""
 
-from skeletal.study import published
-from skeletal.study.item import Cell, Item, Panel
 from skeletal.study.items.accuracy import named, over_density
-from skeletal.study.scales import Scale
-from skeletal.study.series import DENSE, FORCE, RANDOM
+from skeletal.study.paper import published
+from skeletal.study.paper.item import Cell, Item, Panel
+from skeletal.study.paper.scales import Scale
+from skeletal.study.paper.series import DENSE, FORCE, RANDOM
 
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 _METHODS = (DENSE, "SNIP", "GRASP", FORCE, RANDOM)

@@ -1,0 +1,138 @@
+"""`skeletal eval`, `show` and `doctor`: look, change nothing."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from skeletal.cli.settings import Flag, print_json, summary
+
+
+def evaluate(
+    run: Path,
+    *,
+    split: Literal["test", "validation", "train"] = "test",
+    data_dir: Path | None = None,
+    device: str = "auto",
+    engine: Literal["auto", "dense", "sparse"] = "auto",
+    json: Flag = False,
+) -> None:
+    """Score the trained network of a run folder again, and make sure it is as sparse as its mask.
+
+    For example:
+
+        skeletal eval runs/vgg19-cifar-cifar10-force-0.01-1a2b3c4d --data-dir D
+
+    Parameters
+    ----------
+    run
+        a run folder
+    split
+        which images
+    data_dir
+        where the data set lies
+    device
+        auto, cpu, cuda, cuda:1, mps
+    engine
+        what computes a masked network on a CPU; auto takes what the run was trained by
+    json
+        print the scores as JSON on stdout
+
+    """
+    from skeletal.harness.runs.review import evaluate_run
+
+    scores = evaluate_run(run, split=split, data_dir=data_dir, device=device, engine=engine)
+    if json:
+        print_json(asdict(scores))
+    else:
+        print(
+            f"{split} top-1 {scores.top1:.2f}%  top-5 {scores.top5:.2f}%  loss {scores.loss:.4f}"
+            f"  ({scores.examples:,} images)"
+        )
+
+
+def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: Flag = False) -> None:
+    """Show masks or runs: what is left in each layer, how it was found, what it scored.
+
+    Several are shown side by side, one column of kept weights each.
+
+    For example:
+
+        skeletal show force.safetensors
+
+        skeletal show force.safetensors snip.safetensors random.safetensors --plot layers.png
+
+    Parameters
+    ----------
+    paths
+        mask files or run folders
+    plot
+        draw the layers into this file (png, svg or pdf)
+    markdown
+        print the table as Markdown
+    json
+        print metadata and kept weights as JSON on stdout
+
+    """
+    if not paths:
+        raise ValueError("show what? Name mask files or run folders")
+    from skeletal.core.masks.mask import Mask
+    from skeletal.harness.report import layer_table, plot_layers
+    from skeletal.harness.store.folders import MASK, RunFolder
+
+    masks: dict[str, Mask] = {}
+    stems = [path.name.removesuffix(".safetensors") for path in paths]
+    for path, stem in zip(paths, stems, strict=True):
+        file = path
+        if path.is_dir():
+            folder = RunFolder.at(path)
+            file = path / MASK
+            if folder.finished and not json:
+                print(summary(folder.result()), end="\n\n")
+            if not file.exists():
+                if not folder.finished:
+                    raise ValueError(f"{path} holds neither a mask nor a result yet")
+                continue  # a dense run
+        masks[stem if stems.count(stem) == 1 else str(path)] = Mask.load(file)
+    if plot is not None:
+        if not masks:
+            raise ValueError("there is no mask to draw: the runs are dense")
+        plot_layers(masks, plot)
+    if json:
+        return print_json({
+            name: {"kept": {layer: int(keep.sum()) for layer, keep in mask.items()}, **mask.metadata}
+            for name, mask in masks.items()
+        })  # fmt: skip
+    if len(masks) == 1 and not markdown:
+        (mask,) = masks.values()
+        print(mask)
+        print("\n".join(f"{key}: {value}" for key, value in mask.metadata.items()))
+    elif masks:
+        print(layer_table(masks, markdown=markdown))
+    if plot is not None:
+        print(f"drawn into {plot}")
+
+
+def doctor(*, data_dir: Path | None = None, json: Flag = False) -> None:
+    """Tell what skeletal finds here: torch, cores, processor features, networks, data sets.
+
+    For example:
+
+        skeletal doctor --data-dir ../data
+
+    Parameters
+    ----------
+    data_dir
+        also look here for data sets
+    json
+        print it as JSON on stdout
+
+    """
+    from skeletal.harness.runs.doctor import findings
+
+    found = findings(data_dir)
+    if json:
+        return print_json(found)
+    for section, entries in found.items():
+        print(section)
+        for key, value in entries.items():
+            print(f"  {key:24} {value}")

@@ -1,0 +1,155 @@
+"""Which channels of which tensors can go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from skeletal.compaction.classify import Known, classify
+from skeletal.compaction.rules import LIVE, ZERO, Norm, Product
+
+Vectors = dict[fx.Node, Tensor]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What was found; vectors have an entry per channel the node had."""
+
+    known: Known
+    keep: Vectors
+    """bool; a node that is not here keeps all"""
+    state: Vectors
+    """ZERO, CONSTANT or LIVE"""
+    read: Vectors
+    """bool; whether the channel changes the output or gets a gradient"""
+    relied_on: dict[str, Tensor]
+    """by parameter or buffer name: entries whose being zero was needed to call a channel zero"""
+
+
+def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Channels:
+    """Find the channels that have an effect, or may get one in training, and those tied to them.
+
+    A channel can go if nothing reads it, or if it is zero and stays zero. Zero means: made of zeros by kept weights,
+    and all that is added to it is zero. A bias that is zero now stays so only as long as no gradient reaches it,
+    which may be because of an activation that stops gradients where its input is exactly 0, as ReLU. Which ones
+    do depends on what is zero, so: suppose first that all zeros stay, look which of them gradients reach then, give
+    those up, and repeat until none is left. By induction over training steps, the others stay zero under any optimizer
+    whose step is 0 where gradient, value and its own memory are 0.
+
+    Args:
+        module: traced, with shapes (see `skeletal.compaction.trace.trace`).
+        mask: bool, by the id of the parameter.
+
+    """
+    known = classify(module, mask)
+    layers = [(node, rule) for node, rule in known.rules.items() if isinstance(rule, Product | Norm)]
+    while True:
+        state = _states(known)
+        read = _read(module, known, state)
+        if not sum(rule.added.demote(read[node]) for node, rule in layers):
+            break
+    keep = _closed(module, known, {node: read[node] & (state[node] != ZERO) for node in known.rules})
+    relied_on: dict[str, Tensor] = {}
+    for node, rule in layers:
+        zero = state[node] == ZERO
+        relied_on[rule.added.name] = rule.added.relied_on & zero
+        if isinstance(rule, Norm):
+            mean = f"{rule.target}.running_mean"
+            relied_on[mean] = rule.centred & rule.scaled & zero
+    return Channels(known, keep, state, read, relied_on)
+
+
+def _inputs(known: Known, node: fx.Node, vectors: Vectors, otherwise: int) -> list[Tensor]:
+    """A rule's inputs; those of whole tensors are filled."""
+    rule = known.rules[node]
+    if isinstance(rule, Product):
+        sizes = [rule.pairs.shape[1]]
+    else:
+        sizes = [source.meta["shape"][known.axis.get(source, rule.axis)] for source in rule.inputs]
+    return [
+        vectors[source] if source in vectors else torch.full((size,), otherwise, dtype=torch.uint8)
+        for source, size in zip(rule.inputs, sizes, strict=True)
+    ]
+
+
+def _states(known: Known) -> Vectors:
+    state: Vectors = {}
+    for node, rule in known.rules.items():
+        state[node] = rule.state(*_inputs(known, node, state, LIVE))
+    return state
+
+
+def _read(module: fx.GraphModule, known: Known, state: Vectors) -> Vectors:
+    """Which channels change the output, or get a gradient."""
+    read = {node: torch.zeros(len(vector), dtype=torch.bool) for node, vector in state.items()}
+    for node in reversed(module.graph.nodes):
+        if node in known.holds:
+            for source in node.all_input_nodes:
+                if source in read:
+                    read[source].fill_(True)
+        elif node in known.rules:
+            rule = known.rules[node]
+            for source, found in zip(
+                rule.inputs, rule.reads(read[node], *_inputs(known, node, state, LIVE)), strict=True
+            ):
+                if source in read:
+                    read[source] |= found
+    return read
+
+
+def _closed(module: fx.GraphModule, known: Known, needed: Vectors) -> Vectors:
+    """The least that can be kept: channels that belong together, alike groups, no tensor without a channel."""
+    labels: Vectors = {}
+    equal: list[tuple[Tensor, Tensor]] = []
+    entered: dict[fx.Node, list[Tensor]] = {}
+    count = 0
+
+    def unused(size: int) -> Tensor:
+        nonlocal count
+        count += size
+        return torch.arange(count - size, count)
+
+    whole: list[Tensor] = []
+    for node, rule in known.rules.items():
+        inputs = []
+        for source, like in zip(rule.inputs, _inputs(known, node, labels, ZERO), strict=True):
+            inputs.append(labels[source] if source in labels else unused(len(like)))
+            if source not in labels:
+                whole.append(inputs[-1])
+        new = unused(len(needed[node])) if isinstance(rule, Product) else torch.empty(0)
+        labels[node] = rule.labels(new, *inputs)
+        entered[node] = inputs
+        equal += rule.equal(*inputs)
+    whole += [labels[source] for node in known.holds for source in node.all_input_nodes if source in labels]
+
+    merged = _merged(count, equal)
+    keep = torch.zeros(count, dtype=torch.bool)
+    for part in whole:
+        keep[merged[part]] = True
+    for node, need in needed.items():
+        keep[merged[labels[node][need]]] = True
+    while True:
+        before = keep.clone()
+        for node, rule in known.rules.items():
+            own = merged[labels[node]]
+            if not keep[own].any():
+                keep[own[0]] = True
+            if isinstance(rule, Product) and rule.groups > 1:
+                rule.balance(keep, merged[entered[node][0]], own)
+        if torch.equal(before, keep):
+            return {node: keep[merged[labels[node]]] for node in known.rules}
+
+
+def _merged(count: int, equal: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The smallest of all labels that a label equals."""
+    merged = torch.arange(count)
+    while True:
+        before = merged.clone()
+        for one, two in equal:
+            least = torch.minimum(merged[one], merged[two])
+            for side in (one, two):
+                merged.scatter_reduce_(0, side, least, "amin")
+        merged = merged[merged]
+        if torch.equal(before, merged):
+            return merged

@@ -1,0 +1,184 @@
+"""Remove dead channels: the same function, by a smaller and ordinary dense network."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from skeletal.compaction.channels import Channels, find_channels
+from skeletal.compaction.report import CutLayer, Report
+from skeletal.compaction.rules import CONSTANT, ZERO, Norm, Product
+from skeletal.compaction.shrink import cut_modules
+from skeletal.compaction.slices import Slices, gather, scatter
+from skeletal.compaction.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
+from skeletal.core.diagnosis.macs import count_macs
+from skeletal.core.errors import MaskError
+from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.weights import unwrap
+
+
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """A network without its dead channels, and the way back."""
+
+    model: nn.Module
+    """a `torch.fx.GraphModule` of smaller layers under their old names, with `node.meta["shape"]` for the example;
+    a plain copy of the original where `report.whole` says why it could not be analysed"""
+    mask: Tensors
+    """what is left of the mask, by parameter name, fitting `model`: attach it to train `model`"""
+    slices: Slices
+    """per parameter and buffer of the original, which indices are left along each dimension; None: all"""
+    report: Report
+    original: nn.Module = field(repr=False)
+    """a copy of the masked original: dead weights have their values here"""
+    original_mask: Tensors = field(repr=False)
+    relied_on: Tensors = field(repr=False)
+    """per bias and running mean, the entries by which channels, being 0, count as zero"""
+
+    def to_dense(self) -> nn.Module:
+        """A network of the original architecture with the current values.
+
+        Pruned weights are exactly 0; what was removed, though the mask keeps it, has its original value.
+        """
+        dense = copy.deepcopy(self.original)
+        fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
+        _zero(dense, self.original_mask)
+        take_modes(dense, modes_of(self.model), self.model.training)
+        return dense
+
+    def dense_state(self) -> dict[str, Any]:
+        """The `state_dict` of `to_dense()`."""
+        return self.to_dense().state_dict()
+
+    def load_dense(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict` of the original architecture; pruned weights in it count as 0.
+
+        Raises:
+            MaskError: a bias, known to stay 0 in training, is not 0 in this state. It belongs to a network that was
+                trained otherwise: load it into the original and compact that.
+            RuntimeError: the state does not fit the original architecture.
+
+        """
+        dense = copy.deepcopy(self.original)
+        dense.load_state_dict(state)
+        _zero(dense, self.original_mask)
+        values = state_tensors(dense)
+        refuse_moved(values, self.relied_on, "compact")
+        fill(self.original, values)
+        fill(self.model, gather(values, self.slices))
+
+
+def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Compact:
+    """Remove the channels of a masked network that can never have an effect; exactly.
+
+    A channel goes if nothing reads it, or if it is zero and stays zero under training. A channel without inputs that
+    emits a constant (its bias, or its norm's), or whose zero bias a gradient reaches, stays, with empty weights.
+    Output, remaining gradients and running statistics equal those of the masked model, up to rounding, before and
+    after steps of any optimizer that leaves a parameter of value and gradient 0 alone. Exceptions: dropout draws other
+    random numbers, as its tensors have other shapes; a channel that is left only because a layer or a group
+    needs one has no effect, and other statistics. Frozen parameters (`requires_grad` False) count as fixed.
+
+    The network is traced with torch.fx. Operations that are not known (attention, layer norm, ...) keep all
+    channels around them; a network that cannot be traced is returned whole, with the reason in the report.
+
+    Args:
+        model: any module; not changed. Pruned weights count as 0, whether the mask is attached or not.
+        mask: a `Mask`, or bool tensors by parameter name.
+        example: a tensor of inputs, with its batch dimension, or a batch as `prune` takes them: `(inputs, targets)` or
+            a dict of the model's arguments.
+
+    Raises:
+        MaskError: the mask belongs to another model.
+        ValueError: the model does not run on the example.
+
+    """
+    model = unwrap(model)
+    mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
+    matching_parameters(mask, model)
+    batch = (example, None) if isinstance(example, Tensor) else example
+    original = copy.deepcopy(model)
+    original.zero_grad(set_to_none=True)
+    _zero(original, mask)
+    work = copy.deepcopy(original)
+    names = state_tensors(work)
+    try:
+        traced = trace(work, batch)
+    except UntraceableError as error:
+        slices: Slices = {name: (None,) * tensor.dim() for name, tensor in names.items()}
+        return Compact(copy.deepcopy(original), mask, slices, Report((), (0, 0), (), str(error)), original, mask, {})
+    present = state_tensors(traced)
+    aliases = {id(tensor): name for name, tensor in present.items()}
+    channels = find_channels(traced, {id(names[name]): keep for name, keep in mask.items()})
+    cut = cut_modules(traced, channels)
+    slices = {name: cut.get(id(tensor), (None,) * tensor.dim()) for name, tensor in names.items()}
+    note_shapes(traced, batch)
+    left = {}
+    for name, keep in gather(mask, slices).items():
+        if (there := name if name in present else aliases.get(id(names[name]))) is not None:
+            left[there] = keep
+    with borrowed(original, training=False, seed=0):
+        before = count_macs(original, mask, batch).forward_dense
+    with borrowed(traced, training=False, seed=0):
+        after = count_macs(traced, left, batch).forward_dense
+    layers = tuple(
+        _line(node, rule, channels, mask, left)
+        for node, rule in channels.known.rules.items()
+        if isinstance(rule, Product | Norm)
+    )
+    held = tuple(dict.fromkeys(reason for reason in channels.known.holds.values() if reason))
+    relied_on = {name: entries for name, entries in channels.relied_on.items() if name in names and entries.any()}
+    return Compact(traced, left, slices, Report(layers, (before, after), held), original, mask, relied_on)
+
+
+def _line(node: fx.Node, rule: Product | Norm, channels: Channels, mask: Tensors, left: Tensors) -> CutLayer:
+    keep, state = channels.keep[node], channels.state[node]
+    inputs = channels.keep.get(rule.inputs[0])
+    size = rule.pairs.shape[1] if isinstance(rule, Product) else len(keep)
+    name = f"{rule.target}.weight"
+    kept, still = (int(tensors[name].sum()) if name in tensors else 0 for tensors in (mask, left))
+    return CutLayer(
+        rule.target,
+        (size, size if inputs is None else int(inputs.sum())),
+        (len(keep), int(keep.sum())),
+        kept,
+        kept - still,
+        constant=int((keep & (state == CONSTANT)).sum()),
+        zero=int((keep & (state == ZERO)).sum()),
+        removed_zero=int((~keep & (state == ZERO)).sum()),
+        removed_unread=int((~keep & (state != ZERO)).sum()),
+    )
+
+
+def refuse_moved(values: Tensors, relied_on: Tensors, verb: str) -> None:
+    """Make sure that what channels were removed by, being 0, still is; `verb` is the way to take it over if not.
+
+    Raises:
+        MaskError: names the first that is not.
+
+    """
+    for name, entries in relied_on.items():
+        moved = values[name].detach().ne(0).cpu() & entries
+        if moved.any():
+            raise MaskError(
+                f"{name}[{int(moved.nonzero()[0])}] is not 0 in this state, but was 0 when channels were removed:"
+                f" load the state into the original model and {verb} that"
+            )
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into the parameters and buffers of these names."""
+    for name, tensor in state_tensors(model).items():
+        if name in values:
+            tensor.copy_(values[name])
+
+
+@torch.no_grad()
+def _zero(model: nn.Module, mask: Tensors) -> None:
+    for name, weight in matching_parameters(mask, model).items():
+        weight.masked_fill_(~mask[name].to(weight.device), 0)

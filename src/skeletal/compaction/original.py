@@ -1,0 +1,77 @@
+"""The way back from a compiled network to the original one, without keeping a dense copy of it."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.compaction.compact import Compact, fill, refuse_moved
+from skeletal.compaction.slices import gather, scatter
+from skeletal.compaction.trace import state_tensors
+from skeletal.core.masks.selection import Tensors
+
+
+class Original:
+    """A network's architecture and all of its values that are not 0.
+
+    Masked weights are kept values and their positions; in the blueprint, tensors without memory stand for them.
+    """
+
+    def __init__(self, compacted: Compact) -> None:
+        model, self.slices, self.relied_on = compacted.original, compacted.slices, compacted.relied_on
+        weights = dict(model.named_parameters())
+        self.kept = {name: keep.flatten().nonzero().flatten() for name, keep in compacted.original_mask.items()}
+        self.values = {name: weights[name].detach().flatten()[kept] for name, kept in self.kept.items()}
+        self.stand_ins = {
+            name: nn.Parameter(torch.empty_like(weights[name], device="meta"), weights[name].requires_grad)
+            for name in self.kept
+        }
+        # A copy for which these have been copied already: ties between modules stay as they are.
+        self.blueprint = copy.deepcopy(model, {id(weights[name]): self.stand_ins[name] for name in self.kept})
+
+    def to_dense(self, values: Tensors) -> nn.Module:
+        """The original architecture, with the values of a compact network in it.
+
+        Args:
+            values: dense, by name, of the compact network's parameters and buffers; what is missing is as it was.
+
+        """
+        memo = {}
+        for name, stand_in in self.stand_ins.items():
+            kept = self.values[name]
+            weight = torch.zeros(stand_in.numel(), dtype=kept.dtype, device=kept.device)
+            weight[self.kept[name]] = kept
+            memo[id(stand_in)] = nn.Parameter(weight.view(stand_in.shape), stand_in.requires_grad)
+        model = copy.deepcopy(self.blueprint, memo)
+        fill(model, scatter(values, self.slices, state_tensors(model)))
+        return model
+
+    def take(self, state: Mapping[str, Tensor]) -> tuple[Tensors, list[str], list[str]]:
+        """The values of the compact network out of a `state_dict` of the original one.
+
+        Pruned weights in it count as 0. From now on, what the compact network has no place for has its value from
+        here, too.
+
+        Returns:
+            Values, names that were missing, and names that do not belong there.
+
+        Raises:
+            RuntimeError: a tensor of another shape.
+            MaskError: a bias by which a channel was removed, as it was 0 to stay, is not 0.
+
+        """
+        dense = self.to_dense({})
+        missing, unexpected = dense.load_state_dict(state, strict=False)
+        there = {name: value.detach() for name, value in state_tensors(dense).items()}
+        refuse_moved(there, self.relied_on, "compile")
+        for name, kept in self.kept.items():
+            self.values[name] = there[name].flatten()[kept]
+            there[name] = (
+                torch.zeros_like(there[name]).view(-1).index_copy(0, kept, self.values[name]).view_as(there[name])
+            )
+        with torch.no_grad():
+            for name, tensor in state_tensors(self.blueprint).items():
+                if not tensor.is_meta:
+                    tensor.copy_(there[name])
+        return gather(there, self.slices), list(missing), list(unexpected)

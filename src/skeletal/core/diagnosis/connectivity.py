@@ -1,0 +1,104 @@
+"""Does any path lead from the input to the output?"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
+from skeletal.core.diagnosis.structure import random_positive, stand_ins
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
+from skeletal.core.model.borrow import device_of, within
+
+
+def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | None, str]:
+    """Whether the output of a masked network still depends on its input, judged by the mask alone.
+
+    The network runs in eval mode, on random inputs. So that only the absence of a path can make its output
+    independent of them, and no unlucky ReLU or zero weight, whatever cannot open or close a path is made
+    harmless (see `stand_ins`): weights random and positive, biases 0, floating-point inputs positive. All in double
+    precision, so that a signal may shrink by many orders of magnitude. Then the output depends on
+    the input if a random projection of it has a non-zero gradient there, or if it changes with it; token
+    inputs, which have no gradient, are exchanged for others among the batch's own.
+
+    Args:
+        model: in any mode; the caller restores it (see `borrowed`).
+        mask: bool, by parameter name.
+        batch: any batch of the kind the model takes; only its shapes and integers are used.
+
+    Returns:
+        The answer, None where the network cannot be probed, and then the reason.
+
+    """
+    kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
+    model.eval()
+
+    def attempt(examples: int | None, dtype: torch.dtype | None) -> tuple[bool | None, str]:
+        state = stand_ins(model, kept, dtype, 0.0, torch.Generator().manual_seed(0))
+        return _probe(model, state, shorten(batch, examples), dtype)
+
+    try:
+        return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
+    except ValueError as error:  # what a model raises on made-up inputs says nothing of its mask
+        return None, str(error)
+
+
+def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | None) -> tuple[bool | None, str]:
+    generator = torch.Generator().manual_seed(1)
+    floats: list[Tensor] = []
+
+    def run(inputs: Any) -> list[Tensor]:
+        torch.manual_seed(0)  # a model that is random in eval mode, too, has to be random in the same way
+        found = list(outputs_of(within(model, state, lambda: forward(model, inputs))))
+        if any(not torch.isfinite(output).all() for output in found):
+            raise OverflowError("the probing signal overflows")
+        return found
+
+    def draw(scale: float) -> Any:
+        def positive(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            floats.append((scale * random_positive(tensor, dtype, generator)).requires_grad_())
+            return floats[-1]
+
+        return map_inputs(positive, batch)
+
+    batch = to_device(batch, device_of(model))
+    one = run(draw(1.0))
+    if not one:
+        return None, "the model returns no floating-point tensor"
+    if floats:
+        projection = sum((output * random_positive(output, None, generator)).sum() for output in one)
+        if isinstance(projection, Tensor) and projection.requires_grad:
+            gradients = torch.autograd.grad(projection, floats, allow_unused=True)
+            if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
+                return True, ""
+        return any(map(_differ, one, run(draw(2.0)))), ""
+    others = [map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
+    if all(_same(batch, other) for other in others):
+        return None, "all the batch's inputs are the same"
+    return any(any(map(_differ, one, run(other))) for other in others), ""
+
+
+def _exchange(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.dtype == torch.bool or not tensor.numel():
+        return tensor
+    values = tensor.flatten()
+    picks = torch.randint(len(values), tensor.shape, generator=generator)
+    return values[picks.to(values.device)]
+
+
+def _same(one: Any, two: Any) -> bool:
+    flat: list[list[Tensor]] = [[], []]
+    for tree, found in zip((one, two), flat, strict=True):
+        map_tensors(lambda tensor, found=found: found.append(tensor) or tensor, tree)
+    return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+
+
+def _differ(one: Tensor, two: Tensor) -> bool:
+    # Two runs on equal hidden values can differ by rounding; a path changes far more.
+    size = max(one.abs().max().item(), two.abs().max().item()) if one.numel() else 0.0
+    tolerance = 1e-10 if one.dtype == torch.float64 else 1e-5
+    return size > 0 and (one - two).abs().max().item() > tolerance * size

@@ -1,0 +1,135 @@
+"""What a mask leaves of a network."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from skeletal.core.diagnosis.connectivity import reaches_output
+from skeletal.core.diagnosis.effective import dead_channels, effective_weights
+from skeletal.core.diagnosis.macs import Macs, count_macs
+from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.weights import unwrap, weights_and_biases
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a `Diagnosis`: kept = effective + on_constant + dead."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    effective: int
+    """on a path from the input to the output"""
+    on_constant: int
+    """reach the output, but read only what biases make"""
+    dead: int
+    """cannot reach the output, or read only zeros"""
+    dead_inputs: int
+    """input channels that no effective weight reads"""
+    dead_outputs: int
+    """output channels that no effective weight writes"""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no weight is kept."""
+        return self.kept == 0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found; `print` shows a line per layer."""
+
+    connected: bool | None
+    """whether the output depends on the input at all; None where that cannot be probed"""
+    layers: tuple[Layer, ...]
+    macs: Macs
+    """per example"""
+
+    @property
+    def effective(self) -> int:
+        """How many kept weights lie on a path from the input to the output."""
+        return sum(layer.effective for layer in self.layers)
+
+    @property
+    def effective_density(self) -> float:
+        """Effective / total, over the weights the mask covers."""
+        return self.effective / max(sum(math.prod(layer.shape) for layer in self.layers), 1)
+
+    @property
+    def dead_layers(self) -> tuple[str, ...]:
+        """Layers without an effective weight: the empty ones, and those cut off by others."""
+        return tuple(layer.name for layer in self.layers if not layer.effective)
+
+    @property
+    def skip_only(self) -> tuple[str, ...]:
+        """The dead layers of a connected network: its signal survives only because something leads around them."""
+        return self.dead_layers if self.connected else ()
+
+    def __str__(self) -> str:
+        width = max(len("layer"), *(len(layer.name) for layer in self.layers))
+        columns = ("kept", "effective", "on constant", "dead", "dead inputs", "dead outputs")
+        lines = [f"{'layer':{width}}  {'shape':>18}" + "".join(f"  {column:>12}" for column in columns)]
+        for layer in self.layers:
+            counts = (layer.kept, layer.effective, layer.on_constant, layer.dead, layer.dead_inputs, layer.dead_outputs)
+            note = "  empty" if layer.empty else "" if layer.effective else "  cut off"
+            shape = "x".join(map(str, layer.shape))
+            lines.append(f"{layer.name:{width}}  {shape:>18}" + "".join(f"  {n:12,}" for n in counts) + note)
+        kept, total = (sum(sizes) for sizes in zip(*((x.kept, math.prod(x.shape)) for x in self.layers), strict=True))
+        answer = {True: "yes", False: "no: this skeleton cannot learn", None: "not known"}[self.connected]
+        lines += [
+            "",
+            f"output depends on input: {answer}",
+            f"kept {kept:,} of {total:,}, density {kept / max(total, 1):.6f}",
+            f"effective {self.effective:,}, density {self.effective_density:.6f}",
+        ]
+        if self.skip_only:
+            lines.append(f"survives only around {', '.join(self.skip_only)}")
+        for what, kept, dense in (
+            ("forward", self.macs.forward_kept, self.macs.forward_dense),
+            ("training", self.macs.training_kept, self.macs.training_dense),
+        ):
+            lines.append(f"MACs per example, {what}: {kept:,} of {dense:,} ({100 * kept / max(dense, 1):.3f}%)")
+        return "\n".join(lines)
+
+
+def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diagnosis:
+    """Find out what a mask leaves of a network: dead layers and channels, effective density, MACs.
+
+    A kept weight is *effective* if it lies on a path of kept weights from the input to the output, *on a constant*
+    if it reaches the output but reads only what biases make, else *dead*: no gradient can ever reach it, and it
+    cannot change the output. All of that follows from the mask and the architecture, not from the values of
+    weights; see `skeletal.core.diagnosis.effective.effective_weights`. The model is left as found.
+
+    Args:
+        model: any module, on any device.
+        mask: a `Mask`, or bool tensors by parameter name.
+        example: a tensor of inputs, with its batch dimension, or a batch as `prune` takes them: `(inputs, targets)` or
+            a dict of the model's arguments. A few examples will do; only shapes and integers matter.
+
+    Raises:
+        MaskError: the mask belongs to another model.
+        ValueError: the model does not run on the example.
+
+    """
+    model = unwrap(model)
+    mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
+    parameters = matching_parameters(mask, model)
+    batch = (example, None) if isinstance(example, Tensor) else example
+    with borrowed(model, training=False, seed=0):
+        macs = count_macs(model, mask, batch)
+        effective, on_constant = effective_weights(model, mask, batch)
+        connected, _ = reaches_output(model, mask, batch)
+    owners = {
+        id(module._parameters.get(leaf)): module for module in model.modules() for leaf in weights_and_biases(module)[0]
+    }
+    layers = []
+    for name, keep in mask.items():
+        kept, useful, constant = (int(tensor.sum()) for tensor in (keep, effective[name], on_constant[name]))
+        inputs, outputs = dead_channels(owners.get(id(parameters[name])), effective[name])
+        dead = kept - useful - constant
+        layers.append(Layer(name, tuple(keep.shape), kept, useful, constant, dead, inputs, outputs))
+    return Diagnosis(connected, tuple(layers), macs)

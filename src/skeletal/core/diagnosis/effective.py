@@ -1,0 +1,111 @@
+"""Which kept weights lie on a path from the input to the output, which read only a constant, which do nothing."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
+from skeletal.core.diagnosis.structure import random_positive, stand_ins
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.batches import forward, map_inputs, to_device
+from skeletal.core.model.borrow import device_of, within
+
+_SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one opens what saturates, as ReLU6 after many skips
+_DRAWS = 16
+
+
+def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> tuple[Tensors, Tensors]:
+    """Sort the kept weights by what they can do, judged by the mask alone.
+
+    * effective: on a path of kept weights from the input to the output;
+    * on a constant: a path leads on to the output, but none leads here from the input, and what the weight
+      reads is made by biases (its channel's own, or its norm layer's) further up. It is trained, and
+      changes the output, by the same amount for every input;
+    * the others are dead: they cannot reach the output, or read nothing but zeros. No gradient ever reaches them,
+      and no value of theirs changes the output.
+
+    As in synaptic flow, a weight w > 0 has its share w ∂R/∂w in R, a positive random projection of the outputs.
+    In eval mode, on positive inputs, with positive random weights, norm scales 1, batch-norm statistics 0 and
+    1 and without biases, no two paths cancel: the share is 0 exactly where there is no path. With positive biases it
+    is 0 only at dead weights. Against underflow all is in double precision, the share's two factors are looked at
+    one by one, and the weights that enter a unit sum to 1: then activations do not shrink with depth, as averages of
+    live inputs, and gradients keep their sum. Max pools pass only winners, and ReLU6 only what is small, so draws
+    are repeated on two scales until one finds nothing new.
+
+    Layers that mix signs (LayerNorm, softmax, centred by their nature) may cancel for one draw, but with probability
+    0 for a random one; there, a weight is effective if its generic gradient is not 0, and a path closed only by
+    exact cancellation (softmax over equal tokens) may pass for open by rounding. A position that only padding meets
+    for images of this size (the corners of a kernel on a 1x1 map) is on no path. Parameters that are added
+    but not called a bias (class tokens, position embeddings) count as inputs; so do token embeddings.
+
+    Args:
+        model: in eval mode; the caller restores it (see `borrowed`).
+        mask: bool, by parameter name, fitting the model.
+        batch: any batch of the kind the model takes; only its shapes and integers are used.
+
+    Returns:
+        Two masks of the same names and shapes: effective, and on a constant.
+
+    Raises:
+        ValueError: the model does not run on made-up inputs of these shapes.
+
+    """
+    kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
+
+    def sort(examples: int | None, dtype: torch.dtype | None) -> tuple[Tensors, Tensors]:
+        few = shorten(to_device(batch, device_of(model)), examples)
+        effective = _reached(model, kept, few, dtype, biased=False)
+        left = {name: keep & ~effective[name] for name, keep in kept.items()}
+        if not any(keep.any() for keep in left.values()):
+            return effective, left
+        trained = _reached(model, kept, few, dtype, biased=True)
+        return effective, {name: keep & trained[name] for name, keep in left.items()}
+
+    return first_that_runs(model, [partial(sort, *how) for how in ATTEMPTS])
+
+
+def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]:
+    """How many input and output channels of a layer no effective weight touches; of a vector, how many entries."""
+    if effective.dim() < 2:
+        dead = int((~effective).sum())
+        return dead, dead
+    groups: Any = getattr(owner, "groups", 1)
+    pairs = effective.flatten(2).any(2) if effective.dim() > 2 else effective
+    pairs = pairs.unflatten(0, (groups, -1))  # (groups, outputs / groups, inputs / groups)
+    inputs, outputs = int((~pairs.any(1)).sum()), int((~pairs.any(2)).sum())
+    swapped = getattr(owner, "transposed", False) or type(owner).__name__ == "Conv1D"  # (inputs, outputs, ...)
+    return (outputs, inputs) if swapped else (inputs, outputs)
+
+
+def _reached(model: nn.Module, kept: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool) -> Tensors:
+    """Where the gradient of a random projection of the outputs is not 0, of several random draws."""
+    generator = torch.Generator().manual_seed(0)
+    reached = {name: torch.zeros_like(keep) for name, keep in kept.items()}
+    total = sum(int(keep.sum()) for keep in kept.values())
+    found = 0
+    for draw in range(_DRAWS):
+        scale = _SCALES[draw % len(_SCALES)]
+        state = stand_ins(model, kept, dtype, scale if biased else 0.0, generator)
+        leaves = {name: state[name].requires_grad_() for name in kept}
+
+        def positive(tensor: Tensor, scale: float = scale) -> Tensor:
+            return random_positive(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
+
+        inputs = map_inputs(positive, batch)
+        outputs = list(outputs_of(within(model, state, lambda inputs=inputs: forward(model, inputs))))
+        if any(not torch.isfinite(output).all() for output in outputs):
+            raise OverflowError("the probing signal overflows")
+        projection = sum((output * random_positive(output, None, generator)).sum() for output in outputs)
+        if not isinstance(projection, Tensor) or not projection.requires_grad:
+            return reached
+        gradients = torch.autograd.grad(projection, list(leaves.values()), allow_unused=True)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            if gradient is not None:
+                reached[name] |= leaf.detach().ne(0) & gradient.ne(0)
+        before, found = found, sum(int(tensor.sum()) for tensor in reached.values())
+        if found == total or (found == before and draw + 1 >= len(_SCALES)):
+            break
+    return reached

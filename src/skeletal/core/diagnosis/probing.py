@@ -1,0 +1,49 @@
+"""Run a stranger's model on made-up inputs."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.model.batches import map_tensors
+from skeletal.core.model.borrow import differentiable
+
+Value = TypeVar("Value")
+
+# Two examples do for most models; some need their batch whole, some have constants in single precision.
+ATTEMPTS: tuple[tuple[int | None, torch.dtype | None], ...] = ((2, torch.float64), (None, torch.float64), (None, None))
+
+
+def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) -> Value:
+    """The value of the first function that does not fail, with gradients enabled."""
+    failed: Exception = RuntimeError("nothing was tried")
+    for function in functions:
+        try:
+            with differentiable():
+                return function()
+        except Exception as error:  # a stranger's model may raise anything; the last and plainest try is told
+            failed = error
+    raise ValueError(f"{type(model).__name__} does not run on this example: {type(failed).__name__}: {failed}")
+
+
+def shorten(batch: Any, examples: int | None) -> Any:
+    """The first examples of a batch, along the first dimension of each tensor; None takes all."""
+    return map_tensors(lambda tensor: tensor[:examples] if tensor.dim() else tensor, batch)
+
+
+def outputs_of(outputs: Any) -> Iterator[Tensor]:
+    """The floating-point tensors a model returned, in whatever it returned them, except a loss."""
+    if isinstance(outputs, Tensor):
+        if outputs.is_floating_point():
+            yield outputs
+    elif isinstance(outputs, Mapping):
+        for key, value in outputs.items():
+            if key != "loss":
+                yield from outputs_of(value)
+    elif isinstance(outputs, tuple | list):
+        for value in outputs:
+            yield from outputs_of(value)
+    elif dataclasses.is_dataclass(outputs):
+        yield from outputs_of({field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)})

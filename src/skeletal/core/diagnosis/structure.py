@@ -1,0 +1,53 @@
+"""A network reduced to its structure: what its architecture and a mask let through, whatever its weights are."""
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.borrow import state_of
+
+STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that has seen nothing
+
+
+def stand_ins(
+    model: nn.Module, kept: Tensors, dtype: torch.dtype | None, bias: float, generator: torch.Generator
+) -> Tensors:
+    """All parameters and buffers, made such that a signal passes exactly where the mask lets it.
+
+    Weights become random and positive on the mask, those that enter a unit summing to 1 (no overflow, however
+    deep), norm scales 1, batch-norm statistics 0 and 1, biases random times `bias`.
+
+    Args:
+        model: is not changed.
+        kept: bool, by parameter name, on the model's device; weights that it does not name are all kept.
+        dtype: of floating-point stand-ins; None keeps their own.
+        bias: 0 leaves nothing but paths from the input.
+        generator: of the random numbers, on the CPU.
+
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    state = state_of(model)
+    for name, value in state.items():
+        leaf = name.rpartition(".")[2]
+        if not value.is_floating_point():
+            continue
+        value = value if dtype is None else value.to(dtype)
+        if leaf in STATISTICS:
+            value.fill_(STATISTICS[leaf])
+        elif name in parameters:
+            keep = kept.get(name, torch.ones_like(value))
+            if leaf.endswith("bias"):
+                value = random_positive(value, dtype, generator) * bias * keep
+            elif value.dim() > 1:
+                value = random_positive(value, dtype, generator) * keep
+                sums = value.flatten(1).sum(1).clamp(min=1e-30)  # into each unit; of each input, where transposed
+                value /= sums.view(-1, *[1] * (value.dim() - 1))
+            else:
+                value = torch.ones_like(value) * keep
+        state[name] = value
+    return state
+
+
+def random_positive(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
+    """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
+    return (0.5 + torch.rand(like.shape, generator=generator)).to(like.device, dtype or like.dtype)

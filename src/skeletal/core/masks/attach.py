@@ -1,0 +1,221 @@
+"""Hold pruned weights at exactly zero, under any optimizer."""
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from skeletal.core.errors import MaskError
+from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.shards import is_sharded, local, part_like, whole
+from skeletal.core.model.weights import unwrap
+
+
+class Skeleton:
+    """A model with its mask attached; `detach` lets go of the model and leaves the zeros where they are.
+
+    Three hooks keep the promise, and `state_dict` keys stay the user's own. The gradient of a pruned weight
+    is 0, so clipping, gradient norms and new optimizer state never see it. After a step of any optimizer the
+    weights it holds are set to 0 again, which a momentum from before the pruning would undo. And they are set
+    to 0 again after `load_state_dict`. The model keeps the skeleton alive; the skeleton keeps nothing alive.
+    A `deepcopy` of the model, or one that was pickled, carries no hooks: attach the mask to it, too.
+
+    Of a model sharded by FSDP2 (`fully_shard`) each rank holds its own part to zero: prune first, shard, then attach,
+    on every rank.
+    """
+
+    def __init__(self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(f"attach takes a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        model = unwrap(model)
+        parameters = matching_parameters(mask, model)
+        _let_go_of_earlier(parameters, mask, model)
+        self._held = [_Held(parameters[name], keep) for name, keep in mask.items()]
+        for held in self._held:
+            held.zero_stale_gradient()
+            if optimizer is not None:
+                held.zero_state(optimizer)
+        # The hook of all optimizers also covers those made later, and those inside a wrapper.
+        me: weakref.ref[Any] = weakref.ref(self)
+        self._hooks: list[Any] = [register_optimizer_step_post_hook(lambda used, *_: _after_step(me, used))]
+        weakref.finalize(self, self._hooks[0].remove)
+        ours = {id(weight): held for weight, held in zip(parameters.values(), self._held, strict=True)}
+        for module in model.modules():  # every module that holds a weight, since each can be loaded by itself
+            for leaf, weight in module._parameters.items():
+                if (held := ours.get(id(weight))) is not None:
+                    self._hooks.append(module.register_load_state_dict_post_hook(_AfterLoad(self, module, leaf, held)))
+
+    def detach(self) -> None:
+        """Remove every hook. Pruned weights stay zero until something moves them."""
+        for held in self._held:
+            held.let_go()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self) -> "Skeleton":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+class _Held:
+    """One weight and its pruned positions. Weak, so that hooks keep no model alive."""
+
+    def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
+        self._all = ~keep
+        self._hook: Any = None
+        self.bind(weight)
+
+    def bind(self, weight: nn.Parameter) -> None:
+        self.let_go()
+        self.weight = weakref.ref(weight)
+        self._where = part_like(self._all, weight)
+        self.zero()
+
+    def let_go(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def where(self, device: torch.device) -> Tensor:
+        if self._where.device != device:
+            self._where = self._where.to(device)
+        return self._where
+
+    def zero_gradient(self, gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(self.where(gradient.device), 0)
+
+    def zero_own_gradient(self, weight: Tensor) -> None:
+        if weight.grad is not None:
+            local(weight.grad).masked_fill_(self.where(weight.device), 0)
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        weight = self.weight()
+        if weight is None:
+            return
+        # Filling, where multiplying with the mask would leave NaN and -0.
+        local(weight).masked_fill_(self.where(weight.device), 0)
+        if self._hook is None and weight.requires_grad:  # also where it was frozen until now
+            if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
+                self._hook = weight.register_post_accumulate_grad_hook(self.zero_own_gradient)
+            else:
+                self._hook = weight.register_hook(self.zero_gradient)
+
+    def zero_stale_gradient(self) -> None:
+        if (weight := self.weight()) is not None:
+            self.zero_own_gradient(weight)
+
+    def zero_state(self, optimizer: Optimizer) -> None:
+        """Forget what a used optimizer remembers of pruned weights: momentum, second moments, averages."""
+        weight = self.weight()
+        if weight is None or weight not in optimizer.state:
+            return
+        for value in optimizer.state[weight].values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                local(value).masked_fill_(self.where(value.device), 0)
+
+
+def _after_step(skeleton: "weakref.ref[Any]", optimizer: Optimizer) -> None:
+    if (alive := skeleton()) is not None and alive._hooks:
+        # Only what the optimizer has stepped: a backward pass under way may still need the other weights.
+        stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        for held in alive._held:
+            if id(held.weight()) in stepped:
+                held.zero()
+
+
+class _AfterLoad:
+    """The hook after `load_state_dict`. It stays behind when its module is copied or pickled."""
+
+    def __init__(self, skeleton: Skeleton, module: nn.Module, leaf: str, held: _Held) -> None:
+        self.skeleton, self.held, self._leaf = skeleton, held, leaf
+        self._module = weakref.ref(module)
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        weight = module._parameters.get(self._leaf)
+        if module is not self._module() or weight is None:
+            return
+        if weight is self.held.weight():
+            self.held.zero()
+        else:
+            self.held.bind(weight)  # load_state_dict(assign=True) has put a new parameter in its place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Any:
+    return _do_nothing
+
+
+def _do_nothing(*_: object) -> None: ...
+
+
+def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model: nn.Module) -> None:
+    """Detach masks attached before: one at a time holds a model."""
+    earlier = {
+        hook.skeleton: None
+        for module in model.modules()
+        for hook in module._load_state_dict_post_hooks.values()
+        if isinstance(hook, _AfterLoad)
+    }
+    names = {id(weight): name for name, weight in parameters.items()}
+    lost = 0
+    for skeleton in earlier:
+        for held in skeleton._held:
+            if (name := names.get(id(held.weight()))) is not None:
+                lost += int((mask[name] & held._all).sum())
+        skeleton.detach()
+    if lost:
+        warnings.warn(
+            f"{lost:,} weights that this mask keeps are zero: the mask attached before, now detached, had pruned them",
+            stacklevel=5,
+        )
+
+
+def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters of a mask's names.
+
+    Raises:
+        MaskError: a name the model does not have, or another shape.
+
+    """
+    model = unwrap(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, keep in mask.items():
+        if name not in parameters:
+            raise MaskError(
+                f"the mask has a layer {name!r} that {type(model).__name__} does not have:"
+                f" it belongs to another model (this one has {', '.join(list(parameters)[:4])}, ...)"
+            )
+        if parameters[name].shape != keep.shape:
+            raise MaskError(
+                f"{name} is {tuple(parameters[name].shape)} in {type(model).__name__} but {tuple(keep.shape)}"
+                " in the mask: it belongs to another model"
+            )
+    return {name: parameters[name] for name in mask}
+
+
+def check(mask: Tensors, model: nn.Module) -> None:
+    """See `Mask.check`."""
+    to_dense = getattr(unwrap(model), "to_dense", None)
+    if callable(to_dense):  # a compiled network, whose weights are vectors of kept values
+        model = to_dense()
+    for name, weight in matching_parameters(mask, model).items():
+        if weight.is_meta:
+            raise MaskError(f"{name} is on the meta device and has no values to check: materialize the model first")
+        values = whole(weight.detach())
+        moved = values.ne(0) & ~mask[name].to(values.device)  # NaN counts as moved
+        if moved.any():
+            first = tuple(moved.nonzero()[0].tolist())
+            raise MaskError(
+                f"{name}: {int(moved.sum())} of {int((~mask[name]).sum())} pruned weights are not zero,"
+                f" the first at {first} = {values[first].item():g}; attach the mask before training, and to every copy"
+            )

@@ -1,0 +1,106 @@
+"""Use a caller's model, and leave it and the random state as they were found."""
+
+import random
+import sys
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from skeletal.core.masks.selection import Tensors
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Put the global random states of torch, Python and numpy back as they were."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Train or eval mode; every module gets its own mode back, as parts of a network may have been frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Gradients, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def borrowed(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
+    """Set train or eval mode and seed every global random generator; restore all of it after.
+
+    Parameters and buffers need no restoring: scoring never lets the model use its own (see `within`).
+    """
+    with random_state_kept(model), in_mode(model, training=training):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if numpy := sys.modules.get("numpy"):
+            numpy.random.seed(seed % 2**32)
+        yield
+
+
+def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:
+    """Copies of a model's parameters and buffers, detached, except of the parameters named in `without`.
+
+    Copies, since a forward pass may write: batch norm to its statistics, an embedding with `max_norm` to its weight.
+    A model on the meta device has shapes alone: zeros on the CPU stand in for its values.
+    """
+    return {
+        name: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().clone()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if name not in without
+    }
+
+
+class _Within(nn.Module):
+    def __init__(self, model: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self) -> Any:
+        return self.function()
+
+
+def within(model: nn.Module, state: Tensors, function: Callable[[], Value]) -> Value:
+    """Call a function while `state` stands in place of the model's parameters and buffers.
+
+    The function may run a backward pass, too: activation checkpointing computes parts of the forward pass again
+    there, and has to find the same weights.
+    """
+    stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
+    return functional_call(_Within(model, function), stand_ins, ())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies, and its batches therefore have to go; the CPU for the meta device."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """At least float32: products of half-precision weights and gradients underflow."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

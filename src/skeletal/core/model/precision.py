@@ -1,0 +1,55 @@
+"""How the network computes while it is scored: in float32 or under bfloat16 autocast, and in which memory order."""
+
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.model.batches import map_tensors
+from skeletal.core.model.borrow import device_of, widen
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or none at all, whatever the caller has switched on.
+
+    Raises:
+        ValueError: bfloat16 on a device that has no autocast.
+
+    """
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    if precision == "bfloat16":
+        raise ValueError(f"precision='bfloat16' needs autocast, which {device.type} lacks: use precision='float32'")
+    return nullcontext()
+
+
+def in_float32(outputs: Any) -> Any:
+    """A model's outputs with every floating-point tensor in at least float32, in the container it chose."""
+
+    def widened(tensor: Tensor) -> Tensor:
+        return widen(tensor) if tensor.is_floating_point() else tensor
+
+    if isinstance(outputs, MutableMapping):  # in place: Hugging Face's outputs are mappings with attributes, too
+        for key in list(outputs):
+            outputs[key] = map_tensors(widened, outputs[key])
+        return outputs
+    return map_tensors(widened, outputs)
+
+
+def prefers_channels_last(model: nn.Module, precision: str) -> bool:
+    """Whether images had better lie channels-last, as measured on a CPU (docs/cost.md).
+
+    In bfloat16 every convolution runs faster so; in float32 those of 1x1 do, and larger ones are slower. Elsewhere, and
+    in other number formats, the caller's own order stays.
+    """
+    if device_of(model).type != "cpu":
+        return False
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions or any(module.weight.dtype != torch.float32 for module in convolutions):
+        return False
+    pointwise = sum(set(module.kernel_size) == {1} for module in convolutions)
+    return precision == "bfloat16" or 2 * pointwise >= len(convolutions)

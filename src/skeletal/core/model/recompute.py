@@ -1,0 +1,113 @@
+"""Hold little of a forward pass, and run parts of it again on the way back: the same numbers in less memory."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from skeletal.core.model.batches import map_tensors
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_LONG = 6
+"""modules in a sequence from which on it is worth cutting up"""
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Let a model's parts hold only their inputs for the backward pass (`torch.utils.checkpoint`).
+
+    Parts are the outermost blocks of a kind that occurs more than once, such as a residual network's or a
+    transformer's, and pieces of long `nn.Sequential`s, √n for n modules.
+
+    Raises:
+        RuntimeError: on the way, a part that writes to its own input, which is then not there to start from again.
+
+    """
+    parts = list(_parts(model))
+    own = [module.__dict__.get("forward") for module, _ in parts]
+    try:
+        for module, forward in parts:
+            module.forward = forward  # type: ignore[bad-assignment]
+        yield
+    finally:
+        for (module, _), forward in zip(parts, own, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Modules, and what their forward pass becomes."""
+    kinds = Counter(type(module) for module in model.modules() if _is_block(module))
+    if kinds[type(model)] > 1:  # a block that holds blocks of its own kind
+        kinds[type(model)] = 0
+
+    def visit(module: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+        if kinds[type(module)] > 1 and _is_block(module):
+            yield module, partial(_again, type(module).__name__, module.forward)
+        elif type(module) is nn.Sequential and len(module) >= _LONG and not _has(module, kinds):
+            yield module, partial(_piecewise, _pieces(module))
+        else:
+            for child in module.children():
+                yield from visit(child)
+
+    yield from visit(model)
+
+
+def _is_block(module: nn.Module) -> bool:
+    holders = sum(bool(inner._parameters) for inner in module.modules())
+    return not isinstance(module, _CONTAINERS) and holders > 1
+
+
+def _has(module: nn.Module, kinds: Counter[type]) -> bool:
+    return any(kinds[type(inner)] > 1 for inner in module.modules())
+
+
+def _pieces(sequence: nn.Sequential) -> list[list[nn.Module]]:
+    """√n pieces, none of which starts with a module that writes to its input."""
+    modules = list(sequence)
+    edges = {0, len(modules)}
+    for start in range(0, len(modules), math.ceil(math.sqrt(len(modules)))):
+        while start < len(modules) and getattr(modules[start], "inplace", False):
+            start += 1
+        edges.add(start)
+    return [modules[begin:end] for begin, end in pairwise(sorted(edges))]
+
+
+def _piecewise(pieces: list[list[nn.Module]], x: Any) -> Any:
+    def run(piece: list[nn.Module], x: Any) -> Any:
+        for module in piece:
+            x = module(x)
+        return x
+
+    for number, piece in enumerate(pieces, 1):
+        x = _again(f"piece {number} of a Sequential", partial(run, piece), x)
+    return x
+
+
+def _again(name: str, forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    before = _versions(arguments, options)
+    result = checkpoint(forward, *arguments, use_reentrant=False, **options)
+    if _versions(arguments, options) != before:
+        raise RuntimeError(
+            f"{name} writes to its own input, from which it would have to start again: leave recompute out"
+        )
+    return result
+
+
+def _versions(*values: Any) -> list[int]:
+    found: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if not tensor.is_inference():
+            found.append(tensor._version)
+        return tensor
+
+    map_tensors(note, values)
+    return found

@@ -1,0 +1,1 @@
+"""Algorithm 1, and what its settings are made of: scores, schedules, quotas."""

@@ -1,0 +1,143 @@
+"""What a weight is worth: one function per criterion, higher = keep.
+
+Every criterion takes a `Point`, the network at its present mask, and returns one score per weight, by
+parameter name. A score of exactly zero means that no signal passes through the weight.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from skeletal.core.masks.selection import Tensors, top
+from skeletal.core.model.gradients import Derivatives
+from skeletal.core.pruning.flow import synaptic_flow
+from skeletal.core.pruning.quotas import erdos_renyi, uniform
+
+
+@dataclass(frozen=True)
+class Point:
+    """The network at one step: θ, c_t, and what can be computed there (computed once, when first asked for)."""
+
+    weights: Tensors
+    """the dense initialization θ, in at least float32; shapes of the layers"""
+    mask: Tensors
+    """the present mask c_t, bool, same shapes; all ones at the first step"""
+    count: int
+    """how many weights this step keeps"""
+    derivatives: Derivatives | None
+    """of the loss at any weights, over this step's batches; None where no batches were given"""
+    generator: torch.Generator
+    """seeded by the caller's seed; the only source of randomness a score may use"""
+
+    @cached_property
+    def kept(self) -> Tensors:
+        """θ̄ = θ ⊙ c_t: the weights as they are now, pruned ones zero."""
+        return {name: weight * self.mask[name] for name, weight in self.weights.items()}
+
+    @cached_property
+    def _first(self) -> tuple[Tensors, float]:
+        return self._needed().gradient(self.kept)
+
+    @cached_property
+    def _second(self) -> tuple[Tensors, float]:
+        return self._needed().hessian_gradient(self.kept)
+
+    def _needed(self) -> Derivatives:
+        if self.derivatives is None:
+            raise ValueError("this score asks for a derivative, which needs batches")
+        return self.derivatives
+
+    @property
+    def gradient(self) -> Tensors:
+        """∇L(θ̄) for every weight, pruned ones included, averaged over the batches as `average` of `prune` says."""
+        return self._first[0]
+
+    @property
+    def hessian_gradient(self) -> Tensors:
+        """H g at θ̄, of the mean loss over the batches."""
+        return self._second[0]
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss at θ̄; None if the score did not need it."""
+        known = [self.__dict__[name][1] for name in ("_first", "_second") if name in self.__dict__]
+        return known[0] if known else None
+
+
+Score = Callable[[Point], Tensors]
+
+
+def connection_sensitivity(at: Point) -> Tensors:
+    """|θ̄ ⊙ ∇L(θ̄)|. At the dense network: SNIP (Eq. 2, 3). At the present mask: FORCE (Eq. 5, 7)."""
+    return {name: (at.kept[name] * gradient).abs_() for name, gradient in at.gradient.items()}
+
+
+def regrowing_sensitivity(at: Point) -> Tensors:
+    """|θ ⊙ ∇L(θ̄)| over all weights: what a pruned weight would be worth if it came back (Eq. 5, 6)."""
+    return {name: (at.weights[name] * gradient).abs_() for name, gradient in at.gradient.items()}
+
+
+def gradient_norm(at: Point) -> Tensors:
+    """|∇L(θ̄)|: keeps the same weights as [∇L(θ̄)]² of GRASP-It (Eq. 17), whose square can underflow to zero."""
+    return {name: gradient.abs() for name, gradient in at.gradient.items()}
+
+
+def gradient_preservation(at: Point) -> Tensors:
+    """θ̄ ⊙ H g: GRASP prunes the largest -θ_i [Hg]_i (Eq. 4), so the highest of this are kept. Signed."""
+    return {name: at.kept[name] * product for name, product in at.hessian_gradient.items()}
+
+
+def flow(at: Point) -> Tensors:
+    """|θ̄| ⊙ ∂R/∂|θ̄|, R the sum of all paths' products (SynFlow; Tanaka et al. 2020, Eq. 2). In doubles."""
+    derivatives = at._needed()
+    return synaptic_flow(derivatives.model, at.kept, derivatives.batches.peek())
+
+
+def magnitude(at: Point) -> Tensors:
+    """|θ|: large initial weights, whatever the data. A baseline."""
+    return {name: weight.abs() for name, weight in at.weights.items()}
+
+
+def noise(at: Point) -> Tensors:
+    """Uniform in (0, 1]: random pruning, global over all layers. Doubles, since 2^24 floats would tie often."""
+    return {
+        name: 1 - torch.rand(weight.shape, dtype=torch.float64, generator=at.generator)
+        for name, weight in at.weights.items()
+    }
+
+
+def uniform_noise(at: Point) -> Tensors:
+    """Random within each layer, every layer at the same density."""
+    return _fill_quotas(at, uniform({name: weight.shape for name, weight in at.weights.items()}, at.count))
+
+
+def erk_noise(at: Point) -> Tensors:
+    """Random within each layer, densities after Erdős-Rényi-Kernel (Evci et al. 2020, RigL)."""
+    return _fill_quotas(at, erdos_renyi({name: weight.shape for name, weight in at.weights.items()}, at.count))
+
+
+def _fill_quotas(at: Point, quotas: dict[str, int]) -> Tensors:
+    """Scores above 1 for `quotas[name]` random weights of each layer, at most 1 for the others."""
+    scores = noise(at)
+    return {name: score + top(score.flatten(), quotas[name]).view_as(score) for name, score in scores.items()}
+
+
+def check_scores(scores: Tensors, weights: Tensors) -> None:
+    """Refuse scores, perhaps a caller's own, that do not cover exactly the weights.
+
+    Raises:
+        ValueError: naming the layer and both shapes.
+
+    """
+    if not isinstance(scores, dict) or scores.keys() != weights.keys():
+        raise ValueError("a score has to return a dict with one tensor for each name in point.weights")
+    for name, weight in weights.items():
+        score = scores[name]
+        if not isinstance(score, Tensor) or score.shape != weight.shape:
+            shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"score of {name} is {shape}, its weight {tuple(weight.shape)}")
+        if not score.is_floating_point():
+            raise ValueError(f"score of {name} is {score.dtype}; scores are floating-point numbers")

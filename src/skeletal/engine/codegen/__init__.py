@@ -1,0 +1,1 @@
+"""What is written in LLVM: vectors, bfloat16 pairs, the matrix unit, threads."""

@@ -1,0 +1,78 @@
+"""Which kernels a convolution takes: those for kept weights one by one, or those for squares of them.
+
+Both take the same arguments, and are told apart by what stands first in the tables: one order of the weights, or what
+squares have in its place (see `squares.Squares.packed`). The choice is made while they are compiled, so that no machine
+has to compile what it cannot run.
+"""
+
+from numba.core import types
+from numba.extending import overload
+
+from skeletal.engine.codegen.fork import fork, held, part_of
+from skeletal.engine.kernels.blocks import convolve_squares, fill, gather, gradients_of_squares
+from skeletal.engine.kernels.sparse import add_up, convolve, gradients, take
+
+
+def arrange(boards, threads, values, order, weights):
+    """Kept values as the kernels take them, into `weights` as far as that reaches."""
+    raise NotImplementedError("for kernels only")
+
+
+def run_convolve(boards, threads, units, order, arguments):
+    """`kernels.convolve`, by several threads."""
+    raise NotImplementedError("for kernels only")
+
+
+def run_gradients(boards, threads, units, order, arguments):
+    """`kernels.gradients`, by several threads."""
+    raise NotImplementedError("for kernels only")
+
+
+def add_all_up(boards, threads, sums, order, gradient):
+    """Gradients of kept values, of what threads have summed up."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(arrange)
+def _arrange(boards, threads, values, order, weights):
+    def singly(boards, threads, values, order, weights):
+        take(values, order[: len(weights)], weights)
+
+    def by_squares(boards, threads, values, order, weights):
+        arguments = values, order, weights
+        squares = len(order[1]) - 1 if len(weights) else 0
+        fork(boards, threads, squares, part_of(fill, arguments), held(arguments))
+
+    return by_squares if isinstance(order, types.BaseTuple) else singly
+
+
+def _either(singly, by_squares):
+    """How a call of one of two kernels is compiled."""
+
+    def run(boards, threads, units, order, arguments):
+        kernel = by_squares if isinstance(order, types.BaseTuple) else singly
+
+        def call(boards, threads, units, order, arguments):
+            fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
+
+        return call
+
+    return run
+
+
+overload(run_convolve)(_either(convolve, convolve_squares))
+overload(run_gradients)(_either(gradients, gradients_of_squares))
+
+
+@overload(add_all_up)
+def _add_all_up(boards, threads, sums, order, gradient):
+    def singly(boards, threads, sums, order, gradient):
+        arguments = sums, order, gradient
+        fork(boards, threads, sums.shape[1], part_of(add_up, arguments), held(arguments))
+
+    def by_squares(boards, threads, sums, order, gradient):
+        arguments = sums, order, gradient
+        squares = len(order[1]) - 1 if sums.shape[1] else 0
+        fork(boards, threads, squares, part_of(gather, arguments), held(arguments))
+
+    return by_squares if isinstance(order, types.BaseTuple) else singly

@@ -1,0 +1,1 @@
+"""The engine's layers, and the blocked maps between them."""

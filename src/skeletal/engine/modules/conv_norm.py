@@ -1,0 +1,69 @@
+"""A convolution and what follows it, on blocked maps."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from skeletal.engine.modules.blocked import Blocked, beside
+from skeletal.engine.modules.layers import SparseConv2d
+from skeletal.engine.ops.batch_norm import Normalise
+from skeletal.engine.ops.convolution import ConvolveNormalise, convolve_normalised
+from skeletal.engine.ops.launch_args import Statistics
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, and where they follow the addition of other maps and ReLU, on blocked maps.
+
+    The layers keep their own places in the network; this only runs them, in as few passes as it takes. Without
+    gradients and with running statistics, everything happens while the convolution's sums are still in the cache.
+
+    Args:
+        convolution: or None, for a norm of its own.
+        norm: its parameters, statistics and mode count.
+        halo: of the output.
+        relu: whether it ends with one.
+
+    """
+
+    def __init__(self, convolution: SparseConv2d | None, norm: nn.BatchNorm2d, halo: int, relu: bool) -> None:
+        super().__init__()
+        self.parts: tuple[Any, Any] = (convolution, norm)  # in a tuple, so that they are not registered again
+        self.halo = halo
+        self.relu = relu
+
+    def forward(self, x: Blocked, other: Blocked | None = None) -> tuple[Blocked, Blocked]:
+        convolution, norm = self.parts
+        if convolution is None:
+            return self._alone(x, other), x
+        x, plan = convolution.fit(x, self.halo)
+        extra = None if other is None else beside(other, plan.target, x.examples).storage
+        of_batch = norm.training or norm.running_mean is None
+        statistics = self._statistics(plan.target.height * plan.target.width * x.examples, of_batch)
+        numbers = convolution.weight, convolution.bias, norm.weight, norm.bias, extra
+        if not of_batch and not torch.is_grad_enabled():
+            out = convolve_normalised(plan, x.raw, *numbers, x.affine, statistics, self.relu, x.examples)
+            return Blocked(out, plan.target, x.examples), x
+        out, affine, gate, passed = ConvolveNormalise.apply(
+            x.raw, *numbers, x.affine, x.gate, statistics, self.relu, plan, x.examples
+        )
+        return Blocked(out, plan.target, x.examples, affine, gate), Blocked(passed, x.grid, x.examples, x.affine)
+
+    def _alone(self, x: Blocked, other: Blocked | None) -> Blocked:
+        norm = self.parts[1]
+        extra = None if other is None else beside(other, x.grid, x.examples).storage
+        of_batch = norm.training or norm.running_mean is None
+        statistics = self._statistics(x.grid.height * x.grid.width * x.examples, of_batch)
+        out = Normalise.apply(x.storage, norm.weight, norm.bias, extra, statistics, self.relu, x.grid, x.examples)
+        return Blocked(out, x.grid, x.examples)
+
+    def _statistics(self, count: int, of_batch: bool) -> Statistics:
+        """What to normalise by; counts the batch."""
+        norm = self.parts[1]
+        if of_batch and count == 1:
+            raise ValueError("batch norm over 1 value per channel in training: use a larger batch")
+        rate = 0.0
+        if norm.training and norm.track_running_stats and norm.running_mean is not None:
+            norm.num_batches_tracked.add_(1)
+            rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+        return Statistics(of_batch, norm.running_mean, norm.running_var, rate, norm.eps)

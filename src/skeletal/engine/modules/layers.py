@@ -1,0 +1,157 @@
+"""Layers over kept weights only. Their parameters are the kept values; the rest of a weight exists nowhere.
+
+A layer takes two paths to the same function: *sparse*, with the kernels of this package, and *dense*, which writes the
+values into a dense weight for torch's own kernels. `layer.path` switches at any time; parameters are the same.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skeletal.engine.codegen.packed_bf16 import COMPUTES
+from skeletal.engine.modules.blocked import Blocked, copy_sharing, storage_type, with_halo
+from skeletal.engine.ops.convolution import Convolve
+from skeletal.engine.ops.images import Pack, Unpack
+from skeletal.engine.ops.linear import Multiply
+from skeletal.engine.ops.scatter_weights import Spread
+from skeletal.engine.plan.geometry import Shape
+from skeletal.engine.plan.grid import Grid, blocks_for
+from skeletal.engine.plan.plan import Plan
+
+
+class Sparse(nn.Module):
+    """What convolution and linear layer share: values at the kept positions of a weight.
+
+    Args:
+        weight: dense, of any shape; what the mask does not keep is not read.
+        mask: bool, of the same shape.
+        bias: or None.
+
+    """
+
+    def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.shape = tuple(weight.shape)
+        self.path = "sparse"
+        self.bf16 = True  # whether maps lie in bfloat16 under autocast to it
+        self.kept = mask.flatten().nonzero().flatten()  # not a buffer: DDP would send it with every step
+        requires_grad = weight.requires_grad
+        self.weight = nn.Parameter(weight.detach().flatten()[self.kept].clone(), requires_grad)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask again, bool, of the shape of the dense weight."""
+        mask = torch.zeros(math.prod(self.shape), dtype=torch.bool)
+        mask[self.kept] = True
+        return mask.view(self.shape)
+
+    def dense_weight(self) -> Tensor:
+        """The weight as a dense tensor, differentiable."""
+        return Spread.apply(self.weight, self.kept.to(self.weight.device), self.shape)
+
+    def storage_type(self) -> torch.dtype:
+        """What the sparse path stores maps in."""
+        return storage_type(self.weight.dtype, self.bf16)
+
+    def tensor_type(self) -> torch.dtype:
+        """The type of its outputs as tensors, as torch's own layers have it under autocast."""
+        return storage_type(self.weight.dtype, True)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.shape}, kept={self.weight.numel()}, path={self.path!r}"
+
+
+class SparseConv2d(Sparse):
+    """A convolution over kept weights, with all that `torch.nn.Conv2d` has except padding other than with zeros.
+
+    Takes and returns a tensor (N, C, H, W), or `Blocked` maps, in which case it also returns its input, for others who
+    read it (see `Convolve`).
+    """
+
+    def __init__(self, layer: nn.Conv2d, mask: Tensor) -> None:
+        super().__init__(layer.weight, mask, layer.bias)
+        padding: Any = layer.padding
+        if isinstance(padding, str):
+            reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            if padding == "same" and any(r % 2 for r in reach):
+                raise ValueError(f"padding='same' of an even kernel {layer.kernel_size} is not symmetric")
+            padding = tuple(r // 2 for r in reach) if padding == "same" else (0, 0)
+        self.geometry = Shape(layer.stride, padding, layer.dilation, layer.groups, layer.kernel_size)  # type: ignore[arg-type]
+        self._plans: dict[tuple[Grid, int, bool], Plan] = {}
+
+    def fit(self, x: Blocked, halo: int) -> tuple[Blocked, Plan]:
+        """Maps and the tables for them, with halos that suffice, `halo` at least for the output."""
+        channels = self.shape[1] * self.geometry.groups
+        if x.raw.shape[1] != channels:
+            raise ValueError(f"a convolution of {channels} channels got maps of {x.raw.shape[1]}")
+        ahead, back = self.geometry.halos(x.grid.height, x.grid.width)
+        x = with_halo(x, max(x.grid.halo, ahead))
+        return x, self.plan(x.grid, max(halo, back), in_parts=x.raw.dtype in COMPUTES)
+
+    def grids(self, height: int, width: int) -> tuple[Grid, Grid]:
+        """Grids that suffice for maps of a size and for what it makes of them."""
+        ahead, back = self.geometry.halos(height, width)
+        return Grid(height, width, ahead), Grid(*self.geometry.output(height, width), back)
+
+    def plan(self, source: Grid, halo: int, *, in_parts: bool = True) -> Plan:
+        """Tables for maps on one grid, worked out once; `halo` of its output, `in_parts` as of `Plan`."""
+        key = source, halo, in_parts
+        if key not in self._plans:
+            target = Grid(*self.geometry.output(source.height, source.width), halo)
+            self._plans[key] = Plan(self.mask, self.geometry, source, target, in_parts=in_parts)
+        return self._plans[key]
+
+    def forward(self, x: Any, halo: int = 0) -> Any:
+        if isinstance(x, Tensor):
+            return self._on_images(x)
+        x, plan = self.fit(x, halo)
+        out, passed = Convolve.apply(x.raw, self.weight, self.bias, x.affine, x.gate, plan, x.examples)
+        return Blocked(out, plan.target, x.examples), Blocked(passed, x.grid, x.examples, x.affine)
+
+    def _on_images(self, x: Tensor) -> Tensor:
+        g = self.geometry
+        if self.path == "dense" or x.device.type != "cpu" or x.dim() != 4:
+            return F.conv2d(x, self.dense_weight(), self.bias, g.stride, g.padding, g.dilation, g.groups)
+        source, target = self.grids(*x.shape[2:])
+        blocked = Blocked(Pack.apply(x, source, self.storage_type()), source, len(x))
+        out, _ = self(blocked, target.halo)
+        return Unpack.apply(out.storage, out.grid, out.examples).to(self.tensor_type())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseConv2d":
+        return copy_sharing(self, memo, "_plans")
+
+
+class SparseLinear(Sparse):
+    """A linear layer over kept weights, on tensors (..., in_features).
+
+    A convolution in disguise: each block of examples is a pixel of a map of one row, so that the batch lies innermost.
+    """
+
+    def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
+        super().__init__(layer.weight, mask, layer.bias)
+        self._plans: dict[int, Plan] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.path == "dense" or x.device.type != "cpu":
+            return F.linear(x, self.dense_weight(), self.bias)
+        if x.shape[-1] != self.shape[1]:
+            raise ValueError(f"a linear layer of {self.shape[1]} features got a tensor {tuple(x.shape)}")
+        examples = x.shape[:-1].numel()
+        dtype = self.storage_type()
+        blocks = max(1, blocks_for(examples, dtype))
+        if blocks not in self._plans:
+            grid = Grid(1, blocks, 0)
+            shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
+            self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
+        plan = self._plans[blocks]
+        rows = x if x.dim() == 2 else x.reshape(examples, self.shape[1])
+        out = Multiply.apply(rows.to(dtype), self.weight, self.bias, plan)
+        return (out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape[0])).to(self.tensor_type())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
+        return copy_sharing(self, memo, "_plans")

@@ -1,0 +1,1 @@
+"""The engine's operations as autograd functions: convolution, linear, batch norm, pooling."""

@@ -1,0 +1,90 @@
+"""The differentiable sparse linear map."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from skeletal.engine.codegen.compiling import compiled
+from skeletal.engine.codegen.fork import fork, held, part_of
+from skeletal.engine.codegen.packed_bf16 import examples_of, flat
+from skeletal.engine.codegen.threads import share
+from skeletal.engine.codegen.transpose import WIDE, sum_rows, transpose
+from skeletal.engine.kernels import arena
+from skeletal.engine.kernels.fused_batch_norm import shared_backward, shared_forward
+from skeletal.engine.ops.convolution import backward_call, forward_call, ones
+from skeletal.engine.plan.plan import Plan
+
+
+class Multiply(torch.autograd.Function):
+    """A sparse linear map: `apply(x, values, bias, plan)` of x (examples, inputs) gives (examples, outputs).
+
+    Its plan is of a convolution on a map of one row, whose pixels are blocks of examples. Rows of examples are turned
+    into columns and back on the way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+        columns, out = _columns(plan.inputs, plan, x.dtype), arena.empty((len(x), plan.outputs), x.dtype)
+        ctx.plan = plan
+        ctx.save_for_backward(columns, values)
+        scale = None if bias is None else ones(len(bias), bias.dtype)
+        call = forward_call(plan, columns, values, examples_of(x.dtype), scale=scale, shift=bias)
+        share(shared_multiply, call.units, _to_columns(x, columns), call.arguments, _to_rows(call.made[0], out))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        (columns, values), plan, wanted = ctx.saved_tensors, ctx.plan, ctx.needs_input_grad
+        slopes = _columns(plan.outputs, plan, gradient.dtype)
+        of_x = arena.empty((len(gradient), plan.inputs), gradient.dtype) if wanted[0] else None
+        of_bias = torch.empty(plan.outputs if wanted[2] else 0, dtype=values.dtype)
+        call = backward_call(plan, slopes, columns, values, examples_of(columns.dtype), wanted=wanted[:2])
+        share(
+            shared_multiply_back, call.units, _to_columns(gradient, slopes), call.arguments,
+            _to_rows(call.made[0], of_x, gradient), (flat(slopes), slopes.shape[2], flat(of_bias)),
+        )  # fmt: skip
+        return of_x, call.made[1], of_bias if wanted[2] else None, None
+
+
+def _columns(features: int, plan: Plan, dtype: torch.dtype) -> Tensor:
+    """Memory for a storage (1, features, numbers of a plane)."""
+    return arena.empty((1, features, plan.source.numbers(dtype)[3]), dtype)
+
+
+def _to_columns(rows: Tensor, storage: Tensor) -> tuple[Any, ...]:
+    """What `transpose` is to be told."""
+    examples, features = rows.shape
+    return flat(rows.contiguous()), features, examples, features, flat(storage), storage.shape[2]
+
+
+def _to_rows(storage: Tensor | None, rows: Tensor | None, like: Tensor | None = None) -> tuple[Any, ...]:
+    """The other way; with nothing to do where there are none."""
+    if storage is None or rows is None:
+        return flat(None, like), 0, 0, 0, flat(None, like), 0
+    return flat(storage), storage.shape[2], rows.shape[1], rows.shape[0], flat(rows), rows.shape[1]
+
+
+@compiled
+def _units(columns):
+    """Of `transpose`."""
+    return -(-columns // WIDE)
+
+
+@compiled
+def shared_multiply(boards, threads, units, ahead, arguments, after):
+    """`batch_norm.shared_forward`, with `transpose` before and after it, by several threads."""
+    fork(boards, threads, _units(ahead[3]), part_of(transpose, ahead), held(ahead))
+    shared_forward(boards, threads, units, *arguments)
+    fork(boards, threads, _units(after[3]), part_of(transpose, after), held(after))
+
+
+@compiled
+def shared_multiply_back(boards, threads, units, ahead, arguments, after, of_bias):
+    """`batch_norm.shared_backward`, with `transpose` before and after it; and the gradient of a bias, if wanted."""
+    fork(boards, threads, _units(ahead[3]), part_of(transpose, ahead), held(ahead))
+    fork(boards, threads, of_bias[2].size, part_of(sum_rows, of_bias), held(of_bias))
+    shared_backward(boards, threads, units, *arguments)
+    fork(boards, threads, _units(after[3]), part_of(transpose, after), held(after))

@@ -1,0 +1,1 @@
+"""Tables made once from a mask and shapes, for kernels to run over."""

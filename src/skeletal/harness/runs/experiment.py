@@ -1,0 +1,238 @@
+"""The main job: find a mask at initialization, train the skeleton, test it, leave a run folder behind."""
+
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from skeletal.core.choices import require
+from skeletal.core.model.distributed import on_first, together
+from skeletal.core.masks.mask import Mask
+from skeletal.core.pruning.prune import METHODS
+from skeletal.harness.config import Pruning, Setup, Training
+from skeletal.harness.data import Data
+from skeletal.harness.devices import pick_device
+from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.training.processes import launcher
+from skeletal.harness.training.train import steps_per_epoch, train
+
+# Where things lie, what computes them and whose word the settings are do not make a run another one.
+_NOT_IDENTITY = ("data_dir", "device", "workers", "engine", "tensorboard", "sparsity", "as_in", "recompute")
+# Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
+_LATER = {"micro_batch": None, "sync_bn": False, "skip_corrupt": False}
+
+
+def _place(
+    setup: Setup, pruning: Pruning, training: Training, root: Path, name: str | None
+) -> tuple[Path, str, dict[str, Any]]:
+    dense = pruning.method == DENSE
+    require("method", pruning.method, [*METHODS, DENSE])
+    method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
+    config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
+    return root, name or run_name(setup, *method), config
+
+
+def run_folder(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None) -> RunFolder:
+    """Where `run` leaves, or would leave, what it finds with these settings; creates nothing."""
+    return RunFolder.find(*_place(setup, pruning, training, root, name))
+
+
+@contextmanager
+def _claimed(folder: RunFolder, wait: bool) -> Iterator[None]:
+    """Rank 0 claims the run for all ranks."""
+    with ExitStack() as held:
+        on_first(lambda: held.enter_context(folder.claim(wait=wait)))
+        yield
+
+
+@together()
+def run(
+    setup: Setup,
+    pruning: Pruning,
+    training: Training,
+    *,
+    root: Path,
+    name: str | None = None,
+    wait: bool = False,
+    progress: bool = True,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Prune, train and test; the same settings find the same folder, so a killed run goes on.
+
+    A finished run is not repeated: its result is returned. All three records have to be resolved.
+
+    Args:
+        setup: network, data, seed and device.
+        pruning: how the mask is found.
+        training: how the skeleton is trained.
+        root: the folder of run folders.
+        name: of the run folder, which a hash of the settings follows.
+        wait: for a process that is at work on the same run, in place of an error.
+        progress: show bars on stderr.
+
+    In a process group (torchrun) all ranks call it; they work as one, with batches divided among them (see `train`),
+    and rank 0 writes the folder, which all have to see.
+
+    Returns:
+        The run's folder and what is in its `result.json`.
+
+    Raises:
+        BusyError: another process is at work on the same run.
+        PeerError: another rank has failed.
+
+    """
+    place = _place(setup, pruning, training, root, name)
+    folder = RunFolder.find(*place)
+    if on_first(lambda: folder.finished):
+        return folder, folder.result()
+    with _claimed(folder, wait):
+        if on_first(lambda: folder.finished):  # by the process we have waited for
+            return folder, folder.result()
+        data, model = _prepare(setup, training)
+        dense = pruning.method == DENSE
+        mask = None if dense else _mask_of(folder, model, data, setup, pruning, progress)
+        _open(*place)  # only now: what is wrong with the settings has shown itself
+        return folder, _train(folder, model, data, setup, training, mask, progress)
+
+
+def _masked_place(setup: Setup, training: Training, mask: Mask | None, root: Path) -> tuple[Path, str, dict[str, Any]]:
+    method = [DENSE] if mask is None else [_method(mask), f"{mask.density:.4g}"]
+    config = identity(setup, training) | {"mask": None if mask is None else mask.digest}
+    return root, run_name(setup, *method), config
+
+
+def masked_folder(setup: Setup, training: Training, mask_path: Path | None, *, root: Path) -> RunFolder:
+    """Where `train_masked` leaves, or would leave, what it finds with these settings; creates nothing."""
+    mask = None if mask_path is None else Mask.load(mask_path)
+    return RunFolder.find(*_masked_place(setup, training, mask, root))
+
+
+@together()
+def train_masked(
+    setup: Setup,
+    training: Training,
+    mask_path: Path | None,
+    *,
+    root: Path,
+    wait: bool = False,
+    progress: bool = True,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train and test with a mask from a file, or dense with None; otherwise as `run`.
+
+    Warns:
+        UserWarning: the mask was found on another network or seed than this setup's.
+
+    """
+    mask = None if mask_path is None else Mask.load(mask_path)
+    place = _masked_place(setup, training, mask, root)
+    folder = RunFolder.find(*place)
+    if on_first(lambda: folder.finished):
+        return folder, folder.result()
+    with _claimed(folder, wait):
+        if on_first(lambda: folder.finished):
+            return folder, folder.result()
+        data, model = _prepare(setup, training)
+        if mask is not None:
+            for what, ours in (("network", setup.model), ("seed", setup.seed)):
+                theirs = mask.metadata.get(what, ours)
+                if theirs != ours:
+                    warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=3)
+            mask.attach(model).detach()  # refuses another network's mask before there is a folder
+        _open(*place)
+        return folder, _train(folder, model, data, setup, training, mask, progress)
+
+
+def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
+    """The settings that make a run what it is."""
+    merged: dict[str, Any] = {}
+    for record in records:
+        known = {key: value for key, value in asdict(record).items() if key not in _NOT_IDENTITY}
+        merged |= {key: value for key, value in known.items() if key not in _LATER or value != _LATER[key]}
+    return merged
+
+
+def run_name(setup: Setup, *method: str) -> str:
+    """What a run folder is called, before the hash: network, data set, method and density."""
+    return "-".join([setup.model.replace(":", "-"), Path(setup.data).name, *method])
+
+
+def _method(mask: Mask) -> str:
+    return mask.metadata.get("method", "mask")
+
+
+def _prepare(setup: Setup, training: Training) -> tuple[Data, nn.Module]:
+    """Data and network; whatever is wrong with the settings is refused here, before hours of pruning."""
+    pick_device(setup.device)
+    data = load_data(setup)
+    steps_per_epoch(training, data)
+    return data, create_model(setup, data)
+
+
+def _mask_of(folder: RunFolder, model: nn.Module, data: Data, setup: Setup, pruning: Pruning, progress: bool) -> Mask:
+    """The mask of an interrupted run, or a new one."""
+    path = folder.path / MASK
+    if on_first(path.exists):
+        return Mask.load(path)
+    start = time.perf_counter()
+    mask = find_mask(model, data, setup, pruning, progress=progress)
+    mask.metadata["prune_seconds"] = round(time.perf_counter() - start, 3)
+    return mask
+
+
+def _open(root: Path, name: str, config: dict[str, Any]) -> None:
+    on_first(lambda: RunFolder.open(root, name, config) and None)
+
+
+def _train(
+    folder: RunFolder,
+    model: nn.Module,
+    data: Data,
+    setup: Setup,
+    training: Training,
+    mask: Mask | None,
+    progress: bool,
+) -> dict[str, Any]:
+    def leave_mask() -> None:
+        if mask is not None and not (folder.path / MASK).exists():
+            mask.save(folder.path / MASK)
+
+    on_first(leave_mask)
+    trained = train(
+        model,
+        data,
+        training,
+        mask=mask,
+        folder=folder,
+        seed=setup.seed,
+        device=setup.device,
+        resume_command=launcher() + shlex.join(sys.argv[1:]),
+        progress=progress,
+    )
+    result = describe(setup, data, mask) | asdict(trained)
+    on_first(partial(folder.finish, result))
+    return result
+
+
+def describe(setup: Setup, data: Data, mask: Mask | None) -> dict[str, Any]:
+    """What every `result.json` begins with: what was run, and what the mask leaves; None is the dense network."""
+    about = {"model": setup.model, "data": data.name, "seed": setup.seed}
+    if mask is None:
+        return about | {"method": DENSE, "density": 1.0}
+    return about | {
+        "method": _method(mask),
+        "density": mask.density,
+        "kept": mask.kept,
+        "prunable": mask.total,
+        "densities": mask.densities(),
+        "empty_layers": mask.empty_layers,
+        "connected": mask.metadata.get("connected"),
+        "prune_seconds": mask.metadata.get("prune_seconds"),
+    }

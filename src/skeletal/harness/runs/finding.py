@@ -1,0 +1,124 @@
+"""How a mask is found: the network at its initialization, the data set, and the batches it is pruned on."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from skeletal.core.model.distributed import rank, ranks
+from skeletal.core.masks.mask import Mask
+from skeletal.core.pruning.prune import Step, prune
+from skeletal.core.pruning.schedules import Schedule
+from skeletal.harness import data as data_sets
+from skeletal.harness import models
+from skeletal.harness.runs.public_codes import LOSSES
+from skeletal.harness.config import Pruning, Setup
+from skeletal.harness.data import Data
+from skeletal.harness.devices import pick_device
+
+DENSE = "dense"
+
+
+def load_data(setup: Setup) -> Data:
+    """The data set of a setup, its validation split drawn by the setup's seed."""
+    options = {"workers": setup.workers, "skip_corrupt": setup.skip_corrupt}
+    return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, **options)
+
+
+def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
+    """The network of a setup at its initialization, fitted to the data set's classes, channels and size."""
+    return models.create(
+        setup.model,
+        num_classes=data.num_classes,
+        in_channels=data.channels,
+        image_size=data.image_size,
+        seed=setup.seed,
+    )
+
+
+def pruning_batches(data: Data, setup: Setup, pruning: Pruning) -> Iterable[data_sets.Batch]:
+    """What a mask is found on: training images without end, in plain or class-balanced batches; a rank has its part."""
+    size = pruning.prune_batch_size or 0
+    split = data_sets.resident(data.train, pick_device(setup.device))
+    if pruning.sampling == "balanced":
+        share = data_sets.Share(rank(), ranks())
+        return data_sets.BalancedStream(split, size, setup.seed, data.num_classes, share)
+    return data_sets.Stream(data_sets.shared(split), size, setup.seed)
+
+
+@contextmanager
+def _step_bar(method: str, shown: bool, then: Callable[[Step], None] | None) -> Iterator[Any]:
+    """A bar over pruning steps, on stderr; hands out the `on_step` that moves it, and calls the caller's own."""
+    console = Console(stderr=True)
+    columns = (TextColumn(f"pruning, {method}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not shown or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def on_step(step: Step) -> None:
+            bar.update(task, completed=step.step, total=step.steps)
+            if then is not None:
+                then(step)
+
+        yield on_step
+
+
+def find_mask(
+    model: nn.Module,
+    data: Data,
+    setup: Setup,
+    pruning: Pruning,
+    *,
+    progress: bool = True,
+    schedule: Schedule | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Mask:
+    """Prune a network at initialization on a data set's training images, augmented as in training.
+
+    Args:
+        model: at its initialization; moved to the setup's device.
+        data: its training split is streamed, never the validation or test split.
+        setup: for seed and device.
+        pruning: resolved, no field `None` except `sparsity`.
+        progress: show a bar on stderr.
+        schedule: a function of the caller's own in place of the settings' schedule.
+        on_step: see `prune`.
+
+    Raises:
+        ValueError: the method is unknown, or dense, which has no mask; and what `prune` raises.
+
+    """
+    if pruning.method == DENSE:
+        raise ValueError("the method dense has no mask: there is nothing to prune; train it with `skeletal train`")
+    assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
+    assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
+    model.to(pick_device(setup.device))
+    with _step_bar(pruning.method, progress and rank() == 0, on_step) as step:
+        mask = prune(
+            model,
+            pruning_batches(data, setup, pruning),
+            density=pruning.density,
+            method=pruning.method,
+            steps=pruning.steps,
+            schedule=schedule or pruning.schedule,
+            batches_per_step=pruning.batches_per_step,
+            loss=LOSSES[pruning.loss],
+            average=pruning.average,
+            bn_mode=pruning.bn_mode,
+            precision=pruning.precision,
+            engine=pruning.scoring_engine,
+            micro_batch=pruning.micro_batch,
+            recompute=pruning.recompute,
+            on_collapse=pruning.on_collapse,
+            seed=setup.seed,
+            on_step=step,
+        )
+    mask.metadata |= {"network": setup.model, "data": data.name}
+    mask.metadata |= {
+        "prune_batch_size": pruning.prune_batch_size,
+        "sampling": pruning.sampling,
+        "as_in": pruning.as_in,
+    }
+    return mask

@@ -1,0 +1,106 @@
+"""Looking again at what a run has left: its trained network scored, its mask diagnosed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from skeletal.core.choices import require
+from skeletal.core.diagnosis.diagnose import Diagnosis, diagnose
+from skeletal.core.model.distributed import together
+from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.repair import repair
+from skeletal.harness.training import checkpoint
+from skeletal.harness import data as data_sets
+from skeletal.harness.config import Setup
+from skeletal.harness.devices import pick_device
+from skeletal.harness.training.engines import ENGINES, engine_for_all
+from skeletal.harness.training.evaluate import Scores, evaluate
+from skeletal.harness.runs.finding import create_model, load_data
+from skeletal.harness.store.folders import MASK, RunFolder
+
+
+def _trained_by(path: Path) -> dict[str, Any] | None:
+    state = checkpoint.load(path)
+    return None if state is None else checkpoint.engine_of(state)
+
+
+@together()
+def evaluate_run(
+    path: Path, *, split: str = "test", data_dir: Path | None = None, device: str = "auto", engine: str = "auto"
+) -> Scores:
+    """Score the trained network of a run folder again, after making sure that it is as sparse as its mask.
+
+    Args:
+        path: a run folder with `model.safetensors`.
+        split: "train" (as the images are, without augmentation), "validation" or "test".
+        data_dir: where the data set lies.
+        device: see `Setup`.
+        engine: see `Training`; "auto" scores with what the run was trained by, for the same scores to the last digit.
+
+    Raises:
+        FileNotFoundError: no run there, or it has not finished training.
+        MaskError: a pruned weight is not zero.
+
+    """
+    require("engine", engine, ENGINES)
+    config = RunFolder.at(path).config
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{path} has no model.safetensors: its training has not finished")
+    setup = Setup(model=config["model"], data=config["data"], seed=config["seed"], data_dir=data_dir, device=device)
+    data = load_data(setup)
+    model = create_model(setup, data)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
+    mask = Mask.load(path / MASK) if (path / MASK).exists() else None
+    if mask is not None:
+        mask.check(model)
+    part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    place = pick_device(device)
+    here = data_sets.shared(data_sets.resident(part, place))
+    batches = here.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
+    options = {name: config[name] for name in ("bf16", "channels_last")}
+    network = engine_for_all(
+        model.to(place),
+        mask,
+        engine,
+        device=place,
+        example=lambda: next(iter(batches))[0],
+        autocast=lambda: torch.autocast(place.type, torch.bfloat16, enabled=config["bf16"]),
+        earlier=_trained_by(path) if engine == "auto" and place.type == "cpu" else None,
+    ).network
+    return evaluate(network, batches, device=place, shared=True, **options)
+
+
+def diagnose_mask(
+    path: Path, *, model: str | None = None, data: str | None = None, data_dir: Path | None = None, repaired: int = 0
+) -> tuple[Mask, Diagnosis]:
+    """The mask of a file or a run folder, repaired if asked for, and what it leaves of its network.
+
+    Args:
+        path: a mask file or a run folder.
+        model: the network; by default the one the mask was found on, as its metadata says.
+        data: the data set, for classes and image size; by default likewise.
+        data_dir: where it lies; only image folders are looked at.
+        repaired: give every layer at least so many weights first (see `repair`); 0 leaves the mask as it is.
+
+    Raises:
+        ValueError: the mask does not know its network or data set, and none was given.
+
+    """
+    mask = Mask.load(path / MASK if path.is_dir() else path)
+    model = model or mask.metadata.get("network")
+    data = data or mask.metadata.get("data")
+    if not model or not data:
+        raise ValueError(f"{path} does not tell its network and data set: say --model and --data")
+    setup = Setup(model=model, data=data, data_dir=data_dir, seed=mask.metadata.get("seed", 0))
+    shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
+    network = create_model(setup, shapes)
+    if repaired:
+        mask = repair(mask, network, repaired)
+    return mask, diagnose(network, mask, torch.zeros(2, shapes.channels, shapes.image_size, shapes.image_size))

@@ -1,0 +1,218 @@
+"""The folder of one run: what was asked for, where it ran, what it measured, and a result written last.
+
+`runs/<name>-<hash>/` holds `config.json`, `environment.json`, `mask.safetensors`, `metrics.jsonl` (one line
+per epoch), `checkpoint/`, `model.safetensors` and `result.json`. The hash is of the settings, so the same
+settings find the same folder: a finished run is recognised by its result, a killed one goes on. Whole files
+appear by an atomic rename, and `metrics.jsonl` grows by whole lines.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from skeletal.core.files import failing_at, remove_drafts, write_atomically
+from skeletal.harness.store import run_lock
+from skeletal.harness.store.environment import environment
+
+FORMAT = 1
+MASK = "mask.safetensors"
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"a run folder keeps JSON; it cannot hold {value!r}, which is a {type(value).__name__}")
+
+
+def _json(value: Any, **layout: Any) -> str:
+    return json.dumps(value, default=_path_as_text, **layout)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its folder to run again") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} should hold a JSON object, not {type(found).__name__}; delete its folder to run again"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk; make one with `RunFolder.open`."""
+
+    path: Path
+    config: dict[str, Any]
+    """the resolved settings, as JSON gives them back"""
+
+    @classmethod
+    def open(cls, root: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+        """Find or create the folder of the run called `name` with the settings `config`.
+
+        Raises:
+            ValueError: `name` is no folder name, the folder was written by another version of its format, or
+                its `config.json` holds other settings than `config`.
+            TypeError: `config` does not fit into JSON (paths do, as text).
+
+        """
+        folder = cls.find(root, name, config)
+        file = folder.path / "config.json"
+        if not file.exists():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder.path / "environment.json", _json(environment(), indent=2) + "\n")
+            write_atomically(file, _json({"format": FORMAT, **folder.config}, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def find(cls, root: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+        """Where that run's folder is or would be; creates nothing. Raises as `open` does."""
+        if name in ("", ".", "..") or PurePath(name).name != name:
+            raise ValueError(f"a run needs a plain folder name, got {name!r}")
+        if "format" in config:
+            raise ValueError("'format' is the run folder's own key; rename that setting")
+        canonical = _json(config, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        folder = cls(Path(root) / f"{name}-{digest}", json.loads(canonical))
+        file = folder.path / "config.json"
+        if file.exists():
+            folder._refuse_other_settings(_read_json(file))
+        return folder
+
+    @classmethod
+    def at(cls, path: Path) -> "RunFolder":
+        """The run folder at a path.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it was written by another version of its format, or is damaged.
+
+        """
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path} is not a run folder: it has no config.json")
+        folder = cls(path, _read_json(path / "config.json"))
+        folder._refuse_other_format(folder.config.pop("format", None))
+        return folder
+
+    def _refuse_other_format(self, written: object) -> None:
+        if written != FORMAT:
+            raise ValueError(
+                f"{self.path / 'config.json'} has format {written!r}, this skeletal reads {FORMAT}; "
+                "use the version that wrote it, or another root folder"
+            )
+
+    def _refuse_other_settings(self, found: dict[str, Any]) -> None:
+        self._refuse_other_format(found.pop("format", None))
+        if found != self.config:
+            names = sorted(found.keys() | self.config.keys())
+            changed = [name for name in names if found.get(name) != self.config.get(name)]
+            raise ValueError(
+                f"{self.path / 'config.json'} holds other settings than this run's ({', '.join(changed)}); "
+                "it was edited by hand: restore it, or delete the folder to run again"
+            )
+
+    @property
+    def _lock(self) -> Path:
+        # Beside the folder, which does not exist before the settings have proved sound.
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    @contextmanager
+    def claim(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep every other process from working on this run inside the `with` block; whether the folder exists or not.
+
+        The lock is `flock`'s, on `.<folder>.lock` beside the folder: a process that dies, however, has let go of it.
+        What a killed writer left half-written in the folder is removed. Claiming again in the same thread is free.
+
+        Args:
+            wait: for the present holder to end, with a warning; look at `finished` after.
+
+        Raises:
+            BusyError: another process holds it; the message says which one, on which machine, and since when.
+
+        Warns:
+            UserWarning: the file system has no locks, so that nobody is kept out.
+
+        """
+        with run_lock.claim(self._lock, str(self.path), wait=wait):
+            remove_drafts(self.path)
+            yield
+
+    @property
+    def running(self) -> bool:
+        """Whether a process has claimed this run just now."""
+        return run_lock.is_claimed(self._lock)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has left its result."""
+        return (self.path / "result.json").exists()
+
+    def result(self) -> dict[str, Any]:
+        """What `finish` was given.
+
+        Raises:
+            FileNotFoundError: the run has not finished.
+
+        """
+        return _read_json(self.path / "result.json")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Leave the result, atomically. From here on the run counts as finished."""
+        write_atomically(self.path / "result.json", _json(result, indent=2) + "\n")
+
+    @property
+    def _log(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def _whole_lines(self) -> bytes:
+        content = self._log.read_bytes() if self._log.exists() else b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, oldest first, without a last one that a kill left half-written.
+
+        Raises:
+            ValueError: another line is damaged.
+
+        """
+        rows = []
+        for number, line in enumerate(self._whole_lines().splitlines(), 1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or type(row.get("epoch")) is not int:
+                    raise ValueError("it should be a JSON object with an epoch")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{self._log}, line {number} is damaged ({error}); delete the folder to run again"
+                ) from None
+            rows.append(row)
+        return rows
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`; it is on disk when this returns."""
+        line = _json(metrics) + "\n"
+        with failing_at(self._log), open(self._log, "ab", buffering=0) as file:
+            size = len(self._whole_lines())
+            file.truncate(size)
+            try:
+                # Unbuffered, so that what a full disk has refused is not written again on closing.
+                if file.write(line.encode()) < len(line.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Drop the lines of `epoch` and later: a run that resumes there will write them again."""
+        if self._log.exists():
+            kept = [row for row in self.metrics() if row["epoch"] < epoch]
+            write_atomically(self._log, "".join(_json(row) + "\n" for row in kept))

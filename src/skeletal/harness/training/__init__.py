@@ -1,0 +1,1 @@
+"""The loop: train, checkpoint, evaluate, with several processes, shown as it goes."""

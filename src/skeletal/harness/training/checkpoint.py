@@ -1,0 +1,196 @@
+"""Everything that changes while training: saved in one file, from which the run goes on as if it had never stopped."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from skeletal.core.errors import NonFiniteError
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import everyone, on_first, rank
+from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.statefile import REMEDY, engine_of, in_short, load, path_in, save
+from skeletal.harness.training.engines import Engine
+from skeletal.harness.training.evaluate import Tally
+
+__all__ = ["RunState", "engine_of", "load", "save"]
+
+
+def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state; of a compiled network by parameter name, as its tensors have no other sign of theirs."""
+    state = optimizer.state_dict()
+    if engine.compiled:
+        names = [name for name, _ in engine.network.named_parameters()]
+        state["state"] = {names[i]: entries for i, entries in state["state"].items()}
+    return state
+
+
+def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    if engine.compiled:
+        parameters = dict(engine.network.named_parameters())
+        for name, entries in state["state"].items():
+            for what, value in entries.items():
+                wanted = tuple(parameters[name].shape) if name in parameters else "nothing"
+                if isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != wanted:
+                    raise ValueError(
+                        f"the checkpoint's {what} of {name} has shape {tuple(value.shape)}, the compiled network needs"
+                        f" {wanted}: another version of skeletal wrote it; delete it to train from the beginning"
+                    )
+        numbers = {name: i for i, name in enumerate(parameters)}
+        state = state | {"state": {numbers[name]: entries for name, entries in state["state"].items()}}
+    optimizer.load_state_dict(state)
+
+
+@dataclass
+class RunState:
+    """Everything that changes while training, and its way to disk and back.
+
+    Without a folder, `save` and `restore` do nothing. Of several ranks, which all call everything, rank 0 writes.
+    """
+
+    engine: Engine
+    optimizer: torch.optim.SGD
+    scheduler: torch.optim.lr_scheduler.MultiStepLR
+    mask: Mask | None
+    folder: RunFolder | None
+    settings: dict[str, Any]
+    """what a resumed run must have in common with the one it continues"""
+    device: torch.device
+    epoch: int = 0
+    batch: int = 0
+    """batches of this epoch that are done"""
+    tally: Tally = field(default_factory=Tally)
+    epoch_seconds: float = 0.0
+    """training time of this epoch so far"""
+    earlier_seconds: float = 0.0
+    """wall clock of earlier sessions"""
+    started: float = field(default_factory=time.perf_counter)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """metrics of the epochs that are done"""
+    newest: float = math.nan
+    """the last loss that `settle` has seen"""
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock over all sessions."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def non_finite(self, name: str, value: object, step: int) -> NonFiniteError:
+        """An error that names the thing, the step of this epoch, and what is left to go on from."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        message = (
+            f"{name} is {value} in epoch {self.epoch + 1}, step {step}, at learning rate {rate:g}: try a lower one"
+        )
+        if self.folder is not None and path_in(self.folder.path).exists():
+            message += f"; {path_in(self.folder.path)} holds the last good state"
+        return NonFiniteError(message)
+
+    def settle(self) -> float:
+        """Fetch the losses since the last call; the newest.
+
+        Raises:
+            NonFiniteError: one of them is NaN or infinite.
+
+        """
+        losses = self.tally.settle()
+        for step, loss in enumerate(losses, self.batch - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise self.non_finite("the training loss", loss, step)
+        self.newest = losses[-1] if losses else self.newest
+        return self.newest
+
+    def check(self) -> None:
+        """Refuse a state that nobody should go on from.
+
+        Raises:
+            MaskError: a pruned weight has moved.
+            NonFiniteError: a parameter is NaN or infinite.
+
+        """
+        network = self.engine.network
+        if self.mask is not None and not self.engine.compiled:  # in which there is nothing that could move
+            self.mask.check(network)
+        for name, weight in network.named_parameters():
+            if not weight.isfinite().all():
+                raise self.non_finite(name, "not finite", self.batch)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Record the metrics of this epoch and turn to the next."""
+        self.rows.append(row)
+        if self.folder is not None and rank() == 0:
+            self.folder.append(row)
+        self.scheduler.step()
+        self.epoch, self.batch, self.tally, self.epoch_seconds = self.epoch + 1, 0, Tally(), 0.0
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self.folder is None:
+            return
+        cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        (rng, cuda_rng), *others = everyone((torch.get_rng_state(), cuda_rng))
+        state = {
+            "settings": self.settings,
+            "engine": self.engine.choice,
+            "model": self.engine.network.state_dict(),
+            "optimizer": _optimizer_state(self.engine, self.optimizer),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "tally": self.tally.sums(),
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.seconds,
+            "rng": rng,
+            "cuda_rng": cuda_rng,
+            "rng_of_others": others,
+        }
+        on_first(partial(save, self.folder.path, state))
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint, if there is one; drop metrics that are newer.
+
+        Raises:
+            ValueError: the checkpoint was trained with other settings, is of another network, or metrics of earlier
+                epochs are gone.
+
+        """
+        if self.folder is None:
+            return
+        state = load(self.folder.path)
+        on_first(partial(self.folder.truncate_metrics, 0 if state is None else state["epoch"]))
+        if state is None:
+            return
+        self.rows = self.folder.metrics()
+        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+        if changed:
+            raise ValueError(
+                f"the checkpoint in {self.folder.path} is of other settings ({', '.join(changed)}); "
+                "open another run folder, or delete the checkpoint to train from the beginning"
+            )
+        if len(self.rows) != state["epoch"]:
+            raise ValueError(
+                f"{self.folder.path / 'metrics.jsonl'} has {len(self.rows)} lines, the checkpoint needs "
+                f"{state['epoch']}; delete the folder to run again"
+            )
+        try:
+            self._take(state)
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{path_in(self.folder.path)} does not fit this network and optimizer ({in_short(error)}); {REMEDY}"
+            ) from error
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.engine.network.load_state_dict(state["model"])
+        _load_optimizer_state(self.engine, self.optimizer, state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.tally = Tally(**state["tally"]) if rank() == 0 else Tally()  # the sums of all ranks so far
+        self.epoch_seconds, self.earlier_seconds = state["epoch_seconds"], state["seconds"]
+        states = [(state["rng"], state["cuda_rng"]), *state.get("rng_of_others", [])]
+        if rank() < len(states):  # else there are more ranks than before, and the new ones stay as they were seeded
+            rng, cuda_rng = states[rank()]
+            torch.set_rng_state(rng)
+            if cuda_rng is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(cuda_rng, self.device)

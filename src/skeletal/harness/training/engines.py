@@ -1,0 +1,120 @@
+"""What computes a masked network: torch on its dense weights, or what `skeletal.compile` makes of it."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import everyone, rank, together
+
+ENGINES = ("auto", "dense", "sparse")
+_DENSE = {"asked": "dense"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network to train or score, and what it takes to make the same one again."""
+
+    network: nn.Module
+    """the model itself, or a compiled one in its place, which has the model's names and `state_dict`"""
+    choice: dict[str, Any]
+    """plain data, for a checkpoint: "asked", and of a compiled network which way was chosen, layer by layer"""
+
+    @property
+    def name(self) -> str:
+        """What a person reads: "dense", "sparse", or "auto: " and what that came to."""
+        asked = self.choice["asked"]
+        return f"auto: {self.choice['chosen']}" if asked == "auto" else asked
+
+    @property
+    def compiled(self) -> bool:
+        """Whether masked weights are vectors of kept values, to which no mask has to be attached."""
+        return "paths" in self.choice
+
+
+def _refuse_another(asked: str, earlier: dict[str, Any], device: torch.device) -> None:
+    begun = earlier["asked"]
+    if asked not in ("auto", begun):
+        raise ValueError(
+            f"this run began with --engine {begun}, and the optimizer's state in its checkpoint fits no other:"
+            f" go on with --engine {begun}, or delete the checkpoint to train from the beginning with --engine {asked}"
+        )
+    if "paths" in earlier and device.type != "cpu":
+        raise ValueError(
+            f"this run began on a CPU with --engine {begun}, which {device.type} does not have: go on with"
+            " --device cpu, or delete the checkpoint to train from the beginning"
+        )
+
+
+def engine_for(
+    model: nn.Module,
+    mask: Mask | None,
+    asked: str,
+    *,
+    device: torch.device,
+    example: Callable[[], Tensor],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    earlier: dict[str, Any] | None = None,
+) -> Engine:
+    """The network that a run trains or scores.
+
+    Args:
+        model: on `device`; not changed.
+        mask: without one there is nothing to make sparse: the engine is dense.
+        asked: one of `ENGINES`. "auto" repeats the earlier choice, or measures.
+        device: the sparse kernels are for the CPU.
+        example: gives a batch of inputs of the usual size.
+        autocast: what the network runs under, measurements included.
+        earlier: `Engine.choice` of the run that is continued.
+
+    Warns:
+        UserWarning: "sparse" was asked for, but the device is no CPU: dense it is.
+
+    Raises:
+        ValueError: a run cannot go on with this engine, or on this device, as it began with another.
+
+    """
+    if earlier is not None:
+        _refuse_another(asked, earlier, device)
+        asked = earlier["asked"]
+    if mask is None or asked == "dense":
+        return Engine(model, _DENSE)
+    if device.type != "cpu":
+        if asked == "auto":  # whichever is faster, and there is only one
+            return Engine(model, _DENSE)
+        warnings.warn(
+            f"the sparse engine is for CPUs: {device.type} computes with dense, masked weights, as --engine dense does",
+            stacklevel=3,
+        )
+        return Engine(model, _DENSE)
+    from skeletal.engine.compile import compile
+
+    fast = compile(model, mask, example(), path="dense").train(model.training)
+    if earlier is not None:
+        paths = earlier.get("paths", {})
+        if paths.keys() != fast.sparse_layers().keys():
+            raise ValueError(
+                f"the checkpoint is of a network with the sparse layers {', '.join(map(str, paths))}, this one has"
+                f" {', '.join(fast.sparse_layers())}: delete the checkpoint to train from the beginning"
+            )
+        fast.repeat(paths, earlier["chosen"])
+    else:
+        with autocast():
+            fast.use(asked)
+    paths = {name: layer.path for name, layer in fast.sparse_layers().items()}
+    return Engine(fast, {"asked": asked, "chosen": fast.chosen, "paths": paths})
+
+
+def engine_for_all(
+    model: nn.Module, mask: Mask | None, asked: str, *, earlier: dict[str, Any] | None = None, **options: Any
+) -> Engine:
+    """`engine_for`, the same on all ranks: rank 0 measures, and the others repeat what it has chosen."""
+    with together():
+        engine = engine_for(model, mask, asked, earlier=earlier, **options) if rank() == 0 else None
+    choice = everyone(None if engine is None else engine.choice)[0]
+    return engine or engine_for(model, mask, "auto", earlier=choice, **options)

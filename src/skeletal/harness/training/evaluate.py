@@ -1,0 +1,128 @@
+"""Loss, top-1 and top-5 of a network, weighted by examples."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.model.batches import cross_entropy
+from skeletal.core.model.borrow import in_mode
+from skeletal.core.model.distributed import everyone
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a network scored on a set of examples."""
+
+    loss: float
+    """mean cross-entropy in nats; NaN when an output is"""
+    top1: float
+    """percent of examples whose class has the highest output"""
+    top5: float
+    """percent of examples whose class is among the five highest outputs, or among all when there are fewer"""
+    examples: int
+
+
+def class_ranks(outputs: Tensor, targets: Tensor) -> Tensor:
+    """How many classes are ahead of the right one, per example: (N, classes), (N,) -> (N,).
+
+    Of equal outputs the lower class goes first, as in a stable sort: a collapsed network, whose outputs are
+    all equal, scores as well as chance and not 100%. A NaN among an example's outputs puts its rank beyond any k.
+    """
+    own = outputs.gather(1, targets[:, None])
+    classes = torch.arange(outputs.shape[1], device=outputs.device)
+    ahead = (outputs > own) | ((outputs == own) & (classes < targets[:, None]))
+    return ahead.sum(1).masked_fill(outputs.isnan().any(1), torch.iinfo(torch.int64).max)
+
+
+@dataclass
+class Tally:
+    """Running sums over batches. Results stay on their device until `settle`, so that a GPU need not wait."""
+
+    loss: float = 0.0
+    top1: int = 0
+    top5: int = 0
+    examples: int = 0
+    _unsettled: list[tuple[int, Tensor]] = field(default_factory=list, repr=False)
+
+    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Count one batch; `loss` is its mean."""
+        ranks = class_ranks(outputs.detach(), targets)
+        row = torch.stack([loss.detach().float(), (ranks < 1).sum().float(), (ranks < 5).sum().float()])
+        self._unsettled.append((len(targets), row))
+
+    def settle(self) -> list[float]:
+        """Fetch what was added since the last call, and return the loss of each of those batches."""
+        rows = torch.stack([row for _, row in self._unsettled]).tolist() if self._unsettled else []  # one wait for all
+        for (examples, _), (loss, top1, top5) in zip(self._unsettled, rows, strict=True):
+            self.loss += loss * examples
+            self.top1 += int(top1)
+            self.top5 += int(top5)
+            self.examples += examples
+        self._unsettled.clear()
+        return [loss for loss, _, _ in rows]
+
+    def sums(self) -> dict[str, Any]:
+        """The settled sums, as the keyword arguments of a tally that goes on from here."""
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "examples": self.examples}
+
+    def gather(self) -> None:
+        """Add up the sums of all ranks; every one of them then has the same."""
+        self.settle()
+        rows = everyone(self.sums())
+        self.loss, self.top1, self.top5, self.examples = (sum(row[name] for row in rows) for name in self.sums())
+
+    def scores(self) -> Scores:
+        """Means over all examples so far."""
+        self.settle()
+        n = self.examples
+        return Scores(loss=self.loss / n, top1=100 * self.top1 / n, top5=100 * self.top5 / n, examples=n)
+
+
+def place(inputs: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    """Move a batch to `device`; images, which have four dimensions, also into the memory order asked for."""
+    images = channels_last and inputs.dim() == 4
+    return inputs.to(device, non_blocking=True, memory_format=torch.channels_last if images else torch.preserve_format)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: torch.device | str,
+    bf16: bool = False,
+    channels_last: bool = False,
+    shared: bool = False,
+) -> Scores:
+    """Score `model` on all `batches` in evaluation mode, without gradients.
+
+    The model is moved to `device` and stays there; its parameters, buffers and modes are otherwise unchanged.
+    With `shared` batches, of which each rank has its part, the sums of all ranks are added up.
+    With `bf16` the forward pass runs under autocast and the loss in float32. A NaN output counts as wrong,
+    and the loss is then NaN.
+
+    Raises:
+        ValueError: there is no example.
+
+    """
+    device = torch.device(device)
+    model.to(device)
+    tally = Tally()
+    with in_mode(model, training=False):
+        for inputs, targets in batches:
+            if not len(targets):
+                continue
+            inputs, targets = place(inputs, device, channels_last), targets.to(device, non_blocking=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                outputs = model(inputs)
+            outputs = outputs.float()
+            tally.add(cross_entropy(outputs, targets), outputs, targets)
+    if shared:
+        tally.gather()
+    tally.settle()
+    if tally.examples == 0:
+        raise ValueError("there is nothing to evaluate: the batches hold no example")
+    return tally.scores()

@@ -1,0 +1,143 @@
+"""The processes of one run, as `torchrun` and `accelerate launch` start them: how they meet and take steps together.
+
+All ranks run the same program. Each takes its part of every batch (`data.shared`), gradients are averaged by examples,
+sums are added up, and rank 0 alone writes. So a run on several processes takes the steps of a run on one: the batch
+size is that of all together, and the learning rate is not scaled.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from skeletal.core.model.distributed import PeerError, average_over_ranks, everyone, rank, ranks
+from skeletal.harness.data.draws import seed_of
+
+RULE = "the batch size is that of all processes together; the learning rate is as given, not scaled by their number"
+
+
+def launched() -> int:
+    """How many processes a launcher has started, this one among them; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the other processes that a launcher has started; only rank 0 prints to stdout.
+
+    Messages between CPUs go through gloo, between GPUs through NCCL. Without a launcher, or in a process group of the
+    caller's own, nothing happens.
+    """
+    if launched() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
+            yield
+    except PeerError:
+        raise  # a group that has lost a rank may abort its process while it is taken down
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:  # how a command ends that went well
+            _part()
+        else:
+            dist.destroy_process_group()
+        raise
+    _part()
+
+
+def _part() -> None:
+    everyone(None)  # a rank still in its last message may abort if the group is taken down under it
+    dist.destroy_process_group()
+
+
+def launcher() -> str:
+    """What a command has to begin with to be run by as many processes again."""
+    if ranks() == 1:
+        return "skeletal "
+    return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', ranks())} -m skeletal "
+
+
+@dataclass(frozen=True)
+class Told:
+    """What all ranks know after they have met at a step."""
+
+    loss: float
+    """mean over the examples of all ranks; only with several ranks"""
+    examples: int
+    """of all ranks together"""
+    stopping: bool
+    """one of them was asked to stop"""
+
+
+class Team:
+    """Takes training steps together, as one process would with the whole batch; with one process does nothing.
+
+    Not `DistributedDataParallel`: that averages gradients by ranks, where a last batch need not divide evenly; waits
+    forever for a rank whose part of it is empty, or that has failed; and stumbles over layers without a gradient, which
+    an empty layer of a compiled network is.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._network, self._device = network, device
+        self._trained: dict[str, nn.Parameter] | None = None
+
+    def meet(self, loss: Tensor, examples: int, stopping: bool) -> Told:
+        """Tell the others of this rank's mean loss and number of examples, and whether it was asked to stop.
+
+        Raises:
+            PeerError: another rank has failed.
+
+        """
+        if ranks() == 1:
+            return Told(float("nan"), examples, stopping)
+        total, count, stops, failures = self._sum(loss.item() * examples, examples, stopping, 0)
+        if failures:
+            everyone(None)  # where it says why
+            raise PeerError("another rank has failed")
+        return Told(total / max(count, 1), int(count), stops > 0)
+
+    def fail(self) -> None:
+        """Come to the meeting where the others wait, with no more to tell than that this rank has failed."""
+        if ranks() > 1:
+            self._sum(0.0, 0, False, 1)
+
+    def _sum(self, *numbers: float) -> list[float]:
+        told = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        try:
+            dist.all_reduce(told)
+        except RuntimeError as error:
+            raise PeerError(f"lost touch with the other ranks: {error}") from error
+        return told.tolist()
+
+    def average_gradients(self, examples: int, told: Told) -> None:
+        """Replace gradients by those of the whole batch's mean loss; this rank's are of a mean over its `examples`."""
+        if ranks() == 1 or told.examples == 0:
+            return
+        if self._trained is None:  # the first batch, which is full, shows which parameters the loss depends on
+            mine = [name for name, weight in self._network.named_parameters() if weight.grad is not None]
+            trained = set().union(*everyone(mine))
+            self._trained = {n: weight for n, weight in self._network.named_parameters() if n in trained}
+        for weight in self._trained.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        gradients: Any = {name: weight.grad for name, weight in self._trained.items()}
+        average_over_ranks(gradients, examples * ranks() / told.examples)
+
+    def share_statistics(self) -> None:
+        """Give every rank the buffers of rank 0: the running statistics of its part of the batches."""
+        if ranks() > 1:
+            for buffer in self._network.buffers():
+                dist.broadcast(buffer, 0)
+
+
+def generator_seed(seed: int) -> int:
+    """What to seed this rank's dropout with: on rank 0 the seed itself."""
+    return seed if rank() == 0 else seed_of("rank", seed, rank())

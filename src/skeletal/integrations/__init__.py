@@ -1,0 +1,1 @@
+"""Skeletons inside other libraries' training loops."""

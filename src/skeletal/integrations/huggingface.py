@@ -1,0 +1,55 @@
+"""A skeleton in Hugging Face's `Trainer`: a callback that attaches the mask and watches over it."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from skeletal.core.masks.attach import Skeleton
+from skeletal.core.masks.mask import Mask
+
+
+class MaskCallback(TrainerCallback):
+    """Holds pruned weights at exactly zero while a `transformers.Trainer` trains.
+
+    The mask is attached when training begins, to the model and the optimizer that the Trainer has by then (restored
+    from a checkpoint, or made by `model_init`), and detached when it ends. Each checkpoint is checked and gets
+    `mask.safetensors` beside the model's weights; at the end the model is checked once more, after
+    `load_best_model_at_end`.
+
+    Under data parallel training every process holds the mask for itself. FSDP and DeepSpeed, where a process has only a
+    part of each weight, are not tested.
+
+    Args:
+        mask: found by `skeletal.prune` before, for example on `trainer.get_train_dataloader()`.
+
+    Raises:
+        MaskError: while training, if the mask belongs to another model or a pruned weight has moved.
+
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+        self._skeleton: Skeleton | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
+        """Make the model a skeleton; a resumed optimizer forgets what it knew of pruned weights."""
+        self._let_go()  # of a training that ended with an exception
+        self._skeleton = self.mask.attach(of_trainer["model"], of_trainer.get("optimizer"))
+
+    def on_save(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
+        """Check the model, and keep the mask beside its weights."""
+        self.mask.check(of_trainer["model"])
+        if state.is_world_process_zero:
+            self.mask.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / "mask.safetensors")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
+        """Check the model, and let go of it; its zeros stay."""
+        self.mask.check(of_trainer["model"])
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._skeleton is not None:
+            self._skeleton.detach()
+            self._skeleton = None

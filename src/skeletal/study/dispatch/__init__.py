@@ -1,0 +1,1 @@
+"""Running a study: planned, estimated, executed here or sent to a cluster."""

@@ -1,0 +1,1 @@
+"""What the paper ran: scales, series, items and their jobs, published numbers."""

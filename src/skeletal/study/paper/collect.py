@@ -1,0 +1,73 @@
+"""From run folders to points: figures and tables are drawn from what stands in `result.json`, and nothing else."""
+
+import json
+import math
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from skeletal.harness.store.folders import RunFolder
+from skeletal.study.paper.item import Item, Point
+from skeletal.study.paper.jobs import Job
+from skeletal.study.paper.scales import Scale
+
+STATES = ("finished", "running", "failed", "missing")
+ERROR = "error.json"
+
+
+def points(item: Item, scale: Scale, root: Path) -> list[Point]:
+    """Return a point for each number that finished runs below `root` have measured.
+
+    What is to be divided by a baseline of 0 is left out, as are numbers that are not finite.
+
+    Raises:
+        ValueError: a run's `config.json` or `result.json` is damaged.
+
+    """
+
+    @cache
+    def look(job: Job) -> tuple[str, dict[str, Any]] | None:
+        folder = job.folder(root)
+        return (folder.path.name, folder.result()) if folder.finished else None
+
+    found = []
+    for cell in item.cells(scale):
+        results = [look(job) for job in cell.jobs]
+        if None in results:
+            continue
+        run, result = results[-1]  # type: ignore[not-iterable]
+        numbers = cell.read(result)
+        if cell.baseline is not None:
+            divisors = [y for _, y in cell.read(results[0][1])]  # type: ignore[unsupported-operation]
+            numbers = [(x, y / d) for (x, y), d in zip(numbers, divisors, strict=True) if d]
+        seed = cell.job.setup.seed
+        found += [Point(cell.panel, cell.series, x, y, seed, run) for x, y in numbers if math.isfinite(y)]
+    return found
+
+
+def state_of(folder: RunFolder) -> str:
+    """Return one of `STATES`."""
+    if folder.finished:
+        return "finished"
+    if folder.running:
+        return "running"
+    return "failed" if (folder.path / ERROR).exists() else "missing"
+
+
+def state(item: Item, scale: Scale, root: Path) -> dict[str, int]:
+    """Return how many of the item's runs are finished, running, failed and missing (an interrupted one is missing)."""
+    counted = Counter(state_of(job.folder(root)) for job in item.jobs(scale))
+    return {name: counted[name] for name in STATES}
+
+
+def error_of(folder: RunFolder) -> str | None:
+    """Return what went wrong with a failed run; `None` if it has not failed."""
+    file = folder.path / ERROR
+    return json.loads(file.read_bytes())["message"] if file.exists() and not folder.finished else None
+
+
+def failures(item: Item, scale: Scale, root: Path) -> dict[str, str]:
+    """Return what went wrong with each failed run, by the name of its folder."""
+    folders = (job.folder(root) for job in item.jobs(scale))
+    return {folder.path.name: error for folder in folders if (error := error_of(folder)) is not None}

@@ -1,0 +1,58 @@
+"""The legend: which settings a label of the paper's figures stands for, and the jobs that draw it."""
+
+from collections.abc import Iterator
+
+from skeletal.core.choices import require
+from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.study.paper.jobs import Job
+from skeletal.study.paper.scales import Task
+
+DENSE, RANDOM, FORCE, SYNFLOW = "Dense", "Random", "FORCE", "SynFlow"
+LABELS = (DENSE, FORCE, "SNIP", "SNIP-MB", "GRASP", "GRASP-MB", "GRASP-It", SYNFLOW, RANDOM)
+
+
+def pruning(task: Task, label: str, density: float) -> Pruning:
+    """Return the resolved settings of a label at a task's budget.
+
+    Budgets are the paper's (sections 5.1, 5.2): T steps of B batches for what is iterative, one batch for SNIP and
+    GRASP, and T x B batches at once for their -MB versions.
+    """
+    require("method", label, LABELS)
+    one, all_at_once = dict(batches_per_step=1), dict(batches_per_step=task.steps * task.batches)
+    iterative = dict(steps=task.steps, batches_per_step=task.batches)
+    settings: dict[str, dict] = {
+        DENSE: dict(method="dense"),
+        FORCE: dict(method="force", **iterative),
+        "SNIP": dict(method="snip", **one),
+        "SNIP-MB": dict(method="snip", **all_at_once),
+        "GRASP": dict(method="grasp", **one),
+        "GRASP-MB": dict(method="grasp", **all_at_once),
+        "GRASP-It": dict(method="grasp-it", **iterative),
+        SYNFLOW: dict(method="synflow", steps=task.synflow_steps, **one),
+        RANDOM: dict(method="random", **one),
+    }
+    return resolved(task, density, **settings[label])
+
+
+def resolved(task: Task, density: float, **settings: object) -> Pruning:
+    """Return pruning settings filled in from a task's preset."""
+    record = Pruning(density=density, prune_batch_size=task.prune_batch_size, **settings)  # type: ignore[bad-argument-type]
+    return resolve(record, task.preset)
+
+
+def trained(task: Task, settings: Pruning) -> Iterator[Job]:
+    """Prune and train, once for each seed."""
+    training: Training = resolve(task.training, task.preset)
+    for seed in range(task.seeds):
+        yield Job(Setup(model=task.model, data=task.data, seed=seed), settings, training)
+
+
+def measured(task: Task, settings: Pruning) -> Iterator[Job]:
+    """Prune and measure, once for each seed."""
+    for seed in range(task.seeds):
+        yield Job(Setup(model=task.model, data=task.data, seed=seed), settings, None)
+
+
+def sparsity(density: float) -> str:
+    """Return a density as the percentage pruned: "99.5%" of 0.005."""
+    return f"{100 * (1 - density):.6g}%"

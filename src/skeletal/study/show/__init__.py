@@ -1,0 +1,1 @@
+"""A study to look at: figures, tables, the report."""

@@ -1,0 +1,160 @@
+"""Parts run again on the way back: the same masks to the bit, fewer tensors held, and the model as it was found."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import skeletal
+from skeletal.core.masks.selection import flatten
+from skeletal.core.model.batches import Cycle
+from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.recompute import recomputing
+from skeletal.core.model.weights import prunable_weights
+from tests.cases import images
+from tests.unchanged import assert_same, everything_about
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.dropout = nn.Dropout(0.2)
+        self.last = nn.Conv2d(width, width, 1)
+        self.runs = 0
+
+    def forward(self, x, *, scale=1.0):
+        self.runs += 1
+        return x + scale * self.last(self.dropout(self.body(x)))
+
+
+class Blocks(nn.Module):
+    """Repeated blocks, the second with an argument by name."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(width) for _ in range(3)])
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, scale=0.5 + i)
+        return self.head(x.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(width, 2, 24, 0.1, batch_first=True), 3)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def sequence(width=8):
+    """Long, with modules that write to their input."""
+    layers = [nn.Conv2d(3, width, 3, padding=1)]
+    for _ in range(5):
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Hardswish(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+NETWORKS = {"blocks": Blocks, "attention": Attention, "sequence": sequence}
+
+
+def made(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return NETWORKS[name]()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "force", "steps": 4, "batches_per_step": 2},
+        {"method": "grasp", "batches_per_step": 2},
+        {"method": "force", "steps": 3, "precision": "bfloat16"},
+        {"method": "snip", "average": "absolute", "batches_per_step": 2, "micro_batch": 7},
+        {"method": "force", "steps": 6, "engine": "sparse"},
+    ],
+    ids=lambda settings: "-".join(str(value) for value in settings.values()),
+)
+def test_the_same_mask_to_the_bit(name, settings):
+    model = made(name)
+    before = everything_about(model)
+    scores = {}
+    masks = {
+        again: skeletal.prune(
+            model,
+            images(3),
+            density=0.1,
+            recompute=again,
+            on_step=lambda step, again=again: scores.setdefault(again, []).append(flatten(step.scores)),
+            **settings,
+        )
+        for again in (False, True)
+    }
+    assert masks[True] == masks[False]
+    assert all(torch.equal(one, two) for one, two in zip(scores[False], scores[True], strict=True))
+    assert [masks[again].metadata["recompute"] for again in masks] == [False, True]
+    assert_same(before, everything_about(model))
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def held(model, recompute):
+    """Numbers that a forward pass keeps for the way back."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets)
+
+    own = {p.data_ptr() for p in model.parameters()}
+    x, y = images(1)[0]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        if recompute:
+            with recomputing(model):
+                result = loss(model(x), y)
+        else:
+            result = loss(model(x), y)
+    return sum(size for pointer, size in kept.items() if pointer not in own), result
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_much_less_is_held(name):
+    model = made(name)
+    assert held(model, recompute=True)[0] < 0.6 * held(model, recompute=False)[0]
+
+
+def test_every_block_runs_twice():
+    model = made("blocks")
+    Derivatives(model, Cycle(images(1)), 1, recompute=True).gradient(prunable_weights(model))
+    assert [block.runs for block in model.blocks] == [2, 2, 2]
+
+
+def test_a_part_that_writes_to_its_input_is_refused():
+    class Writes(Block):
+        def forward(self, x, *, scale=1.0):
+            return super().forward(x.mul_(scale))
+
+    model = made("blocks")
+    model.blocks = nn.ModuleList([Writes(8) for _ in range(2)])
+    with pytest.raises(RuntimeError, match=r"Writes writes to its own input.*leave recompute out"):
+        skeletal.prune(model, images(1), density=0.5, method="snip", recompute=True)
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_a_forward_of_the_callers_own_is_put_back():
+    model = made("blocks")
+    mine = lambda x, scale=1.0: x  # noqa: E731
+    model.blocks[1].forward = mine
+    skeletal.prune(model, images(1), density=0.5, method="snip", recompute=True, prunable=["stem.weight"])
+    assert model.blocks[1].forward is mine

@@ -1,0 +1,377 @@
+"""Two gloo processes, each with its part of every batch, against one process with whole batches."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import skeletal
+from skeletal.core.model import distributed
+from skeletal.harness import data as data_sets
+from skeletal.harness.config import Pruning, Setup, Training
+from skeletal.harness.data.memory import Arrays, MemorySplit, Part, assemble
+from skeletal.harness.data.placing import shared
+from skeletal.harness.data.specs import SPECS
+from skeletal.harness.runs import experiment, finding, review
+from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.training import checkpoint
+from skeletal.harness.training.engines import engine_for_all
+from skeletal.harness.training.evaluate import evaluate
+from skeletal.harness.training.processes import Team, group, launched, launcher
+from skeletal.harness.training.train import train
+from tests.ranks import in_ranks, outcome
+
+SPEC = SPECS["digits"]
+SETUP = Setup(device="cpu")
+PRUNING = Pruning(
+    method="force", density=0.2, steps=3, batches_per_step=2, prune_batch_size=33, loss="cross-entropy",
+    average="signed", bn_mode="train", sampling="plain",
+)  # fmt: skip
+# 81 examples train: batches of 20, 20, 20, 20 and 1, of which rank 1 has nothing.
+TRAINING = Training(
+    epochs=3, batch_size=20, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(0.5,), engine="dense"
+)
+
+
+def arrays():
+    g = torch.Generator().manual_seed(0)
+    labels = [torch.arange(n) % 10 for n in (90, 31)]
+    images = [torch.randint(0, 80, (len(y), 1, 8, 8), generator=g) + 17 * y.view(-1, 1, 1, 1) for y in labels]
+    return [Part(x.byte(), y) for x, y in zip(images, labels, strict=True)]
+
+
+def data(*_, **__):
+    return assemble(Arrays(*arrays(), tuple("0123456789")), SPEC, validation=0.1, seed=0)
+
+
+def net(*_, **__):
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)
+    )  # fmt: skip
+
+
+def run(root, training=TRAINING, pruning=PRUNING):
+    for module in (experiment, review):
+        module.load_data, module.create_model = data, net
+    return experiment.run(SETUP, pruning, training, root=Path(root), progress=False)
+
+
+def evaluated(path):
+    scores = review.evaluate_run(path, device="cpu")
+    return scores.loss, scores.top1, scores.examples
+
+
+def interrupted(model, at):
+    """The model, which asks this process to stop in the `at`-th forward pass."""
+    calls = []
+
+    def count(*_):
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+
+    model.register_forward_pre_hook(count)
+    return model
+
+
+def trained(folder=None, model=None, training=TRAINING, mask=None, source=None):
+    model = model or net()
+    result = train(
+        model, source or data(), training, mask=mask, folder=folder and RunFolder.open(Path(folder), "run", {}),
+        device="cpu", progress=False,
+    )  # fmt: skip
+    return model, result
+
+
+def half_of(model):
+    mask = skeletal.Mask(
+        {n: torch.arange(p.numel()).view_as(p) % 2 == 0 for n, p in model.named_parameters() if p.dim() > 1}
+    )
+    return mask
+
+
+def nan_on_rank_1(rank):
+    source = data()
+    if rank == 1:
+        source.train.part.images.zero_()
+    model = net()
+    model.register_forward_hook(lambda _, x, y: y * torch.nan if rank == 1 else y)
+    trained(model=model, source=source)
+
+
+def forward_fails_on_rank_1_in_the_last_step_of_an_epoch(rank):
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if rank == 1 and len(calls) == 4:
+            raise ValueError("mine")
+
+    model = net()
+    model.register_forward_pre_hook(fail)
+    trained(model=model, training=replace(TRAINING, epochs=1))
+
+
+def evaluation_fails_on_rank_0(rank):
+    def fail(module, *_):
+        if rank == 0 and not module.training:
+            raise ValueError("in evaluation")
+
+    model = net()
+    model.register_forward_pre_hook(fail)
+    trained(model=model)
+
+
+def disk_is_full_on_rank_0(rank):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before, checkpoint.save = checkpoint.save, full
+    try:
+        trained(folder=FOLDER + "/full")
+    finally:
+        checkpoint.save = before
+
+
+def other_weights_on_rank_1(rank):
+    model = net()
+    if rank == 1:
+        nn.init.ones_(model[0].bias)
+    trained(model=model)
+
+
+def bad_density_on_rank_1(rank):
+    skeletal.prune(net(), [(torch.randn(4, 1, 8, 8), torch.arange(4))], density=2.0 if rank == 1 else 0.5)
+
+
+def corrupt_label_on_rank_1(rank):
+    source = data()
+    if rank == 1:
+        source.train.part.labels.fill_(12)
+    trained(source=source)
+
+
+FAILURES = [
+    nan_on_rank_1,
+    forward_fails_on_rank_1_in_the_last_step_of_an_epoch,
+    evaluation_fails_on_rank_0,
+    disk_is_full_on_rank_0,
+    other_weights_on_rank_1,
+    bad_density_on_rank_1,
+    corrupt_label_on_rank_1,
+]
+FOLDER = ""
+
+
+def work(rank, folder):
+    global FOLDER
+    FOLDER = folder
+    found = {function.__name__: outcome(function, rank) for function in FAILURES}
+
+    place, result = run(f"{folder}/two")
+    found["run"] = result, str(place.path)
+    found["again"] = run(f"{folder}/two")[1] == result
+    found["evaluated"] = evaluated(place.path)
+    found["launcher"] = launcher()
+
+    # Only rank 1 is asked to stop, in the middle of an epoch; both do, and go on from there.
+    found["stopped"] = outcome(lambda: trained(f"{folder}/cut", interrupted(net(), 7 if rank == 1 else 0)))
+    found["resumed"] = dict(trained(f"{folder}/cut")[0].state_dict())
+    found["straight"] = dict(trained(f"{folder}/straight")[0].state_dict())
+
+    torch.manual_seed(1)
+    with_norm = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10)
+    )
+    found["norm"] = dict(trained(model=with_norm, training=replace(TRAINING, batch_size=27))[0].state_dict())
+
+    mask = half_of(net())
+    model, result = trained(mask=mask, training=replace(TRAINING, engine="auto"))
+    mask.check(model)
+    found["auto"] = dict(model.state_dict()), result.engine, result.test.loss
+    sparse, result = trained(mask=mask, training=replace(TRAINING, engine="sparse", epochs=1))
+    found["sparse"] = dict(sparse.state_dict()), result.engine
+    engine = engine_for_all(
+        net(), mask, "auto", device=torch.device("cpu"), example=lambda: torch.randn(4 + rank, 1, 8, 8)
+    )
+    found["choice"] = engine.choice
+
+    model = net()
+    model(torch.ones(2 + rank, 1, 8, 8)).sum().backward()
+    team = Team(model, torch.device("cpu"))
+    mask.attach(model)
+    told = team.meet(torch.tensor(float(rank)), 2 + rank, stopping=rank == 1)
+    team.average_gradients(2 + rank, told)
+    found["met"] = told.loss, told.examples, told.stopping
+    found["sync"] = outcome(lambda: trained(training=replace(TRAINING, sync_bn=True)))
+    found["own split"] = outcome(shared, [1, 2])
+    found["small batch"] = outcome(data_sets.Stream, shared(data().train), 1, 0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return in_ranks(work, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    before = finding.load_data, finding.create_model
+    try:
+        folder, result = run(tmp_path_factory.mktemp("one"))
+        return folder.path, result, evaluated(folder.path)
+    finally:
+        for module in (experiment, review):
+            module.load_data, module.create_model = before
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_on_two_ranks_is_the_run_of_one_process(found, single):
+    path, result, _ = single
+    two = Path(found[0]["run"][1])
+    assert two.name == path.name  # the number of processes is no part of a run's identity
+    assert skeletal.Mask.load(two / "mask.safetensors") == skeletal.Mask.load(path / "mask.safetensors")
+    assert skeletal.Mask.load(two / "mask.safetensors").metadata["ranks"] == 2
+    from safetensors.torch import load_file
+
+    weights, expected = load_file(two / "model.safetensors"), load_file(path / "model.safetensors")
+    close(weights, expected)
+    assert any((value - net().state_dict()[name]).abs().max() > 0.01 for name, value in expected.items())  # it trained
+    rows, expected = RunFolder.at(two).metrics(), RunFolder.at(path).metrics()
+    assert len(rows) == 3
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name in row.keys() - {"seconds"}:
+            assert row[name] == (pytest.approx(other[name], rel=1e-4) if isinstance(row[name], float) else other[name])
+    assert result["train"]["examples"] == 81 and rows[-1]["test_examples"] == 31
+
+
+def test_all_ranks_return_the_same_and_a_finished_run_is_not_repeated(found):
+    assert found[0]["run"][1] == found[1]["run"][1]
+    assert found[0]["again"] and found[1]["again"] is not None
+    timeless = [{k: v for k, v in rank["run"][0].items() if "seconds" not in k} for rank in found]
+    assert timeless[0] == timeless[1]
+
+
+def test_evaluation_counts_every_example_once(found, single):
+    for rank in (0, 1):
+        loss, top1, examples = found[rank]["evaluated"]
+        assert (pytest.approx(loss), top1, examples) == (single[2][0], pytest.approx(single[2][1]), 31)
+
+
+def test_the_environment_tells_the_rule(found):
+    text = (Path(found[0]["run"][1]) / "environment.json").read_text()
+    assert '"number": 2' in text and "not scaled" in text
+    assert found[0]["launcher"] == "torchrun --nproc-per-node 2 -m skeletal "
+
+
+def test_a_run_stopped_on_one_rank_stops_on_all_and_resumes_to_the_same_bits(found):
+    for rank in (0, 1):
+        kind, message, _ = found[rank]["stopped"]
+        assert kind == "Interrupted" and "stopped after epoch 1 of 3 and step 2 of 5" in message
+        for name, value in found[rank]["straight"].items():
+            assert torch.equal(value, found[rank]["resumed"][name])
+            assert torch.equal(value, found[0]["straight"][name])
+
+
+def test_ranks_of_a_network_with_norm_and_dropout_stay_equal(found):
+    for name, value in found[0]["norm"].items():
+        assert torch.equal(value, found[1]["norm"][name]), name
+
+
+def test_the_engine_is_chosen_by_one_for_all(found):
+    (weights, engine, loss), other = found[0]["auto"], found[1]["auto"]
+    assert engine.startswith("auto: ") and other[1:] == (engine, loss)
+    assert found[0]["choice"] == found[1]["choice"] and found[0]["choice"]["asked"] == "auto"
+    model = net()
+    mask = half_of(model)
+    expected, _ = trained(model=model, mask=mask)
+    close(weights, dict(expected.state_dict()))
+
+
+def test_a_compiled_network_is_trained_on_two_ranks_too(found):
+    model = net()
+    expected, _ = trained(model=model, mask=half_of(model), training=replace(TRAINING, engine="sparse", epochs=1))
+    for rank in (0, 1):
+        weights, engine = found[rank]["sparse"]
+        assert engine == "sparse"
+        close(weights, dict(expected.state_dict()))
+
+
+def test_what_ranks_tell_each_other(found):
+    for rank in (0, 1):
+        assert found[rank]["met"] == (pytest.approx(3 / 5), 5, True)
+
+
+# What ranks 0 and 1 raise, and what the messages say.
+RAISED = {
+    "nan_on_rank_1": 2 * [("NonFiniteError", "loss is nan in epoch 1, step 1")],
+    "forward_fails_on_rank_1_in_the_last_step_of_an_epoch": [
+        ("PeerError", "rank 1 has failed: ValueError: mine"),
+        ("ValueError", "mine"),
+    ],
+    "evaluation_fails_on_rank_0": [("ValueError", "in evaluation"), ("PeerError", "rank 0 has failed: ValueError")],
+    "disk_is_full_on_rank_0": [("OSError", "No space left"), ("PeerError", "rank 0 has failed: OSError")],
+    "other_weights_on_rank_1": 2 * [("ValueError", "ranks 0 and 1 differ in 0.bias: train the same model")],
+    "bad_density_on_rank_1": [("PeerError", "rank 1 has failed: ValueError: density is 2.0"), ("ValueError", "2.0")],
+    "corrupt_label_on_rank_1": [
+        ("PeerError", "rank 1 has failed: ValueError: label 12 is not in 0..9"),
+        ("ValueError", "label 12 is not in 0..9"),
+    ],
+    "sync": 2 * [("ValueError", "--sync-bn needs GPUs, not cpu")],
+    "own split": 2 * [("TypeError", "a list cannot be divided over 2 processes")],
+    "small batch": 2 * [("ValueError", "a batch of 1 examples cannot be divided over 2 processes")],
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+def test_an_error_on_one_rank_stops_all_at_once(found, name):
+    for rank, (kind, message) in enumerate(RAISED[name]):
+        raised, told, seconds = found[rank][name]
+        assert raised == kind, told
+        assert message in told
+        assert seconds < 60  # not the time-out of a rank left waiting
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_parts_make_up_the_batch(ranks):
+    whole = data().train
+    for train_ in (True, False):
+        options = dict(train=train_, seed=2, epoch=1)
+        parts = [
+            list(
+                MemorySplit(whole.part, whole.members, SPEC, share=data_sets.Share(rank, ranks)).batches(20, **options)
+            )
+            for rank in range(ranks)
+        ]
+        for batch, *of_ranks in zip(whole.batches(20, **options), *parts, strict=True):
+            sizes = [len(y) for _, y in of_ranks]
+            assert sum(sizes) == len(batch[1]) and max(sizes) - min(sizes) <= 1
+            for rank, (images, labels) in enumerate(of_ranks):
+                assert torch.equal(images, batch[0][rank::ranks]) and torch.equal(labels, batch[1][rank::ranks])
+
+
+def test_balanced_batches_are_divided_too():
+    split = data().train
+    whole = next(iter(data_sets.BalancedStream(split, 40, 0, 10)))
+    for rank in (0, 1):
+        part = next(iter(data_sets.BalancedStream(split, 40, 0, 10, data_sets.Share(rank, 2))))
+        assert torch.equal(part[0], whole[0][rank::2]) and torch.equal(part[1], whole[1][rank::2])
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as some schedulers set it, without a launcher
+    assert launched() == 1 and launcher() == "skeletal "
+    with group():
+        assert distributed.ranks() == 1 and distributed.on_first(lambda: 3) == 3
+    split = data().test
+    assert shared(split) is split
+    assert evaluate(net(), split.batches(7, train=False), device="cpu", shared=True).examples == 31

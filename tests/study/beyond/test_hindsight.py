@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.runs.experiment import identity
+from skeletal.harness.store.folders import RunFolder
+from skeletal.study.beyond.advise import Advice, Line, recommend
+from skeletal.study.beyond.hindsight import hindsight
+
+SETUP, TRAINING = Setup(), resolve(Training(), "quick")
+FORCE, SNIP = (resolve(Pruning(method=method), "quick") for method in ("force", "snip"))
+ADVICE = Advice(SETUP, (FORCE, SNIP), (0.1, 0.02, 0.01), (0,))
+
+
+def line(density, saliency, effective=1.0):
+    return Line(density, True, effective, 0, saliency, saliency, None, None)
+
+
+FOUND = {
+    "force": [line(0.1, 0.5), line(0.02, 0.2), line(0.01, 0.05)],
+    "snip": [line(0.1, 0.5), line(0.02, 0.04), line(0.01, 0.0, 0.1)],
+}
+ADVISED = {method: recommend(lines) for method, lines in FOUND.items()}  # 0.02 and 0.1
+
+
+def leave(root, top1, pruning=None, seed=0, training=TRAINING, **change):
+    """A run folder as training leaves it."""
+    config = identity(Setup(seed=seed, **change), training)
+    config |= {"method": "dense"} if pruning is None else identity(pruning)
+    folder = RunFolder.open(root, "run", json.loads(json.dumps(config)))
+    folder.finish({"test": {"top1": top1}})
+
+
+def trained(root, force=(95, 94, 80), snip=(95, 93, 20)):
+    leave(root, 96.0)
+    for of, accuracies in ((FORCE, force), (SNIP, snip)):
+        for density, top1 in zip(ADVICE.densities, accuracies, strict=True):
+            if top1 is not None:
+                leave(root, top1, resolve(Pruning(method=of.method, density=density), "quick"))
+    return hindsight(ADVICE, FOUND, ADVISED, root)
+
+
+def test_advice_that_was_right_and_advice_that_was_careful(tmp_path):
+    found = trained(tmp_path)
+    force, snip = found.verdicts["force"], found.verdicts["snip"]
+    assert (force.advised, force.sound, force.steps, force.accuracy) == (0.02, 0.02, 0, 94)
+    assert (snip.advised, snip.sound, snip.steps, snip.accuracy) == (0.1, 0.02, 1, 95)
+    assert found.dense == 96
+    assert "+1 densities" in found.table() and "94.00" in found.table(markdown=True)
+
+
+def test_advice_that_went_too_far(tmp_path):
+    force = trained(tmp_path, force=(95, 90, 80)).verdicts["force"]
+    assert (force.sound, force.steps, force.accuracy) == (0.1, -1, 90)
+
+
+def test_nothing_was_sound(tmp_path):
+    force = trained(tmp_path, force=(90, 95, 80)).verdicts["force"]
+    assert (force.sound, force.steps) == (None, None), "all above have to be sound, too"
+
+
+def test_measures_rank_with_accuracy(tmp_path):
+    correlations = trained(tmp_path).correlations
+    assert correlations["saliency"] > 0.9 > correlations["worth"]
+
+
+def test_densities_that_were_not_trained_do_not_count(tmp_path):
+    force = trained(tmp_path, force=(95, None, 94)).verdicts["force"]
+    assert (force.advised, force.sound, force.accuracy) == (0.02, 0.01, None)
+
+
+def test_seeds_are_averaged_and_other_settings_are_passed_over(tmp_path):
+    first = resolve(Pruning(density=0.1), "quick")
+    leave(tmp_path, 90, first, seed=1)
+    leave(tmp_path, 1, first, model="lenet5")
+    leave(tmp_path, 1, first, data="fashion-mnist")
+    leave(tmp_path, 1, resolve(Pruning(density=0.1, steps=7), "quick"))
+    found = trained(tmp_path)
+    assert sorted(found.accuracies["force"][0.1]) == [90, 95]
+
+
+def test_runs_without_the_dense_network_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no finished runs of these methods and of the dense network for vgg-mini"):
+        hindsight(ADVICE, FOUND, ADVISED, tmp_path)
+    leave(tmp_path, 95, FORCE)
+    leave(tmp_path, 95, SNIP)
+    with pytest.raises(ValueError, match="no finished runs of the dense network"):
+        hindsight(ADVICE, FOUND, ADVISED, tmp_path)
+
+
+def test_recipes_are_not_mixed(tmp_path):
+    leave(tmp_path, 50, FORCE, seed=1, training=resolve(Training(epochs=1), "quick"))
+    with pytest.raises(ValueError, match=r"different recipes .*epochs 1, .* and epochs 30"):
+        trained(tmp_path)
