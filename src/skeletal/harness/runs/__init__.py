@@ -1,0 +1,1 @@
+"""Whole jobs: an experiment, a measurement, a review, an estimate."""
