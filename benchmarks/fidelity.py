@@ -20,8 +20,8 @@ import torch
 
 import skeletal
 from skeletal.core.model.batches import Cycle
-from skeletal.core.model.borrow import borrowed
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.preserve import preserve_model
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
@@ -49,7 +49,7 @@ def quality(model, mask, data):
     """FORCE saliency and gradient norm of the masked network on held-out draws."""
     weights = {name: model.get_parameter(name).detach() * keep for name, keep in mask.items()}
     stream = Cycle(Stream(data.train, 128, seed=12345))
-    with borrowed(model, training=True, seed=0):
+    with preserve_model(model, training=True, seed=0):
         gradient, _ = Derivatives(model, stream, 4).gradient(weights)
     saliency = sum(float((weights[name] * g).abs().sum()) for name, g in gradient.items())
     norm = sum(float((g * mask[name]).square().sum()) for name, g in gradient.items()) ** 0.5

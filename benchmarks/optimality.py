@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 
 import skeletal
-from skeletal.core.diagnosis.optimality import local_optimality, optimality_along_run
+from skeletal.core.diagnosis.optimality import local_optimality
+from skeletal.core.pruning.along_run import optimality_along_run
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
 from skeletal.harness.report import COLOURS, save_figure

@@ -7,7 +7,7 @@ and `import skeletal` without torchvision, accelerate or matplotlib.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from skeletal.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from skeletal.compaction.compact import compact as compact

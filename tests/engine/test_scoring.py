@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.masks.selection import flatten
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.tensors import flatten
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine import scoring
 from skeletal.engine.codegen import amx

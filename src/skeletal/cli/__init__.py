@@ -9,7 +9,6 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from skeletal import __version__
 from skeletal.cli import config_file
 from skeletal.cli.advise import advise
 from skeletal.cli.bench import bench
@@ -20,6 +19,7 @@ from skeletal.cli.inspect import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
 from skeletal.cli.study import study
+from skeletal.core.version import __version__
 
 app = App(
     name="skeletal",

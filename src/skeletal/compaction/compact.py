@@ -17,8 +17,8 @@ from skeletal.compaction.trace import UntraceableError, modes_of, note_shapes, s
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import matching_parameters
-from skeletal.core.masks.selection import Tensors
-from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 
 
@@ -121,9 +121,9 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Compa
     for name, keep in gather(mask, slices).items():
         if (there := name if name in present else aliases.get(id(names[name]))) is not None:
             left[there] = keep
-    with borrowed(original, training=False, seed=0):
+    with preserve_model(original, training=False, seed=0):
         before = count_macs(original, mask, batch).forward_dense
-    with borrowed(traced, training=False, seed=0):
+    with preserve_model(traced, training=False, seed=0):
         after = count_macs(traced, left, batch).forward_dense
     layers = tuple(
         _line(node, rule, channels, mask, left)

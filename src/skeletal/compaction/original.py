@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skeletal.compaction.compact import Compact, fill, refuse_moved
 from skeletal.compaction.slices import gather, scatter
 from skeletal.compaction.trace import state_tensors
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 
 
 class Original:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
-from skeletal.core.masks.selection import Tensors
 from skeletal.core.model.batches import forward, map_tensors, to_device
-from skeletal.core.model.borrow import device_of, in_mode, random_state_kept
+from skeletal.core.model.preserve import device_of, preserve_mode, preserve_random_state
+from skeletal.core.model.tensors import Tensors
 
 
 def drops_paths(module: nn.Module) -> bool:
@@ -104,7 +104,7 @@ class _Writes(_Shapes):
 
 def note_shapes(module: fx.GraphModule, batch: Any) -> Any:
     """Run a batch through the graph in eval mode, write `node.meta["shape"]`, return the output."""
-    with torch.no_grad(), in_mode(module, training=False), random_state_kept(module):
+    with torch.no_grad(), preserve_mode(module, training=False), preserve_random_state(module):
         return _Shapes(module).run(*arguments(module, to_device(batch, device_of(module))))
 
 
@@ -133,7 +133,7 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     module = fx.GraphModule(model, graph, type(model).__name__)
     take_modes(module, modes, model.training)
     try:
-        with torch.no_grad(), in_mode(module, training=False), random_state_kept(module):
+        with torch.no_grad(), preserve_mode(module, training=False), preserve_random_state(module):
             run = _Writes(module)
             found = run.run(*arguments(module, to_device(few, device_of(model))))
     except Exception as error:  # whatever the model's own code raises where its graph takes another way
@@ -145,14 +145,14 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
 
 
 def _run(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    with torch.no_grad(), in_mode(model, training=False), random_state_kept(model):
+    with torch.no_grad(), preserve_mode(model, training=False), preserve_random_state(model):
         return batch, forward(model, to_device(batch, device_of(model)))
 
 
 def _graph(model: nn.Module, *, training: bool) -> fx.Graph:
     before = {name: (tensor, tensor._version) for name, tensor in state_tensors(model).items()}
     try:
-        with in_mode(model, training=training), random_state_kept(model):
+        with preserve_mode(model, training=training), preserve_random_state(model):
             graph = _Tracer().trace(model)
     except Exception as error:  # torch.fx raises whatever the model's code raises on its proxies
         first = str(error).strip().partition("\n")[0]

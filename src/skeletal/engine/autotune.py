@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from skeletal.core.diagnosis.probing import outputs_of
 from skeletal.core.files import write_atomically
 from skeletal.core.model.batches import forward
-from skeletal.core.model.borrow import in_mode, random_state_kept
+from skeletal.core.model.preserve import preserve_mode, preserve_random_state
 from skeletal.engine.modules.blocked import Blocked, ToBlocks
 from skeletal.engine.modules.layers import Sparse, SparseConv2d
 
@@ -136,7 +136,7 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
             )
 
     try:
-        with random_state_kept(network), in_mode(network, training=True), torch.enable_grad():
+        with preserve_random_state(network), preserve_mode(network, training=True), torch.enable_grad():
             return median_ms(step, _HOPELESS * best)
     finally:
         for parameter, gradient in gradients:

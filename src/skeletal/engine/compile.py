@@ -15,9 +15,9 @@ from skeletal.compaction.trace import modes_of, state_tensors, take_modes
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
-from skeletal.core.masks.selection import Tensors
 from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine import autotune
 from skeletal.engine.codegen.packed_bf16 import COMPUTES

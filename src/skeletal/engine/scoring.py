@@ -11,10 +11,10 @@ from skeletal.compaction.compact import Compact, compact
 from skeletal.compaction.slices import cut
 from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.masks.mask import Mask
-from skeletal.core.masks.selection import Tensors
-from skeletal.core.model.borrow import differentiable, random_state_kept
 from skeletal.core.model.distributed import everyone
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.preserve import differentiable, preserve_random_state
+from skeletal.core.model.tensors import Tensors
 from skeletal.engine.codegen import amx
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.compile import Compiled
@@ -105,7 +105,7 @@ class SkeletonDerivatives(Derivatives):
         """A skeleton, or why there is none."""
         if why := _unsuited(self.model, mask):
             return None, why
-        with random_state_kept(self.model), differentiable():
+        with preserve_random_state(self.model), differentiable():
             example, compacted = self._compacted(mask)
             if compacted.report.whole is not None:
                 return None, compacted.report.whole

@@ -8,13 +8,13 @@ from torch import nn
 
 import skeletal
 from skeletal.core.diagnosis.connectivity import reaches_output
-from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.weights import prunable_weights
 from tests.cases import ZOO, Residual, Tokens, images
 
 
 def reaches(model, mask, batch):
-    with borrowed(model, training=True, seed=0):
+    with preserve_model(model, training=True, seed=0):
         return reaches_output(model, mask, batch)[0]
 
 

@@ -12,7 +12,7 @@ import skeletal
 from skeletal.core.diagnosis.diagnose import diagnose
 from skeletal.core.diagnosis.effective import effective_weights
 from skeletal.core.diagnosis.macs import Macs
-from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.weights import prunable_weights
 from skeletal.harness import models
 from skeletal.harness.models.resnet import BasicBlock, resnet
@@ -21,7 +21,7 @@ from tests.cases import ZOO, Everything, Residual, Tokens, convnet, images, rand
 
 
 def sort(model, mask, inputs):
-    with borrowed(model, training=False, seed=0):
+    with preserve_model(model, training=False, seed=0):
         return effective_weights(model, mask, inputs if isinstance(inputs, dict) else (inputs, None))
 
 

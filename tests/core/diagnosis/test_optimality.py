@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.diagnosis.optimality import LocalOptimality, _few, local_optimality, optimality_along_run
-from skeletal.core.masks.selection import flatten, unflatten
+from skeletal.core.diagnosis.optimality import LocalOptimality, _few, local_optimality
+from skeletal.core.model.tensors import flatten, unflatten
+from skeletal.core.pruning.along_run import optimality_along_run
 from tests.cases import Residual, convnet, images, mlp, random_mask
 from tests.unchanged import assert_same, everything_about
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skeletal.core.masks import selection
-from skeletal.core.masks.selection import all_finite, flatten, top, unflatten
+from skeletal.core.masks.selection import top
+from skeletal.core.model.tensors import all_finite, flatten, unflatten
 
 scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, float("-inf"), 1e-42]), min_size=1, max_size=60)
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 import skeletal
-from skeletal.core.masks.selection import flatten
 from skeletal.core.model import distributed
+from skeletal.core.model.tensors import flatten
 from tests.cases import images, mlp
 from tests.ranks import spawned
 

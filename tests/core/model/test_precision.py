@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.masks.selection import flatten
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import in_float32, prefers_channels_last
+from skeletal.core.model.tensors import flatten
 from tests.cases import Everything, Residual, Tokens, convnet, images, mlp, tokens
 from tests.unchanged import assert_same, everything_about
 

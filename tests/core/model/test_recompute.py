@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.core.masks.selection import flatten
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.recompute import recomputing
+from skeletal.core.model.tensors import flatten
 from skeletal.core.model.weights import prunable_weights
 from tests.cases import images
 from tests.unchanged import assert_same, everything_about

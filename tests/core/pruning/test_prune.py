@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import skeletal
-from skeletal.core.masks.selection import flatten
+from skeletal.core.model.tensors import flatten
 from tests.cases import ZOO, Everything, Residual, Tokens, convnet, images, mlp, tokens
 from tests.unchanged import assert_same, everything_about
 

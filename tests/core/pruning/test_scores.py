@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skeletal
-from skeletal.core.masks.selection import flatten
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.tensors import flatten
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
 from tests.cases import Tokens, convnet, images, mlp, tokens
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.runs import estimate as estimating
 from skeletal.harness.runs import experiment
-from skeletal.harness.config import Pruning, Setup, Training, resolve
 
 SETUP = Setup(device="cpu")
 PRUNING = resolve(Pruning(method="force", density=0.2, steps=6, batches_per_step=2), "quick")

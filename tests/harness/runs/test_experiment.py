@@ -5,8 +5,8 @@ import pytest
 from safetensors.torch import load_file
 
 import skeletal
-from skeletal.harness.runs import experiment, finding
 from skeletal.harness.config import Pruning, Training, resolve
+from skeletal.harness.runs import experiment, finding
 from tests.harness.runs.test_finding import SETUP, fresh
 
 RANDOM = resolve(Pruning(method="random", density=0.05), "quick")

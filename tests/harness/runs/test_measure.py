@@ -6,9 +6,9 @@ import torch
 
 import skeletal
 from skeletal.core.diagnosis.saliency import measure_saliency
-from skeletal.harness.runs import finding, measure
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
+from skeletal.harness.runs import finding, measure
 
 SETUP = Setup(device="cpu")
 FORCE = resolve(Pruning(density=0.05, steps=3), "quick")

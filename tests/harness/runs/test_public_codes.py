@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, nll_loss
 
 import skeletal
+from skeletal.harness.config import AS_IN, Pruning, Setup, resolve
 from skeletal.harness.runs import experiment, finding
 from skeletal.harness.runs.public_codes import LOSSES, as_in
-from skeletal.harness.config import AS_IN, Pruning, Setup, resolve
 from tests.cases import convnet, images
 
 LAYERS = (nn.Conv2d, nn.Linear)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
-from skeletal.core.masks.selection import Tensors
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
-from skeletal.core.model.borrow import device_of, within
+from skeletal.core.model.preserve import device_of, with_parameters
+from skeletal.core.model.tensors import Tensors
 
 
 def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | None, str]:
@@ -24,7 +24,7 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
     inputs, which have no gradient, are exchanged for others among the batch's own.
 
     Args:
-        model: in any mode; the caller restores it (see `borrowed`).
+        model: in any mode; the caller restores it (see `preserve_model`).
         mask: bool, by parameter name.
         batch: any batch of the kind the model takes; only its shapes and integers are used.
 
@@ -51,7 +51,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
 
     def run(inputs: Any) -> list[Tensor]:
         torch.manual_seed(0)  # a model that is random in eval mode, too, has to be random in the same way
-        found = list(outputs_of(within(model, state, lambda: forward(model, inputs))))
+        found = list(outputs_of(with_parameters(model, state, lambda: forward(model, inputs))))
         if any(not torch.isfinite(output).all() for output in found):
             raise OverflowError("the probing signal overflows")
         return found

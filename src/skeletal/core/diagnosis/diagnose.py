@@ -11,7 +11,7 @@ from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.diagnosis.effective import dead_channels, effective_weights
 from skeletal.core.diagnosis.macs import Macs, count_macs
 from skeletal.core.masks.attach import matching_parameters
-from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.weights import unwrap, weights_and_biases
 
 
@@ -119,7 +119,7 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
     mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
     parameters = matching_parameters(mask, model)
     batch = (example, None) if isinstance(example, Tensor) else example
-    with borrowed(model, training=False, seed=0):
+    with preserve_model(model, training=False, seed=0):
         macs = count_macs(model, mask, batch)
         effective, on_constant = effective_weights(model, mask, batch)
         connected, _ = reaches_output(model, mask, batch)

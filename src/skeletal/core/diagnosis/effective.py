@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
-from skeletal.core.masks.selection import Tensors
 from skeletal.core.model.batches import forward, map_inputs, to_device
-from skeletal.core.model.borrow import device_of, within
+from skeletal.core.model.preserve import device_of, with_parameters
+from skeletal.core.model.tensors import Tensors
 
 _SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one opens what saturates, as ReLU6 after many skips
 _DRAWS = 16
@@ -42,7 +42,7 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     but not called a bias (class tokens, position embeddings) count as inputs; so do token embeddings.
 
     Args:
-        model: in eval mode; the caller restores it (see `borrowed`).
+        model: in eval mode; the caller restores it (see `preserve_model`).
         mask: bool, by parameter name, fitting the model.
         batch: any batch of the kind the model takes; only its shapes and integers are used.
 
@@ -95,7 +95,7 @@ def _reached(model: nn.Module, kept: Tensors, batch: Any, dtype: torch.dtype | N
             return random_positive(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
 
         inputs = map_inputs(positive, batch)
-        outputs = list(outputs_of(within(model, state, lambda inputs=inputs: forward(model, inputs))))
+        outputs = list(outputs_of(with_parameters(model, state, lambda inputs=inputs: forward(model, inputs))))
         if any(not torch.isfinite(output).all() for output in outputs):
             raise OverflowError("the probing signal overflows")
         projection = sum((output * random_positive(output, None, generator)).sum() for output in outputs)

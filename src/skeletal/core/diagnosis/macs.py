@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, map_tensors, to_device
-from skeletal.core.model.borrow import device_of, state_of, within
+from skeletal.core.model.preserve import device_of, state_of, with_parameters
 from skeletal.core.model.weights import weights_and_biases
 
 
@@ -34,7 +34,7 @@ def count_macs(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs
     """Count what one forward pass really does, through hooks on the modules that own the masked weights.
 
     Args:
-        model: in eval mode; the caller restores it (see `borrowed`).
+        model: in eval mode; the caller restores it (see `preserve_model`).
         mask: bool, by parameter name, fitting the model. Weights other than those of linear layers,
             convolutions and attention projections count nothing.
         batch: any batch of the kind the model takes. One example of it is run, or, if the model refuses it, the
@@ -67,7 +67,7 @@ def _count(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs:
         for module, owned in _owners(model, mask).items()
     ]
     try:
-        within(model, state, lambda: forward(model, to_device(batch, device_of(model))))
+        with_parameters(model, state, lambda: forward(model, to_device(batch, device_of(model))))
     finally:
         for hook in hooks:
             hook.remove()

@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from skeletal.core.choices import require
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import matching_parameters
-from skeletal.core.masks.mask import Mask
-from skeletal.core.masks.selection import Tensors, flatten, top, unflatten
+from skeletal.core.masks.selection import top
 from skeletal.core.model.batches import Cycle, Loss
-from skeletal.core.model.borrow import borrowed, widen
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.tensors import Tensors, flatten, unflatten, widen
 from skeletal.core.model.weights import unwrap
-from skeletal.core.pruning.prune import Step, prune
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class _Landscape:
 
     def gradient(self, weights: Tensor) -> Tensor:
         training = self.derivatives.bn_mode == "train"
-        with borrowed(self.derivatives.model, training=training, seed=self.seed):
+        with preserve_model(self.derivatives.model, training=training, seed=self.seed):
             return flatten(self.derivatives.gradient(unflatten(weights, self.theta))[0])
 
     def at(self, mask: Tensor) -> _At:
@@ -265,74 +264,3 @@ def _earlier(mask: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, no
                 " the neighbourhood is defined for a mask contained in the one before"
             )
     return flatten({name: before[name].detach().bool() for name in mask}).to(now.device)
-
-
-def optimality_along_run(
-    model: nn.Module,
-    batches: Sequence[Any],
-    *,
-    density: float,
-    steps: int,
-    swaps: int = 1,
-    samples: int = 32,
-    last_only: bool = False,
-    loss: Loss | None = None,
-    bn_mode: Literal["train", "eval"] = "train",
-    seed: int = 0,
-    **options: Any,
-) -> tuple[Mask, list[LocalOptimality]]:
-    """Prune with FORCE, every step on the same batches, and measure each step's mask against the one before.
-
-    Args:
-        model: at its initialization; left as found.
-        batches: a list; every step of `prune` averages over all of it, so that it maximizes what is measured.
-        density: of the last mask.
-        steps: T; 1 is SNIP.
-        swaps: p; at steps that prune or keep fewer, as many as can be.
-        samples: of each measurement.
-        last_only: measure only the last step.
-        loss: of pruning and measuring, as are `bn_mode` and `seed`; see `prune`.
-        bn_mode: "train" or "eval".
-        seed: draws the swaps, too.
-        options: more arguments of `prune`.
-
-    Returns:
-        The mask, and one measurement a step, in order; none of a step that prunes nothing.
-
-    """
-    found: list[LocalOptimality] = []
-    previous: Mapping[str, Tensor] | None = None
-    kept = None
-
-    def measure(step: Step) -> None:
-        nonlocal previous, kept
-        pruned = (kept or sum(keep.numel() for keep in step.mask.values())) - step.kept
-        room = min(swaps, step.kept, pruned)
-        if room and (step.step == step.steps or not last_only):
-            measured = local_optimality(
-                model,
-                batches,
-                step.mask,
-                previous,
-                swaps=room,
-                samples=samples,
-                loss=loss,
-                bn_mode=bn_mode,
-                seed=seed,
-            )
-            found.append(measured)
-        previous, kept = step.mask, step.kept
-
-    mask = prune(
-        model,
-        batches,
-        density=density,
-        steps=steps,
-        batches_per_step=len(batches),
-        loss=loss,
-        bn_mode=bn_mode,
-        seed=seed,
-        on_step=measure,
-        **options,
-    )
-    return mask, found

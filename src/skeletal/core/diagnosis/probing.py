@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import map_tensors
-from skeletal.core.model.borrow import differentiable
+from skeletal.core.model.preserve import differentiable
 
 Value = TypeVar("Value")
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import matching_parameters
 from skeletal.core.model.batches import Cycle, Loss
-from skeletal.core.model.borrow import borrowed, widen
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import prefers_channels_last
+from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.tensors import widen
 from skeletal.core.model.weights import unwrap
 
 
@@ -71,7 +72,7 @@ def measure_saliency(
     derivatives = Derivatives(
         model, Cycle(batches), count, loss, bn_mode, channels_last=prefers_channels_last(model, "float32")
     )
-    with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
+    with preserve_model(model, training=bn_mode == "train", seed=seed), flush_denormals():
         gradient, mean_loss = derivatives.gradient(kept)
     force = norm = 0.0
     for name, weight in kept.items():

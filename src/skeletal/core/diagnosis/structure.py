@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.masks.selection import Tensors
-from skeletal.core.model.borrow import state_of
+from skeletal.core.model.preserve import state_of
+from skeletal.core.model.tensors import Tensors
 
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that has seen nothing
 

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from skeletal.core.errors import MaskError
-from skeletal.core.masks.selection import Tensors
 from skeletal.core.model.shards import is_sharded, local, part_like, whole
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 
 

@@ -5,7 +5,7 @@ from torch.nn.utils import prune as torch_prune
 
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import matching_parameters
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 
 
 def to_torch(mask: Tensors, model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from skeletal.core.errors import MaskError
 from skeletal.core.files import write_atomically
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 
 FORMAT = 1
 _KEY = "skeletal"

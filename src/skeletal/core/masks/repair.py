@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skeletal.core.masks.attach import matching_parameters
 from skeletal.core.masks.mask import Mask
 from skeletal.core.masks.selection import top
-from skeletal.core.model.borrow import widen
+from skeletal.core.model.tensors import widen
 
 
 def repair(mask: Mask, model: nn.Module, at_least: int = 1) -> Mask:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-Tensors = dict[str, Tensor]
+from skeletal.core.model.tensors import Tensors
+
 SAMPLE = 2**16  # scores looked at to guess where the k-th lies
 
 
@@ -64,26 +65,6 @@ def top(scores: Tensor, count: int) -> Tensor:
     keep = scores > threshold
     keep[(scores == threshold).nonzero().flatten()[:missing]] = True
     return keep
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether neither NaN nor infinity is in a tensor; a sum cannot hide them, and is cheaper than to look at each."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def flatten(tensors: Tensors) -> Tensor:
-    """One vector of all entries, layer after layer, on the first tensor's device."""
-    device = next(iter(tensors.values())).device
-    return torch.cat([tensor.reshape(-1).to(device) for tensor in tensors.values()])
-
-
-def unflatten(flat: Tensor, like: Tensors) -> Tensors:
-    """The inverse of `flatten`: pieces with the names, shapes and devices of `like`."""
-    pieces = flat.split([tensor.numel() for tensor in like.values()])
-    return {
-        name: piece.reshape(tensor.shape).to(tensor.device)
-        for (name, tensor), piece in zip(like.items(), pieces, strict=True)
-    }
 
 
 def gather(tensors: Tensors, places: Tensors) -> Tensor:

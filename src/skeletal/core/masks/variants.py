@@ -2,7 +2,7 @@
 
 import torch
 
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 
 
 def shuffled(mask: Tensors, seed: int) -> Tensors:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 
 Value = TypeVar("Value")
 _TOLD = "the other ranks know"

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skeletal.core.errors import NonFiniteError
-from skeletal.core.masks.selection import Tensors, all_finite
 from skeletal.core.model.batches import Cycle, Loss, evaluate, examples, forward, pieces, to_device
-from skeletal.core.model.borrow import device_of, differentiable, random_state_kept, state_of, widen, within
 from skeletal.core.model.distributed import average_over_ranks, everyone, rank
 from skeletal.core.model.precision import autocast, in_float32
+from skeletal.core.model.preserve import device_of, differentiable, preserve_random_state, state_of, with_parameters
 from skeletal.core.model.recompute import recomputing
+from skeletal.core.model.tensors import Tensors, all_finite, widen
 
 
 class Derivatives:
@@ -86,7 +86,7 @@ class Derivatives:
                 " and the sign tells what to prune; use average='signed'"
             )
         batches, again = self.batches.twice(self.count)
-        with random_state_kept(self.model):
+        with preserve_random_state(self.model):
             gradient, loss = self._gradient(weights, batches)
 
         def twice(leaves: Tensors, value: Tensor) -> None:
@@ -180,7 +180,7 @@ class Derivatives:
                 autocast("float32", device),  # the caller's own would reach the backward pass
                 recomputing(self.model) if self.recompute else nullcontext(),
             ):
-                return within(self.model, state | leaves, run)
+                return with_parameters(self.model, state | leaves, run)
         except RuntimeError as error:
             if not (self.channels_last and "view size is not compatible" in str(error)):
                 raise

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import map_tensors
-from skeletal.core.model.borrow import device_of, widen
+from skeletal.core.model.preserve import device_of
+from skeletal.core.model.tensors import widen
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.diagnosis.structure import STATISTICS
-from skeletal.core.masks.selection import Tensors
 from skeletal.core.model.batches import forward, map_inputs, to_device
-from skeletal.core.model.borrow import device_of, differentiable, state_of, within
+from skeletal.core.model.preserve import device_of, differentiable, state_of, with_parameters
+from skeletal.core.model.tensors import Tensors
 
 
 def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
@@ -56,7 +56,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
         for exponent in (0, -300, -600, -900):
             for value in floats:
                 value.fill_(2.0**exponent)
-            outputs = within(model, state | leaves, lambda: forward(model, example))
+            outputs = with_parameters(model, state | leaves, lambda: forward(model, example))
             if not isinstance(outputs, Tensor):
                 raise ValueError(f"synflow needs a model that returns a tensor, not {type(outputs).__name__}")
             if not torch.isfinite(outputs).all():

@@ -10,22 +10,23 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-import skeletal
 from skeletal.core.choices import require
 from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.errors import CollapsedError, CollapseWarning, NonFiniteError
 from skeletal.core.masks.mask import Mask
-from skeletal.core.masks.selection import Tensors, all_finite, flatten, gather, scatter, top, unflatten
+from skeletal.core.masks.selection import gather, scatter, top
 from skeletal.core.model.batches import Cycle, Loss
-from skeletal.core.model.borrow import borrowed, device_of, random_state_kept, widen
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import agree, everyone, ranks, together
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import PRECISIONS, autocast, prefers_channels_last
+from skeletal.core.model.preserve import device_of, preserve_model, preserve_random_state
 from skeletal.core.model.shards import is_sharded
+from skeletal.core.model.tensors import Tensors, all_finite, flatten, unflatten, widen
 from skeletal.core.model.weights import Selection, count_biases, left_out, prunable_weights, unwrap
 from skeletal.core.pruning import scores
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule, visit
+from skeletal.core.version import __version__
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def prune(
 
     filled: list[dict[str, int]] = []
     connected, why_unknown = None, "no batches were given"
-    with borrowed(model, training=bn_mode == "train", seed=seed), flush_denormals():
+    with preserve_model(model, training=bn_mode == "train", seed=seed), flush_denormals():
         settings = dict(method=method, counts=counts, batches_per_step=batches_per_step, bn_mode=bn_mode)
         settings |= dict(average=average, precision=precision, on_collapse=on_collapse, seed=seed)
         settings |= dict(prunable=list(weights), engine=engine, micro_batch=micro_batch, recompute=recompute)
@@ -218,7 +219,7 @@ def prune(
             if missing:
                 filled.append({"step": step, "weights": missing})
             if on_step is not None:
-                with random_state_kept(model):
+                with preserve_random_state(model):
                     on_step(Step(step, steps, count, count / total, point.loss, mask, scored))
             del point, scored  # four times the weights, while the next step has the activations to hold
         if example is not None:
@@ -251,7 +252,7 @@ def prune(
             "left_out": left_out(model, weights),
             "filled": filled,
             "connected": connected,
-            "versions": {"skeletal": skeletal.__version__, "torch": str(torch.__version__)},
+            "versions": {"skeletal": __version__, "torch": str(torch.__version__)},
         },
     )
     _warn_if_collapsed(found, why_unknown)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
-from skeletal.core.masks.selection import Tensors, flatten, top, unflatten
+from skeletal.core.masks.selection import top
+from skeletal.core.model.tensors import Tensors, flatten, unflatten
 from skeletal.core.pruning.prune import METHODS, Step
 
 

@@ -11,8 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from skeletal.core.masks.selection import Tensors, top
+from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.flow import synaptic_flow
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from skeletal.core.model.borrow import in_mode
+from skeletal.core.model.preserve import preserve_mode
 
 Exchange = Callable[[Any, Tensor, Tensor], nn.Module | None]
 """from a masked layer, its mask and an input: another layer of the same function, or None where there is none"""
@@ -27,7 +27,7 @@ def exchange_layers(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor
         if type(layer) in (nn.Conv2d, nn.Linear) and (keep := mask.get(f"{name}.weight")) is not None and keep.any():
             note: Any = lambda _, args, name=name: seen.setdefault(name, args[0])  # noqa: E731
             hooks.append(layer.register_forward_pre_hook(note))
-    with torch.no_grad(), in_mode(model, training=False):
+    with torch.no_grad(), preserve_mode(model, training=False):
         model(inputs)
     for hook in hooks:
         hook.remove()

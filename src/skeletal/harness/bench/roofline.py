@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skeletal.compaction.compact import compact
 from skeletal.core.diagnosis.macs import count_macs
-from skeletal.core.model.borrow import borrowed
+from skeletal.core.model.preserve import preserve_model
 
 _MOVES_OF_A_WEIGHT = 8
 """read forward and backward, read and written by SGD; its gradient written and read, its momentum read and written"""
@@ -90,7 +90,7 @@ def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense:
     if not dense:
         compacted = compact(model, mask, batch)
         model, mask = compacted.model, compacted.mask
-    with borrowed(model, training=False, seed=0):
+    with preserve_model(model, training=False, seed=0):
         macs = count_macs(model, mask, batch)
         maps = _map_elements(model, inputs[:1])
     pruned = 0 if dense else sum(int((~keep).sum()) for keep in mask.values())

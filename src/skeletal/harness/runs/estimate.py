@@ -18,16 +18,16 @@ from torch import nn
 
 from skeletal.core.masks.mask import Mask
 from skeletal.core.pruning.prune import Step
-from skeletal.harness.store import statefile
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data, Split, resident
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.devices import pick_device
+from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.store import statefile
+from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.engines import engine_for
 from skeletal.harness.training.evaluate import evaluate
-from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
-from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.train import steps_per_epoch, train
 
 STEPS = 3  # of pruning, that are run

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from skeletal.core.choices import require
-from skeletal.core.model.distributed import on_first, together
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import on_first, together
 from skeletal.core.pruning.prune import METHODS
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data

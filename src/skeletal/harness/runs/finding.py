@@ -8,16 +8,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from skeletal.core.model.distributed import rank, ranks
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import rank, ranks
 from skeletal.core.pruning.prune import Step, prune
 from skeletal.core.pruning.schedules import Schedule
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
-from skeletal.harness.runs.public_codes import LOSSES
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
+from skeletal.harness.runs.public_codes import LOSSES
 
 DENSE = "dense"
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.model.borrow import device_of
 from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import diagnose
-from skeletal.core.masks.mask import Mask
-from skeletal.core.pruning.prune import METHODS, Step
 from skeletal.core.diagnosis.saliency import measure_saliency
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.preserve import device_of
 from skeletal.core.model.weights import prunable_weights
+from skeletal.core.pruning.prune import METHODS, Step
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data, Stream, resident
 from skeletal.harness.data.draws import seed_of

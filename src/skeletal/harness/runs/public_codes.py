@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
-from skeletal.core.model.batches import Loss
 from skeletal.core.choices import require
+from skeletal.core.model.batches import Loss
 from skeletal.harness.config import AS_IN
 
 

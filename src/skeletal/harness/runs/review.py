@@ -9,17 +9,17 @@ from safetensors.torch import load_file
 
 from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import Diagnosis, diagnose
-from skeletal.core.model.distributed import together
 from skeletal.core.masks.mask import Mask
 from skeletal.core.masks.repair import repair
-from skeletal.harness.training import checkpoint
+from skeletal.core.model.distributed import together
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
-from skeletal.harness.training.engines import ENGINES, engine_for_all
-from skeletal.harness.training.evaluate import Scores, evaluate
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.training import checkpoint
+from skeletal.harness.training.engines import ENGINES, engine_for_all
+from skeletal.harness.training.evaluate import Scores, evaluate
 
 
 def _trained_by(path: Path) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import cross_entropy
-from skeletal.core.model.borrow import in_mode
 from skeletal.core.model.distributed import everyone
+from skeletal.core.model.preserve import preserve_mode
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def evaluate(
     device = torch.device(device)
     model.to(device)
     tally = Tally()
-    with in_mode(model, training=False):
+    with preserve_mode(model, training=False):
         for inputs, targets in batches:
             if not len(targets):
                 continue

@@ -17,7 +17,7 @@ from torch import nn
 from skeletal.core.choices import require
 from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.prune import METHODS
 from skeletal.core.pruning.ranking import Ranking
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule

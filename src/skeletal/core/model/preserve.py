@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
-from skeletal.core.masks.selection import Tensors
+from skeletal.core.model.tensors import Tensors
 
 Value = TypeVar("Value")
 
 
 @contextmanager
-def random_state_kept(model: nn.Module) -> Iterator[None]:
+def preserve_random_state(model: nn.Module) -> Iterator[None]:
     """Put the global random states of torch, Python and numpy back as they were."""
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None
@@ -31,7 +31,7 @@ def random_state_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+def preserve_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Train or eval mode; every module gets its own mode back, as parts of a network may have been frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
@@ -50,12 +50,12 @@ def differentiable() -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
+def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
     """Set train or eval mode and seed every global random generator; restore all of it after.
 
-    Parameters and buffers need no restoring: scoring never lets the model use its own (see `within`).
+    Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`).
     """
-    with random_state_kept(model), in_mode(model, training=training):
+    with preserve_random_state(model), preserve_mode(model, training=training):
         torch.manual_seed(seed)
         random.seed(seed)
         if numpy := sys.modules.get("numpy"):
@@ -76,7 +76,7 @@ def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:
     }
 
 
-class _Within(nn.Module):
+class _Using(nn.Module):
     def __init__(self, model: nn.Module, function: Callable[[], Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
@@ -85,22 +85,17 @@ class _Within(nn.Module):
         return self.function()
 
 
-def within(model: nn.Module, state: Tensors, function: Callable[[], Value]) -> Value:
+def with_parameters(model: nn.Module, state: Tensors, function: Callable[[], Value]) -> Value:
     """Call a function while `state` stands in place of the model's parameters and buffers.
 
     The function may run a backward pass, too: activation checkpointing computes parts of the forward pass again
     there, and has to find the same weights.
     """
     stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
-    return functional_call(_Within(model, function), stand_ins, ())
+    return functional_call(_Using(model, function), stand_ins, ())
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies, and its batches therefore have to go; the CPU for the meta device."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
-
-
-def widen(tensor: Tensor) -> Tensor:
-    """At least float32: products of half-precision weights and gradients underflow."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
