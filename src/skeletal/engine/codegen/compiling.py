@@ -1,9 +1,11 @@
-"""How kernels become machine code: functions by `compiled`, what no Python says by `intrinsic`."""
+"""How kernels become machine code: `compiled` functions, what no Python says by `intrinsic`, choices by `overload`."""
 
 from typing import Any
 
 from numba import njit
+from numba.core import types
 from numba.extending import intrinsic as _intrinsic
+from numba.extending import overload as _overload
 
 compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
     nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
@@ -11,3 +13,11 @@ compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
 
 intrinsic: Any = _intrinsic
 """numba's; called without the first argument that a function is written with, of which type checkers know nothing."""
+
+overload: Any = _overload
+"""numba's: says by the types of the arguments which function a call in compiled code is."""
+
+
+def is_tuple(kind: Any) -> bool:
+    """Whether a type, as `overload` sees it, is of tuples."""
+    return isinstance(kind, types.BaseTuple)

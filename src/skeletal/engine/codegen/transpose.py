@@ -1,19 +1,16 @@
-"""Matrices turned over, in squares that fit the registers: what a sparse linear layer does to rows of examples."""
+"""A square of a matrix turned over within the registers."""
 
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
 
-from skeletal.engine.codegen.compiling import compiled, intrinsic
-from skeletal.engine.codegen.packed_bf16 import LANES, nothing, read
-
-WIDE = 4 * LANES
-"""Columns that are read one after the other, so that the CPU sees them coming."""
+from skeletal.engine.codegen.compiling import intrinsic
+from skeletal.engine.codegen.packed_bf16 import LANES
 
 
 @intrinsic
-def _square(typing, source, start, stride, target, target_start, target_stride):
+def transpose_square(typing, source, start, stride, target, target_start, target_stride):
     """`target[j, i] = source[i, j]`, LANES by LANES.
 
     Interleaving vector i with vector i + LANES / 2, for all i, log2(LANES) times over, is a transposition.
@@ -44,38 +41,3 @@ def _square(typing, source, start, stride, target, target_start, target_stride):
         return context.get_dummy_value()
 
     return signature, generate
-
-
-@compiled
-def transpose(source, source_stride, rows, columns, target, target_stride, first, last, thread):
-    """`target[j, i] = source[i, j]` for all rows i and columns j; the rest of each row of `target` becomes 0.
-
-    Args:
-        source, target: flat, of one type; a row starts every `source_stride` and `target_stride` numbers.
-        rows, columns: of source.
-        first, last: units, of WIDE columns each.
-        thread: unused.
-
-    """
-    whole = rows // LANES * LANES
-    for unit in range(first, last):
-        begin, end = unit * WIDE, min(columns, (unit + 1) * WIDE)
-        squares = whole if (end - begin) % LANES == 0 else 0
-        for i in range(0, squares, LANES):
-            for j in range(begin, end, LANES):
-                _square(source, i * source_stride + j, source_stride, target, j * target_stride + i, target_stride)
-        for j in range(begin, end):
-            for i in range(squares, rows):
-                target[j * target_stride + i] = source[i * source_stride + j]
-            for i in range(rows, target_stride):
-                target[j * target_stride + i] = 0
-
-
-@compiled
-def sum_rows(source, stride, sums, first, last, thread):
-    """`sums[i]` = all of row i of an array of maps, in the type of the sums."""
-    for i in range(first, last):
-        total = nothing(source)
-        for j in range(i * stride, (i + 1) * stride):
-            total += read(source, j)
-        sums[i] = total

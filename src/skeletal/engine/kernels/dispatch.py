@@ -5,9 +5,7 @@ squares have in its place (see `squares.Squares.packed`). The choice is made whi
 has to compile what it cannot run.
 """
 
-from numba.core import types
-from numba.extending import overload
-
+from skeletal.engine.codegen.compiling import is_tuple, overload
 from skeletal.engine.codegen.fork import fork, held, part_of
 from skeletal.engine.kernels.blocks import convolve_squares, fill, gather, gradients_of_squares
 from skeletal.engine.kernels.sparse import add_up, convolve, gradients, take
@@ -43,14 +41,14 @@ def _arrange(boards, threads, values, order, weights):
         squares = len(order[1]) - 1 if len(weights) else 0
         fork(boards, threads, squares, part_of(fill, arguments), held(arguments))
 
-    return by_squares if isinstance(order, types.BaseTuple) else singly
+    return by_squares if is_tuple(order) else singly
 
 
 def _either(singly, by_squares):
     """How a call of one of two kernels is compiled."""
 
     def run(boards, threads, units, order, arguments):
-        kernel = by_squares if isinstance(order, types.BaseTuple) else singly
+        kernel = by_squares if is_tuple(order) else singly
 
         def call(boards, threads, units, order, arguments):
             fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
@@ -75,4 +73,4 @@ def _add_all_up(boards, threads, sums, order, gradient):
         squares = len(order[1]) - 1 if sums.shape[1] else 0
         fork(boards, threads, squares, part_of(gather, arguments), held(arguments))
 
-    return by_squares if isinstance(order, types.BaseTuple) else singly
+    return by_squares if is_tuple(order) else singly

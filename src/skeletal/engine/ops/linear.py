@@ -6,13 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from skeletal.engine.codegen.compiling import compiled
-from skeletal.engine.codegen.fork import fork, held, part_of
 from skeletal.engine.codegen.packed_bf16 import examples_of, flat
 from skeletal.engine.codegen.threads import share
-from skeletal.engine.codegen.transpose import WIDE, sum_rows, transpose
 from skeletal.engine.kernels import arena
-from skeletal.engine.kernels.fused_batch_norm import shared_backward, shared_forward
+from skeletal.engine.kernels.linear import shared_multiply, shared_multiply_back
 from skeletal.engine.ops.convolution import backward_call, forward_call, ones
 from skeletal.engine.plan.plan import Plan
 
@@ -65,26 +62,3 @@ def _to_rows(storage: Tensor | None, rows: Tensor | None, like: Tensor | None = 
     if storage is None or rows is None:
         return flat(None, like), 0, 0, 0, flat(None, like), 0
     return flat(storage), storage.shape[2], rows.shape[1], rows.shape[0], flat(rows), rows.shape[1]
-
-
-@compiled
-def _units(columns):
-    """Of `transpose`."""
-    return -(-columns // WIDE)
-
-
-@compiled
-def shared_multiply(boards, threads, units, ahead, arguments, after):
-    """`batch_norm.shared_forward`, with `transpose` before and after it, by several threads."""
-    fork(boards, threads, _units(ahead[3]), part_of(transpose, ahead), held(ahead))
-    shared_forward(boards, threads, units, *arguments)
-    fork(boards, threads, _units(after[3]), part_of(transpose, after), held(after))
-
-
-@compiled
-def shared_multiply_back(boards, threads, units, ahead, arguments, after, of_bias):
-    """`batch_norm.shared_backward`, with `transpose` before and after it; and the gradient of a bias, if wanted."""
-    fork(boards, threads, _units(ahead[3]), part_of(transpose, ahead), held(ahead))
-    fork(boards, threads, of_bias[2].size, part_of(sum_rows, of_bias), held(of_bias))
-    shared_backward(boards, threads, units, *arguments)
-    fork(boards, threads, _units(after[3]), part_of(transpose, after), held(after))
