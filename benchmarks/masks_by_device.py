@@ -8,8 +8,8 @@ Masks are chaotic: one weight more at one step is another mask, so single masks 
 have in common. The same seed starts from the same weights and draws the same batches on every device. Per mask: the
 narrowest place (the fewest live output channels of a hidden layer, and the fewest effective weights of one), effective
 weights, and saliency and gradient norm on ten batches it has not seen. "float32" turns TF32 off, in convolutions, too,
-where torch has it on by default; "tf32" turns it on. A last line per group compares its seeds with those of the first
-group by the Mann-Whitney test (two-sided): systematic differences have small p.
+where torch has it on by default; "tf32" turns it on. Each group of seeds is compared with that of the first line by the
+Mann-Whitney test (two-sided): systematic differences have a small p.
 """
 
 import argparse
@@ -30,10 +30,12 @@ from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream, resident
 from skeletal.harness.devices import pick_device, tuned
 from skeletal.harness.runs.finding import create_model, load_data
+from skeletal.harness.runs.public_codes import LOSSES
 from skeletal.harness.store.environment import environment
 
 BATCH = 128
-COLUMNS = ("channels", "weights", "effective", "force", "gradient_norm", "loss")
+SETTINGS = ("model", "density", "steps", "batches_per_step", "batch_size", "schedule", "loss", "bn_mode", "engine")
+COLUMNS = ("channels", "weights", "effective", "force", "gradient_norm", "masked_loss")
 
 
 def allow_tf32(allowed):
@@ -45,7 +47,8 @@ def judged(model, mask, data, device, seed):
     """What a mask leaves, by numbers that need no training."""
     batches = Stream(resident(data.train, device), BATCH, seed + 1_000_000)
     allow_tf32(False)
-    saliency = measure_saliency(model, islice(batches, 10), mask, count=10)
+    saliency = asdict(measure_saliency(model, islice(batches, 10), mask, count=10))
+    saliency["masked_loss"] = saliency.pop("loss")
     example = next(iter(batches))[0][:2]
     layers = skeletal.diagnose(model, mask, example).layers
     hidden = layers[:-1]
@@ -56,7 +59,7 @@ def judged(model, mask, data, device, seed):
         "effective": sum(layer.effective for layer in layers),
         "live": live,
         "kept": [layer.kept for layer in layers],
-        **asdict(saliency),
+        **saliency,
     }
 
 
@@ -74,17 +77,21 @@ def find(args):
                 warnings.simplefilter("ignore", skeletal.CollapseWarning)
                 mask = skeletal.prune(
                     model,
-                    Stream(resident(data.train, device), BATCH, seed),
+                    Stream(resident(data.train, device), args.batch_size, seed),
                     density=args.density,
                     steps=args.steps,
+                    schedule=args.schedule,
+                    batches_per_step=args.batches_per_step,
+                    loss=LOSSES[args.loss],
+                    bn_mode=args.bn_mode,
                     precision="bfloat16" if precision == "bfloat16" else "float32",
                     engine=args.engine,
                     on_collapse="keep",
                     seed=seed,
                 )
             seconds = time.perf_counter() - started
-            row = {"device": device.type, "precision": precision, "engine": args.engine, "model": args.model}
-            row |= {"density": args.density, "steps": args.steps, "seed": seed, "seconds": seconds}
+            row = {name: getattr(args, name) for name in SETTINGS}
+            row |= {"device": device.type, "precision": precision, "seed": seed, "seconds": seconds}
             row |= judged(model, mask, data, device, seed) | {"environment": environment()}
             with args.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -96,22 +103,22 @@ def find(args):
 
 def group_of(row):
     """What makes a group of seeds."""
-    return row["model"], row["density"], row["steps"], row["device"], row["engine"], row["precision"]
+    return *(row[name] for name in SETTINGS), row["device"], row["precision"]
 
 
 def table(args):
     """Median and range per group, and whether it differs from the first."""
     rows = [json.loads(line) for file in args.files for line in file.read_text().splitlines()]
     groups = {key: list(found) for key, found in groupby(sorted(rows, key=group_of), key=group_of)}
-    first = next((key for key in groups if key[3:] == ("cpu", "dense", "float32")), next(iter(groups)))
-    print("| network, density, steps, found on | seeds | " + " | ".join(COLUMNS) + " |")
+    first = group_of(rows[0])
+    print(f"| {', '.join(SETTINGS)}, device, precision | seeds | " + " | ".join(COLUMNS) + " |")
     print("|---|---:|" + "---:|" * len(COLUMNS))
     for key, found in groups.items():
         cells = []
         for name in COLUMNS:
             values = [row[name] for row in found]
             cell = f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-            if key != first and key[:3] == first[:3]:
+            if key != first:
                 cell += f", p {mannwhitneyu(values, [row[name] for row in groups[first]]).pvalue:.2f}"
             cells.append(cell)
         print(f"| {', '.join(map(str, key))} | {len(found)} | " + " | ".join(cells) + " |")
@@ -126,6 +133,11 @@ def main():
     finds.add_argument("--data-dir", type=Path)
     finds.add_argument("--device", default="auto")
     finds.add_argument("--engine", default="dense", choices=("dense", "sparse"))
+    finds.add_argument("--batches-per-step", type=int, default=1)
+    finds.add_argument("--batch-size", type=int, default=128)
+    finds.add_argument("--schedule", default="exponential")
+    finds.add_argument("--loss", default="cross-entropy", choices=LOSSES)
+    finds.add_argument("--bn-mode", default="train")
     finds.add_argument("--precisions", nargs="+", default=["float32"], choices=("float32", "tf32", "bfloat16"))
     finds.add_argument("--density", type=float, default=0.001)
     finds.add_argument("--steps", type=int, default=60)
