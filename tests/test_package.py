@@ -1,5 +1,6 @@
 """What a user installs: everything the package needs, and nothing else."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -52,9 +53,11 @@ def test_its_metadata_say_where_it_runs(built):
     for minor in (11, 12, 13):
         assert f"Classifier: Programming Language :: Python :: 3.{minor}" in metadata
     assert "License-Expression: MIT" in metadata
-    for extra in ("docs", "onnx", "tensorboard", "timm", "transformers", "dev"):
+    for extra in ("run", "docs", "onnx", "tensorboard", "timm", "transformers", "dev"):
         assert f"Provides-Extra: {extra}" in metadata
-    assert "<" not in "".join(line for line in metadata.splitlines() if line.startswith("Requires-Dist: torch"))
+    needed = re.findall(r"^Requires-Dist: ([\w-]+)([^;\n]*)$", metadata, re.MULTILINE)  # what stands under no extra
+    assert {name for name, _ in needed} == {"torch", "safetensors", "numpy", "numba"}
+    assert all("<" not in bounds for name, bounds in needed if name == "torch")
 
 
 def test_the_source_archive_has_no_junk(built):

@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from skeletal.core.extras import extra
 from skeletal.core.files import write_atomically
 from skeletal.core.masks.mask import Mask
 
@@ -82,8 +83,9 @@ def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
         ValueError: the masks are of different networks, or `path` is no picture's name.
 
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    with extra("run"):
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
 
     layers = list(_of_one_network(masks))
     figure = Figure(figsize=(8, 4.4), layout="constrained")
@@ -110,7 +112,8 @@ def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
 
 def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
     """Test accuracy against sparsity, a curve a method, as in the paper's Figure 1 and 2."""
-    from matplotlib.figure import Figure
+    with extra("run"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -148,7 +151,8 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def render(figure: Any, kind: str) -> bytes:
     """Return a figure as a "png", "svg" or "pdf"; without a date, so that the same figure is the same file."""
-    from matplotlib import rc_context
+    with extra("run"):
+        from matplotlib import rc_context
 
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     # Text stays text. Few fonts, as svg names them at every word; Verdana is as wide as DejaVu.
@@ -161,7 +165,8 @@ def render(figure: Any, kind: str) -> bytes:
 
 def _in_few_colours(png: BytesIO) -> bytes:
     """Half the size, and no difference to be seen: a figure has few colours and their mixtures at edges."""
-    from PIL import Image
+    with extra("run"):
+        from PIL import Image
 
     file = BytesIO()
     picture = Image.open(png).convert("RGB").quantize(255, dither=Image.Dither.NONE)

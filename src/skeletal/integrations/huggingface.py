@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
+from skeletal.core.extras import extra
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
+
+with extra("transformers"):
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 class MaskCallback(TrainerCallback):

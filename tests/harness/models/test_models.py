@@ -217,7 +217,7 @@ def test_a_prefix_forces_its_library_and_only_classifiers_count(name):
 @pytest.mark.parametrize("name", ["timm:test_vit", "test_vit"])
 def test_without_timm_the_error_says_how_to_get_it(name, monkeypatch):
     monkeypatch.setattr(external, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"pip install skeletal\[timm\]"):
+    with pytest.raises(ValueError, match=r"pip install 'skeletal\[timm\]'"):
         models.create(name)
 
 

@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from skeletal.core.extras import extra
 from skeletal.harness.report import save_figure, style
 
 
@@ -18,8 +19,9 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
         path: png, svg or pdf.
 
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    with extra("run"):
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter
 
     machine = result["machine"]
     points = []

@@ -6,6 +6,7 @@ set has no test part of its own: 360 examples are drawn once, stratified, by a s
 
 import torch
 
+from skeletal.core.extras import extra
 from skeletal.harness.data.memory import Arrays, Part
 from skeletal.harness.data.specs import Spec
 
@@ -14,8 +15,9 @@ _TEST = 360
 
 def read(spec: Spec) -> Arrays:
     """Return 1,437 training and 360 test images, the same in every run."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with extra("run"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     pixels, numbers = map(torch.from_numpy, load_digits(return_X_y=True))
     images = (pixels * 255 / 16).round().byte().view(-1, 1, spec.image_size, spec.image_size)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from skeletal.core.extras import extra
 from skeletal.harness.data.draws import batch_range, divide, order, seed_of
 from skeletal.harness.data.errors import DataError
 from skeletal.harness.data.pixels import FORMATS, cannot_decode, warn_of_skipped
@@ -60,8 +61,9 @@ class _Examples(Dataset[Decoded]):
     epoch: int
 
     def __getitem__(self, index: int) -> Decoded:
-        from PIL import Image
-        from torchvision import transforms as T
+        with extra("run"):
+            from PIL import Image
+            from torchvision import transforms as T
 
         size = (
             [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()] if self.train else [T.Resize(256), T.CenterCrop(SIZE)]
@@ -168,7 +170,8 @@ def _test_folder(root: Path) -> Path | None:
 
 
 def _listed(folder: Path) -> tuple[Listing, list[str]]:
-    from torchvision.datasets import ImageFolder
+    with extra("run"):
+        from torchvision.datasets import ImageFolder
 
     try:
         found = ImageFolder(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from skeletal.core.extras import extra
 from skeletal.harness.data.errors import DataError
 from skeletal.harness.data.memory import Arrays, Part, checked
 from skeletal.harness.data.pixels import decode
@@ -38,8 +39,9 @@ def _complete(files: list[Path]) -> list[Path]:
 
 
 def _schema(path: Path) -> Any:
-    from pyarrow.lib import ArrowException
-    from pyarrow.parquet import read_schema
+    with extra("run"):
+        from pyarrow.lib import ArrowException
+        from pyarrow.parquet import read_schema
 
     try:
         return read_schema(path)
@@ -65,8 +67,9 @@ def read_part(files: list[Path], spec: Spec, skip_corrupt: bool = False) -> Part
         DataError: a file is damaged, or holds an image or a label that does not fit; it is named.
 
     """
-    from pyarrow.lib import ArrowException
-    from pyarrow.parquet import ParquetFile
+    with extra("run"):
+        from pyarrow.lib import ArrowException
+        from pyarrow.parquet import ParquetFile
 
     pictures: list[bytes] = []
     rows: list[tuple[Path, int]] = []

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skeletal.core.extras import extra
 from skeletal.harness.data.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
@@ -53,7 +54,8 @@ def decode(
         DataError: a picture is of another size, or damaged where none may be skipped; `describe(i)` names it.
 
     """
-    from PIL import Image
+    with extra("run"):
+        from PIL import Image
 
     mode = "L" if channels == 1 else "RGB"
     out = np.empty((len(pictures), channels, size, size), dtype=np.uint8)

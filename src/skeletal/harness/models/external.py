@@ -5,10 +5,18 @@ from typing import Any
 
 from torch import nn
 
+from skeletal.core.extras import extra
+
 
 def torchvision_names() -> list[str]:
-    """The classifiers of torchvision; its detectors and segmenters give no logits (N, num_classes)."""
-    import torchvision.models
+    """The classifiers of torchvision; its detectors and segmenters give no logits (N, num_classes).
+
+    None where torchvision is not installed.
+    """
+    if find_spec("torchvision") is None:
+        return []
+    with extra("run"):
+        import torchvision.models
 
     return torchvision.models.list_models(module=torchvision.models)
 
@@ -17,7 +25,8 @@ def timm_names() -> list[str]:
     """The networks of timm, without pretraining tags; none where timm is not installed."""
     if find_spec("timm") is None:
         return []
-    import timm
+    with extra("timm"):
+        import timm
 
     return timm.list_models()
 
@@ -29,7 +38,8 @@ def from_torchvision(name: str, *, num_classes: int, in_channels: int, image_siz
         ValueError: `in_channels` is not 3, or the five halvings of a VGG leave nothing of the image.
 
     """
-    import torchvision.models
+    with extra("run"):
+        import torchvision.models
 
     if in_channels != 3:
         raise ValueError(f"torchvision's {name} takes images of 3 channels, not {in_channels}")
@@ -46,7 +56,8 @@ def from_torchvision(name: str, *, num_classes: int, in_channels: int, image_siz
 
 def from_timm(name: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Build a timm network without pretrained weights: (N, in_channels, H, W) -> logits (N, num_classes)."""
-    import timm
+    with extra("timm"):
+        import timm
 
     # Networks for one size, such as ViT, must be told it; the others have no such argument.
     fixed = timm.get_pretrained_cfg_value(name, "fixed_input_size")

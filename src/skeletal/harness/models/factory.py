@@ -55,16 +55,18 @@ def _find(name: str, image_size: int) -> tuple[Builder, bool]:
             raise ValueError(f"{name} leaves nothing of {size} images; the smallest is {smallest}x{smallest}")
         return NAMES[name].build, True
     library, _, bare = name.rpartition(":")
-    if library in ("", "torchvision") and bare in external.torchvision_names():
+    torchvision = external.torchvision_names()
+    if library in ("", "torchvision") and bare in torchvision:
         return partial(external.from_torchvision, bare), bare in ("resnet50", "vgg19_bn")
     timm = external.timm_names()
     if library in ("", "timm") and bare.partition(".")[0] in timm:  # a dot starts a pretraining tag
         return partial(external.from_timm, bare), False
-    every = dict.fromkeys([*NAMES, *external.torchvision_names(), *timm])  # some names are in two libraries
+    every = dict.fromkeys([*NAMES, *torchvision, *timm])  # some names are in two libraries
     near = get_close_matches(bare, list(every), cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else f"; ours are {', '.join(NAMES)}"
-    if not timm:
-        hint += " For timm's networks: pip install skeletal[timm]"
+    for names, whose, extra in ((torchvision, "torchvision", "run"), (timm, "timm", "timm")):
+        if not names:
+            hint += f" For {whose}'s networks: pip install 'skeletal[{extra}]'"
     raise ValueError(f"unknown network {name!r}{hint}")
 
 

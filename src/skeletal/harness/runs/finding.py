@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from skeletal.core.extras import extra
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import rank, ranks
 from skeletal.core.pruning.prune import Step, prune
@@ -18,6 +17,10 @@ from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.public_codes import LOSSES
+
+with extra("run"):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 DENSE = "dense"
 

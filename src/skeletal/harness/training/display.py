@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from skeletal.core.extras import extra
 from skeletal.core.model.distributed import rank
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.interrupt import Interrupted
+
+with extra("run"):
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class Display:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skeletal.core.extras import extra
 from skeletal.harness.report import aligned, save_figure, style
 from skeletal.study.beyond.advise import EFFECTIVE, Line, Recommendation
 
@@ -52,7 +53,8 @@ def picture(found: Mapping[str, Sequence[Line]], advised: Mapping[str, Recommend
         ValueError: `path` is no picture's name.
 
     """
-    from matplotlib.figure import Figure
+    with extra("run"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
     panels: Any = figure.subplots(1, 3)

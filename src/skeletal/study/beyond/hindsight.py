@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skeletal.core.extras import extra
 from skeletal.harness.report import aligned
 from skeletal.harness.runs.experiment import identity
 from skeletal.harness.store.folders import RunFolder
@@ -109,7 +110,8 @@ def judge(advised: float | None, means: Mapping[float, float], dense: float) -> 
 
 def rank_correlations(pairs: Sequence[tuple[Line, float]]) -> dict[str, float]:
     """Spearman's correlation of each of `MEASURES` with accuracy; without those that are the same everywhere."""
-    from scipy.stats import spearmanr
+    with extra("run"):
+        from scipy.stats import spearmanr
 
     accuracy = [value for _, value in pairs]
     found = {}

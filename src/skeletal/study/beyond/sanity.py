@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from skeletal.core.choices import require
+from skeletal.core.extras import extra
 from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.tensors import Tensors
@@ -274,7 +275,8 @@ def difference(rows: Sequence[dict[str, Any]], check: str) -> tuple[float, float
     Original and check are compared on the same weights, and several shuffles of a seed count as one (Student's t). None
     where fewer than two seeds have finished.
     """
-    from scipy.stats import t
+    with extra("run"):
+        from scipy.stats import t
 
     own = {row["weights"]: row["accuracy"] for row in rows if row["check"] == ORIGINAL}
     by_weights: dict[int, list[float]] = {}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.errors import BusyError, CollapseWarning
+from skeletal.core.extras import extra
 from skeletal.core.files import write_atomically
 from skeletal.study.paper.collect import ERROR
 from skeletal.study.paper.jobs import Job
@@ -136,7 +137,8 @@ class Worker:
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the cluster preempts: the same, as runs resume by themselves."""
-        from submitit.helpers import DelayedSubmission
+        with extra("run"):
+            from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 

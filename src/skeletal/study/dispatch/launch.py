@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from skeletal.core.choices import require
+from skeletal.core.extras import extra
 from skeletal.study.dispatch.execute import Worker, cores, forget_failures, walk
 from skeletal.study.paper.collect import ERROR, error_of
 from skeletal.study.paper.jobs import Job
@@ -118,7 +119,8 @@ def launch_one(job: Job, root: Path, *, executor: str, slurm: Mapping[str, str] 
 
 
 def _on_slurm(worker: Worker, workers: int, options: Mapping[str, str]) -> list[str]:
-    from submitit import SlurmExecutor
+    with extra("run"):
+        from submitit import SlurmExecutor
 
     if SlurmExecutor.affinity() < 0:
         raise ValueError("there is no Slurm here (no srun on the PATH): --executor local runs on this machine")
@@ -131,7 +133,8 @@ def _on_slurm(worker: Worker, workers: int, options: Mapping[str, str]) -> list[
 
 
 def _on_this_machine(crew: Sequence[Worker], report: Callable[[], None]) -> None:
-    from submitit import LocalExecutor
+    with extra("run"):
+        from submitit import LocalExecutor
 
     executor = LocalExecutor(folder=crew[0].root / LOGS)
     executor.update_parameters(timeout_min=_YEAR)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.choices import require
+from skeletal.core.extras import extra
 from skeletal.harness.report import save_figure
 from skeletal.study.paper.item import Item, Panel, Point, Reference
 from skeletal.study.paper.scales import Scale
@@ -42,8 +43,9 @@ def draw(
         ValueError: the item has no such panel.
 
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    with extra("run"):
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
 
     shown, expected = shown_panels(item, points, scale, panels)
     # Of all panels, so that one drawn alone has the colours it has beside the others.
@@ -242,7 +244,8 @@ def _range_of(panel: Panel, points: Sequence[Point]) -> list[float]:
 
 
 def _scale_x(axes: Any, panel: Panel, places: list[float]) -> None:
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+    with extra("run"):
+        from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     if panel.x_scale == "layers":
         axes.set_xlim(0.2, max(places, default=1) + 0.8)
@@ -261,7 +264,8 @@ def _scale_x(axes: Any, panel: Panel, places: list[float]) -> None:
 
 def _label_log_y(axes: Any) -> None:
     """Powers of ten; round numbers in between where there would be one power or none."""
-    from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+    with extra("run"):
+        from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
     low, high = axes.get_ylim()
     if high / low < 10:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from skeletal.core.extras import extra
 from skeletal.study.paper.item import Panel, Point, Reference
 
 PAPER = "paper (stated)"
@@ -21,7 +22,8 @@ def publisher(reference: Reference) -> str:
 
 def handles(panels: Iterable[Panel], points: Iterable[Point], look: Mapping[str, dict[str, Any]]) -> list[Any]:
     """Return matplotlib lines for what is drawn: a series each, and a hollow mark for each publisher."""
-    from matplotlib.lines import Line2D
+    with extra("run"):
+        from matplotlib.lines import Line2D
 
     published = [reference for panel in panels for reference in panel.published]
     present = {point.series for point in points} | {reference.series for reference in published}
@@ -35,7 +37,8 @@ def handles(panels: Iterable[Panel], points: Iterable[Point], look: Mapping[str,
 
 def arranged(labels: Sequence[str], width: float) -> tuple[int, int]:
     """How many columns and rows a legend of at most `width` inches has; matplotlib fills column by column."""
-    from matplotlib.textpath import TextPath
+    with extra("run"):
+        from matplotlib.textpath import TextPath
 
     wide = [TextPath((0, 0), label, size=FONT).get_extents().width / 72 for label in labels]
     for columns in range(len(labels), 1, -1):

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from itertools import cycle
 from typing import Any
 
+from skeletal.core.extras import extra
 from skeletal.harness.report import COLOURS, style
 
 _METHODS = ("force", "snip", "snip-mb", "grasp", "grasp-mb", "grasp-it", "synflow", "random")
@@ -47,8 +48,9 @@ def looks(series: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _in_order(labels: list[str], taken: Collection[str]) -> dict[str, dict[str, Any]]:
     """Shades from dark to light; beside methods, whose colours some come near, dashed and with marks not `taken`."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
+    with extra("run"):
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
 
     # The light end of the map would be lost on white.
     colours = [to_hex(colormaps["viridis"](0.85 * i / max(1, len(labels) - 1))) for i in range(len(labels))]
@@ -61,7 +63,8 @@ def _in_order(labels: list[str], taken: Collection[str]) -> dict[str, dict[str, 
 
 
 def _variant(method: str, position: int, of: int) -> dict[str, Any]:
-    from matplotlib.colors import to_hex, to_rgb
+    with extra("run"):
+        from matplotlib.colors import to_hex, to_rgb
 
     fade = 0.65 * (1 - (position + 1) / of)
     red, green, blue = (1 - (1 - part) * (1 - fade) for part in to_rgb(COLOURS[method]))

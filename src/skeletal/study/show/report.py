@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from skeletal.core.extras import extra
 from skeletal.core.files import write_atomically
 from skeletal.harness.report import render
 from skeletal.study.items import ITEMS
@@ -138,7 +139,8 @@ def build(root: Path, scale: Scale, out: Path, *, items: Iterable[Item] | None =
 
 
 def _page(**values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
+    with extra("run"):
+        from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("skeletal.study").joinpath(_TEMPLATE).read_text(encoding="utf-8")

@@ -1,0 +1,161 @@
+"""Every command by its name, and what the person at the command line sees of errors and warnings."""
+
+import errno
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from skeletal.cli import config_file
+from skeletal.cli.advise import advise
+from skeletal.cli.bench import bench
+from skeletal.cli.demo import demo
+from skeletal.cli.diagnose import diagnose
+from skeletal.cli.estimate import estimate
+from skeletal.cli.inspect import doctor, evaluate, show
+from skeletal.cli.run import prune, run, train
+from skeletal.cli.sanity import sanity
+from skeletal.cli.study import study
+from skeletal.core.version import __version__
+
+app = App(
+    name="skeletal",
+    version=__version__,
+    help="""Find the few connections of a network worth having before training, and train only those.
+
+    Start with `skeletal demo`: it needs no download and takes a minute or two.
+    `skeletal COMMAND --help` shows examples.""",
+    help_format="markdown",
+    suppress_keyboard_interrupt=False,
+)
+for name, command in {
+    "demo": demo,
+    "run": run,
+    "estimate": estimate,
+    "prune": prune,
+    "train": train,
+    "eval": evaluate,
+    "show": show,
+    "diagnose": diagnose,
+    "advise": advise,
+    "sanity": sanity,
+    "bench": bench,
+    "doctor": doctor,
+}.items():
+    app.command(command, name=name)
+app.command(study)
+
+app.meta.suppress_keyboard_interrupt = False
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+) -> object:
+    """Take settings from a file, then run the command.
+
+    Parameters
+    ----------
+    config
+        TOML file of settings, as `--print-config` writes it; what is on the command line wins
+
+    """
+    if config is not None:
+        app.config = (config_file.read(config, tokens),)
+    return _as_one(tokens) if _is_one_of_several() else app(tokens)
+
+
+def _is_one_of_several() -> bool:
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _as_one(tokens: tuple[str, ...]) -> object:
+    """Run a command in all the processes that torchrun or accelerate has launched."""
+    if tokens and tokens[0] not in ("run", "prune", "train", "eval"):
+        raise ValueError(f"{tokens[0]} runs in one process: torchrun is for run, prune, train and eval")
+    from skeletal.core.model.distributed import together
+    from skeletal.harness.training.processes import group
+
+    with group(), together():
+        return app(tokens)
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one message and exit status 1, without a traceback."""
+    warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
+    app.config = ()
+    try:
+        app.meta()
+        _end_well()
+    except SystemExit as end:
+        if not end.code:
+            _end_well()
+        raise
+    except KeyboardInterrupt as error:
+        if not str(error):
+            print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("SKELETAL_TRACEBACK") or not _is_for_the_user(error):
+            raise
+        if not _told_by_another(error):
+            _say("error", "red", _message(error))
+        sys.exit(1)
+
+
+def _end_well() -> None:
+    """Of several processes, end this one without taking the interpreter down.
+
+    A thread of torch's that still wants the interpreter then is unwound through C++ code, and aborts a process that has
+    done all it had to; the launcher counts that as a failure (seen now and then on a busy machine).
+    """
+    if _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    from skeletal.core.errors import CollapsedError
+    from skeletal.core.extras import MissingExtraError
+    from skeletal.core.model.distributed import PeerError
+
+    return isinstance(error, ValueError | OSError | CollapsedError | MissingExtraError | PeerError)
+
+
+def _told_by_another(error: Exception) -> bool:
+    from skeletal.core.model.distributed import SHOWN
+
+    return SHOWN in getattr(error, "__notes__", ())
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        about = {
+            "ENOSPC": "make room, then run the same command again",
+            "EDQUOT": "make room, then run the same command again",
+            "EROFS": "choose another place, or mount it for writing",
+            "EACCES": "choose another place, or change its permissions",
+            "ENOTDIR": "a file stands where a folder is wanted; choose another place",
+            "EEXIST": "a file stands where a folder is wanted; choose another place",
+        }.get(errno.errorcode.get(error.errno or 0, ""), "check the path")
+        return f"{error.filename or 'input/output'}: {error.strerror}; {about}"
+    return str(error)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    # Other libraries' warnings about their own future are nothing the person at the command line can act on.
+    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+        _say("warning", "yellow", str(message))
+
+
+def _say(kind: str, colour: str, message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    kind = f"{kind}, rank {rank}" if (rank := os.environ.get("RANK", "0")) != "0" else kind
+    Console(stderr=True, soft_wrap=True).print(Text(f"{kind}: ", style=f"bold {colour}") + Text(message))
