@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import skeletal
-from skeletal.core.pruning.prune import Step
+from skeletal.core.pruning.algorithm import Step
 from skeletal.harness.models import create
 from skeletal.harness.store.environment import cpu_model
 

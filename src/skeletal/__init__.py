@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from skeletal.core.errors import NonFiniteError as NonFiniteError
     from skeletal.core.masks.mask import Mask as Mask
     from skeletal.core.masks.repair import repair as repair
-    from skeletal.core.pruning.prune import METHODS as METHODS
-    from skeletal.core.pruning.prune import Method as Method
-    from skeletal.core.pruning.prune import prune as prune
+    from skeletal.core.pruning.methods import METHODS as METHODS
+    from skeletal.core.pruning.methods import Method as Method
     from skeletal.engine.compile import compile as compile
+    from skeletal.engine.prune import prune as prune
     from skeletal.harness import models as models
 
 _HOME = {
-    "prune": "skeletal.core.pruning.prune:prune",
+    "prune": "skeletal.engine.prune:prune",
     "Mask": "skeletal.core.masks.mask:Mask",
-    "METHODS": "skeletal.core.pruning.prune:METHODS",
-    "Method": "skeletal.core.pruning.prune:Method",
+    "METHODS": "skeletal.core.pruning.methods:METHODS",
+    "Method": "skeletal.core.pruning.methods:Method",
     "diagnose": "skeletal.core.diagnosis.diagnose:diagnose",
     "Diagnosis": "skeletal.core.diagnosis.diagnose:Diagnosis",
     "local_optimality": "skeletal.core.diagnosis.optimality:local_optimality",

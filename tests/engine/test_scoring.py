@@ -1,6 +1,10 @@
 """Gradients on a compiled skeleton against the dense network's, in float64; and prune with both."""
 
 import copy
+import inspect
+import re
+import subprocess
+import sys
 import warnings
 from unittest import mock
 
@@ -13,6 +17,7 @@ from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.tensors import flatten
 from skeletal.core.model.weights import prunable_weights
+from skeletal.core.pruning.prune import prune as core_prune
 from skeletal.engine import scoring
 from skeletal.engine.codegen import amx
 from skeletal.engine.scoring import SkeletonDerivatives
@@ -91,8 +96,7 @@ def test_gradients_of_kept_weights_are_the_dense_networks(early, name, bn_mode, 
     found, densities = [], (0.8, 0.5, 0.45, 0.2, 0.15, 0.05)
     for mask in nested_masks(theta, densities):
         kept = {n: w * mask[n] for n, w in theta.items()}
-        ours.mask = mask
-        (gradient, loss), (expected, right) = ours.gradient(kept), truth.gradient(kept)
+        (gradient, loss), (expected, right) = ours.gradient(kept, mask), truth.gradient(kept)
         assert loss == pytest.approx(right, rel=1e-12)
         assert gradient.keys() == expected.keys()
         for n, keep in mask.items():
@@ -117,8 +121,7 @@ def test_bfloat16_is_close_to_float32(early, name):
         ("ours", SkeletonDerivatives, "bfloat16"),
     ):
         derivatives = kind(model, Cycle(images(2)), 2, precision=precision)
-        derivatives.mask = mask
-        gradient, _ = derivatives.gradient(kept)
+        gradient, _ = derivatives.gradient(kept, mask)
         found[label] = flatten({n: g * mask[n] for n, g in gradient.items()})
     off = {label: float((g - found["truth"]).norm() / found["truth"].norm()) for label, g in found.items()}
     assert derivatives.plans == 1
@@ -194,9 +197,9 @@ def test_with_a_matrix_unit_bfloat16_needs_no_dense_step(monkeypatch):
 def no_dense_step(gradient):
     """Fails where a gradient is asked of the user's own network."""
 
-    def checked(self, weights):
+    def checked(self, weights, mask=None):
         assert not isinstance(self, SkeletonDerivatives)
-        return gradient(self, weights)
+        return gradient(self, weights, mask)
 
     return checked
 
@@ -264,14 +267,12 @@ def test_not_even_one_path_left(early):
     mask = {n: torch.full_like(w, n != "3.weight", dtype=torch.bool) for n, w in theta.items()}
     kept = {n: w * mask[n] for n, w in theta.items()}
     ours, truth = (kind(model, Cycle(doubles()), 1) for kind in (SkeletonDerivatives, Derivatives))
-    ours.mask = mask
-    (gradient, loss), (expected, right) = ours.gradient(kept), truth.gradient(kept)
+    (gradient, loss), (expected, right) = ours.gradient(kept, mask), truth.gradient(kept)
     assert loss == pytest.approx(right, rel=1e-12)
     for n, keep in mask.items():
         torch.testing.assert_close(gradient[n], expected[n] * keep, rtol=1e-9, atol=1e-12)
     nothing = {n: torch.zeros_like(keep) for n, keep in mask.items()}
-    ours.mask = nothing
-    gradient, _ = ours.gradient({n: torch.zeros_like(w) for n, w in theta.items()})
+    gradient, _ = ours.gradient({n: torch.zeros_like(w) for n, w in theta.items()}, nothing)
     assert not flatten(gradient).any()
 
 
@@ -311,11 +312,47 @@ def test_refusals():
         prune(convnet(), method="force-regrow")
     with pytest.raises(ValueError, match=r"unknown engine 'fast'.*There are dense, sparse"):
         prune(convnet(), engine="fast")
-    with (
-        mock.patch("importlib.import_module", side_effect=ImportError("No module named 'numba'")),
-        pytest.raises(ImportError, match=r"needs numba.*No module named 'numba'.*use engine='dense'"),
-    ):
-        prune(convnet())
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None  # as if it were not installed
+import torch, skeletal
+model, batches = torch.nn.Linear(6, 3), [(torch.randn(8, 6), torch.arange(8) % 3)]
+assert skeletal.prune(model, batches, density=0.5, steps=2).kept == 9
+try:
+    skeletal.prune(model, batches, density=0.5, steps=2, engine="sparse")
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_numba_dense_scoring_works_and_sparse_scoring_says_what_it_needs():
+    said = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"engine='sparse' needs numba, which does not load here \(.*numba.*\): use engine='dense'", said)
+
+
+def test_an_engine_of_ones_own_is_asked_at_every_mask():
+    class Counting(Derivatives):
+        name, everywhere, kept = "counting", False, []
+
+        def gradient(self, weights, mask=None):
+            self.kept.append(sum(int(keep.sum()) for keep in mask.values()))
+            assert all(not weight[~mask[name]].any() for name, weight in weights.items())
+            return super().gradient(weights, mask)
+
+    counts = []
+    mask = prune(convnet(), engine=Counting, on_step=lambda step: counts.append(step.kept))
+    assert mask == prune(convnet(), engine="dense")
+    assert Counting.kept == [mask.total, *counts[:-1]]
+    assert mask.metadata["engine"] == "counting"
+    with pytest.raises(ValueError, match="'force-regrow' scores pruned weights, too"):
+        prune(convnet(), engine=Counting, method="force-regrow")
+
+
+def test_the_public_function_shows_every_argument():
+    assert inspect.signature(skeletal.prune) == inspect.signature(core_prune)
+    assert skeletal.prune.__doc__ == core_prune.__doc__
 
 
 def test_methods_without_data_pay_no_heed():

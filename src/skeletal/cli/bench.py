@@ -72,7 +72,7 @@ def bench(
 
     from skeletal.core.choices import require
     from skeletal.core.masks.mask import Mask
-    from skeletal.core.pruning.prune import METHODS
+    from skeletal.core.pruning.methods import METHODS
     from skeletal.harness.bench import Setting
     from skeletal.harness.bench import bench as measure
     from skeletal.harness.bench.table import table

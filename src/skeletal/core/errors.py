@@ -1,5 +1,8 @@
 """What can go wrong, each with the name a caller can catch."""
 
+import sys
+import warnings
+
 
 class CollapsedError(RuntimeError):
     """Fewer weights carry a score than the schedule wants to keep: the network has collapsed."""
@@ -19,3 +22,11 @@ class BusyError(OSError):
 
 class CollapseWarning(UserWarning):
     """The finished mask leaves no path from the input to the output: the skeleton cannot learn."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside of this package that called into it, however many of our functions lie between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("skeletal", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

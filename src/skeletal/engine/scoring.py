@@ -43,7 +43,7 @@ class _Plan:
     """of the skeleton; it draws from the same batches"""
     places: dict[str, tuple[Tensor | slice, tuple[int, ...]]]
     """by name: where in the flat weight each entry of the skeleton's parameter lies, and that parameter's shape"""
-    kept: int
+    count: int
     """weights kept when it was made"""
 
 
@@ -60,8 +60,8 @@ class SkeletonDerivatives(Derivatives):
     its tensors have other shapes.
     """
 
-    mask: Tensors | None = None
-    """c_t, at which gradients will be asked for: set before each step; within the one before"""
+    name = "sparse"
+    everywhere = False
     why_dense: str | None = None
     """why no skeleton could be made, once one was due"""
     plans: int = 0
@@ -69,39 +69,41 @@ class SkeletonDerivatives(Derivatives):
 
     _plan: _Plan | None = None
 
-    def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
-        """The mean gradient with respect to the kept weights, 0 at the others, and the mean loss; see `Derivatives`."""
-        plan = self._fitting(weights)
-        if plan is None or self.mask is None:
-            return super().gradient(weights)
+    def gradient(self, weights: Tensors, mask: Tensors | None = None) -> tuple[Tensors, float]:
+        """The mean gradient with respect to the kept weights, 0 at the others, and the mean loss; see `Derivatives`.
+
+        Each mask has to lie within the one before.
+        """
+        plan = None if mask is None else self._fitting(weights, mask)
+        if plan is None or mask is None:
+            return super().gradient(weights, mask)
         places = plan.places.items()
         found, loss = plan.derivatives.gradient(
             {name: weights[name].flatten()[at].view(shape) for name, (at, shape) in places}
         )
         gradient = {name: torch.zeros(weight.numel(), dtype=weight.dtype) for name, weight in weights.items()}
         for name, (at, _) in places:
-            gradient[name][at] = found[name].flatten() * self.mask[name].flatten()[at]
+            gradient[name][at] = found[name].flatten() * mask[name].flatten()[at]
         return {name: flat.view(weights[name].shape) for name, flat in gradient.items()}, loss
 
-    def _fitting(self, weights: Tensors) -> _Plan | None:
-        """The skeleton for the present mask; None where there is none, or where it is none of these weights."""
-        mask = self.mask
-        if mask is None or self.why_dense is not None:
+    def _fitting(self, weights: Tensors, mask: Tensors) -> _Plan | None:
+        """The skeleton for a mask; None where there is none, or where it is none of these weights."""
+        if self.why_dense is not None:
             return None
-        kept = sum(int(keep.count_nonzero()) for keep in mask.values())
-        if kept > break_even(self.precision) * sum(keep.numel() for keep in mask.values()):
+        count = sum(int(keep.count_nonzero()) for keep in mask.values())
+        if count > break_even(self.precision) * sum(keep.numel() for keep in mask.values()):
             return None
         if any((weight.ne(0) & ~mask[name]).any() for name, weight in weights.items()):
             return None  # a score of the caller's own asks for gradients elsewhere
-        if self._plan is None or kept <= REPLAN * self._plan.kept:
+        if self._plan is None or count <= REPLAN * self._plan.count:
             self._plan = None  # its memory goes before the next one comes
-            made, why = self._make(mask, kept)
+            made, why = self._make(mask, count)
             failures = [reason for reason in everyone(why) if reason]  # all ranks take the same way
             self._plan, self.why_dense = (None, failures[0]) if failures else (made, None)
             self.plans += not failures
         return self._plan
 
-    def _make(self, mask: Tensors, kept: int) -> tuple[_Plan | None, str]:
+    def _make(self, mask: Tensors, count: int) -> tuple[_Plan | None, str]:
         """A skeleton, or why there is none."""
         if why := _unsuited(self.model, mask):
             return None, why
@@ -115,9 +117,9 @@ class SkeletonDerivatives(Derivatives):
             if not compiled.sparse_layers():
                 return None, "no layer of it runs on sparse kernels"
             compiled.use("sparse")
-        options = self.loss, self.bn_mode, self.average, self.precision
-        inner = Derivatives(compiled.network, self.batches, self.count, *options, micro_batch=self.micro_batch)
-        return _Plan(inner, _places(compiled, compacted), kept), ""
+        shared = self.batches, self.count, self.loss, self.bn_mode, self.average
+        inner = Derivatives(compiled.network, *shared, precision=self.precision, micro_batch=self.micro_batch)
+        return _Plan(inner, _places(compiled, compacted), count), ""
 
     def _compacted(self, mask: Tensors) -> tuple[Any, Compact]:
         """Without dead channels, and the example that this was found by: a few will do for most networks."""

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skeletal.core.pruning.prune import Step, prune
+from skeletal.core.pruning.algorithm import Step
+from skeletal.core.pruning.prune import prune
 from skeletal.core.pruning.ranking import Ranking
 from tests.cases import convnet, images, random_mask
 

@@ -20,6 +20,9 @@ from skeletal.core.model.tensors import Tensors, all_finite, widen
 class Derivatives:
     """Gradient and Hessian-gradient product of the loss, averaged over the next batches of a stream.
 
+    This is the one door through which pruning asks for derivatives: a subclass may take them in another way, and is
+    handed to `prune` as its `engine`.
+
     Each batch counts the same. Under `torch.distributed` the average is over all ranks, too, each counting by its
     examples, and every rank gets the same numbers to the bit.
 
@@ -38,6 +41,13 @@ class Derivatives:
 
     """
 
+    name = "dense"
+    """what masks and messages call this way of taking derivatives"""
+    everywhere = True
+    """whether gradients of pruned weights are given, too, which methods need whose weights may return"""
+    why_dense: str | None = None
+    """why a subclass has fallen back on this class, if it has"""
+
     def __init__(
         self,
         model: nn.Module,
@@ -46,6 +56,7 @@ class Derivatives:
         loss: Loss | None = None,
         bn_mode: str = "train",
         average: str = "signed",
+        *,
         precision: str = "float32",
         channels_last: bool = False,
         micro_batch: int | None = None,
@@ -55,11 +66,13 @@ class Derivatives:
         self.bn_mode, self.average, self.precision, self.channels_last = bn_mode, average, precision, channels_last
         self.micro_batch, self.recompute = micro_batch, recompute
 
-    def gradient(self, weights: Tensors) -> tuple[Tensors, float]:
+    def gradient(self, weights: Tensors, mask: Tensors | None = None) -> tuple[Tensors, float]:
         """The mean gradient with respect to some weights, in at least float32, and the mean loss.
 
         Args:
             weights: values to use in place of the parameters of these names; the others stay as they are.
+            mask: c_t, outside of which `weights` are 0. There a subclass that is not for gradients `everywhere` gives
+                0; this class, and where the mask is not told, every one gives the gradient.
 
         Raises:
             NonFiniteError: a loss or a gradient is NaN or infinite.
@@ -68,12 +81,13 @@ class Derivatives:
         """
         return self._gradient(weights, (next(self.batches) for _ in range(self.count)))
 
-    def hessian_gradient(self, weights: Tensors) -> tuple[Tensors, float]:
+    def hessian_gradient(self, weights: Tensors, mask: Tensors | None = None) -> tuple[Tensors, float]:
         """H g, the Hessian of the mean loss times its gradient, and the mean loss: what GRASP needs (Eq. 4).
 
         Both factors are of the same batches: g is averaged over all of them first, then Σ_b H_b g is summed up batch
         by batch, each by a second backward pass through g_b·g. The batches are asked for again, or held in memory,
         for that (see `Cycle.twice`), and random layers draw the same numbers in both passes.
+        Arguments are those of `gradient`.
 
         Raises:
             NonFiniteError, ValueError: as `gradient`.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.optimality import LocalOptimality, local_optimality
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import Loss
-from skeletal.core.pruning.prune import Step, prune
+from skeletal.core.pruning.algorithm import Step
+from skeletal.core.pruning.prune import prune
 
 
 def optimality_along_run(

@@ -10,7 +10,8 @@ from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.core.masks.selection import top
 from skeletal.core.model.tensors import Tensors, flatten, unflatten
-from skeletal.core.pruning.prune import METHODS, Step
+from skeletal.core.pruning.algorithm import Step
+from skeletal.core.pruning.methods import METHODS
 
 
 class Ranking:

@@ -11,9 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.tensors import Tensors, all_finite
 from skeletal.core.pruning.flow import synaptic_flow
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
 
@@ -40,11 +41,11 @@ class Point:
 
     @cached_property
     def _first(self) -> tuple[Tensors, float]:
-        return self._needed().gradient(self.kept)
+        return self._needed().gradient(self.kept, self.mask)
 
     @cached_property
     def _second(self) -> tuple[Tensors, float]:
-        return self._needed().hessian_gradient(self.kept)
+        return self._needed().hessian_gradient(self.kept, self.mask)
 
     def _needed(self) -> Derivatives:
         if self.derivatives is None:
@@ -126,19 +127,33 @@ def _fill_quotas(at: Point, quotas: dict[str, int]) -> Tensors:
     return {name: score + top(score.flatten(), quotas[name]).view_as(score) for name, score in scores.items()}
 
 
-def check_scores(scores: Tensors, weights: Tensors) -> None:
-    """Refuse scores, perhaps a caller's own, that do not cover exactly the weights.
+def scores_at(at: Point, score: Score, where: str) -> Tensors:
+    """A score's values at a point, checked: exactly one finite number for each weight.
+
+    Args:
+        at: the network at its present mask.
+        score: perhaps a caller's own.
+        where: the step, for the error.
 
     Raises:
-        ValueError: naming the layer and both shapes.
+        NonFiniteError: a loss, a derivative or a score is NaN or infinite.
+        ValueError: names or shapes are not those of the weights; names the layer and both shapes.
 
     """
-    if not isinstance(scores, dict) or scores.keys() != weights.keys():
+    try:
+        scores = score(at)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"at {where}: {error}") from error
+    if not isinstance(scores, dict) or scores.keys() != at.weights.keys():
         raise ValueError("a score has to return a dict with one tensor for each name in point.weights")
-    for name, weight in weights.items():
-        score = scores[name]
-        if not isinstance(score, Tensor) or score.shape != weight.shape:
-            shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+    for name, weight in at.weights.items():
+        found = scores[name]
+        if not isinstance(found, Tensor) or found.shape != weight.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"score of {name} is {shape}, its weight {tuple(weight.shape)}")
-        if not score.is_floating_point():
-            raise ValueError(f"score of {name} is {score.dtype}; scores are floating-point numbers")
+        if not found.is_floating_point():
+            raise ValueError(f"score of {name} is {found.dtype}; scores are floating-point numbers")
+    for name, found in scores.items():
+        if not all_finite(found):
+            raise NonFiniteError(f"the score of {name} {tuple(found.shape)} holds NaN or infinity at {where}")
+    return scores

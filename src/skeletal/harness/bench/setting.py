@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.masks.mask import Mask
-from skeletal.core.pruning.prune import METHODS, prune
+from skeletal.core.pruning.methods import METHODS
+from skeletal.core.pruning.prune import prune
 from skeletal.harness.config import Setup
 from skeletal.harness.data import SPECS
 from skeletal.harness.models.initialization import seeded

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from skeletal.core.masks.mask import Mask
-from skeletal.core.pruning.prune import Step
+from skeletal.core.pruning.algorithm import Step
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data, Split, resident
 from skeletal.harness.data.folder import FolderSplit

@@ -16,7 +16,7 @@ from torch import nn
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, together
-from skeletal.core.pruning.prune import METHODS
+from skeletal.core.pruning.methods import METHODS
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device

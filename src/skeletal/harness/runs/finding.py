@@ -9,8 +9,9 @@ from torch import nn
 from skeletal.core.extras import extra
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import rank, ranks
-from skeletal.core.pruning.prune import Step, prune
+from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.schedules import Schedule
+from skeletal.engine.prune import prune
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
 from skeletal.harness.config import Pruning, Setup

@@ -15,7 +15,8 @@ from skeletal.core.diagnosis.saliency import measure_saliency
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.preserve import device_of
 from skeletal.core.model.weights import prunable_weights
-from skeletal.core.pruning.prune import METHODS, Step
+from skeletal.core.pruning.algorithm import Step
+from skeletal.core.pruning.methods import METHODS
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data, Stream, resident
 from skeletal.harness.data.draws import seed_of

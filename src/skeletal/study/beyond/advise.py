@@ -22,7 +22,7 @@ from typing import Any
 from skeletal.core.choices import require
 from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
-from skeletal.core.pruning.prune import METHODS
+from skeletal.core.pruning.methods import METHODS
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.runs.measure import BATCHES, measure, measure_folder
 from skeletal.harness.store.folders import RunFolder

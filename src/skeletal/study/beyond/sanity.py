@@ -19,7 +19,7 @@ from skeletal.core.extras import extra
 from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.tensors import Tensors
-from skeletal.core.pruning.prune import METHODS
+from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.ranking import Ranking
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule
 from skeletal.harness.config import Pruning, Setup, Training

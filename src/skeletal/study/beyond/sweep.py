@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from skeletal.core.masks.mask import Mask
-from skeletal.core.pruning.prune import METHODS
+from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.ranking import Ranking
 from skeletal.harness.config import Pruning
 from skeletal.harness.data import Data

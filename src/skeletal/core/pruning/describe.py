@@ -1,0 +1,69 @@
+"""What is said of a mask that was found: its metadata, and a warning where it can learn nothing."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from skeletal.core.errors import CollapseWarning, warn_caller
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import ranks
+from skeletal.core.model.weights import count_biases, left_out
+from skeletal.core.pruning.settings import Settings
+from skeletal.core.version import __version__
+
+
+def describe(settings: Settings, steps: int, model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """How a mask was found, and of which model: plain data."""
+    schedule, loss = settings.schedule, settings.loss
+    return {
+        "method": settings.method,
+        "score": getattr(settings.row.score, "__name__", "custom"),
+        "density": settings.density,
+        "steps": steps,
+        "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom"),
+        "batches_per_step": settings.batches_per_step,
+        "loss": "default" if loss is None else getattr(loss, "__name__", type(loss).__name__),
+        "bn_mode": settings.bn_mode,
+        "average": settings.average,
+        "precision": settings.precision,
+        "engine": settings.engine.name,
+        "micro_batch": settings.micro_batch,
+        "recompute": settings.recompute,
+        "ranks": ranks(),
+        "seed": settings.seed,
+        "model": type(model).__name__,
+        "biases": count_biases(model, weights),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "left_out": left_out(model, weights),
+        "versions": {"skeletal": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
+    """Warn where no path is left, where that is unknown and layers are empty, or where kept weights carry no signal.
+
+    Args:
+        mask: as `prune` made it.
+        why_unknown: why nobody knows whether there is a path, if so.
+
+    Warns:
+        CollapseWarning: at the line that called `prune`.
+
+    """
+    made = f"at density {mask.density:.4g} with {mask.metadata['method']!r}"
+    empty = ", ".join(mask.empty_layers)
+    if mask.metadata["connected"] is False:
+        message = (
+            f"no path leads from input to output {made}: this skeleton cannot learn."
+            f" Empty layers: {empty or 'none, but no path is left through them'}"
+        )
+    elif mask.metadata["connected"] is None and empty:
+        message = f"layers are empty {made}: {empty}. Whether a path is left is not known ({why_unknown})"
+    elif (filled := mask.metadata["filled"]) and filled[-1]["step"] == mask.metadata["steps"]:
+        message = (
+            f"{filled[-1]['weights']:,} of the {mask.kept:,} weights kept {made} carry no signal: filled by position"
+        )
+    else:
+        return
+    warn_caller(message, CollapseWarning)

@@ -1,0 +1,54 @@
+"""From scores to the next mask: the best of all weights, or of those that are left."""
+
+import torch
+
+from skeletal.core.errors import CollapsedError
+from skeletal.core.masks.selection import gather, scatter, top
+from skeletal.core.model.tensors import Tensors, flatten, unflatten
+
+
+def keep_top(
+    scores: Tensors, mask: Tensors, count: int, nested: bool, on_collapse: str, where: str
+) -> tuple[Tensors, int]:
+    """The mask of the `count` highest scores, and how many of those weights have none and were only filled in.
+
+    A weight whose score is exactly 0 has none: it comes after every other, even one with a negative score.
+
+    Args:
+        scores: finite, one tensor for each of the mask's, of its shape.
+        mask: the present mask c_t, bool.
+        count: k_{t+1}, of the whole network.
+        nested: choose among the weights of the mask (Eq. 7), else among all (Eq. 6).
+        on_collapse: "raise", or "keep" to fill in by position.
+        where: the step, for the error.
+
+    Raises:
+        CollapsedError: fewer weights have a score than are to be kept.
+
+    """
+    total = sum(score.numel() for score in scores.values())
+    # What a nested method chooses from is what is left, and so its cost falls with every step.
+    places = _places(mask) if nested else None
+    flat = flatten(scores) if places is None else gather(scores, places)
+    # With everything kept there is nothing to choose, and a weight without a score is no collapse.
+    missing = max(count - int(flat.count_nonzero()), 0) if count < total else 0
+    if missing and on_collapse == "raise":
+        empty = [name for name, score in scores.items() if not (score[mask[name]] if nested else score).any()]
+        raise CollapsedError(
+            f"collapsed at {where}, density {count / total:.6g}: {count:,} weights are to be kept"
+            f" but only {count - missing:,} have a finite, non-zero score."
+            f" Layers without any: {', '.join(empty) or 'none'}."
+            " Use more batches_per_step, another number of steps or a higher density,"
+            " or on_collapse='keep' to fill up by position"
+        )
+    if missing or flat.min() < 0:
+        flat.masked_fill_(flat == 0, torch.finfo(flat.dtype).min)
+    chosen = top(flat, count)
+    return unflatten(chosen, mask) if places is None else scatter(chosen, places, mask), missing
+
+
+def _places(mask: Tensors) -> Tensors | None:
+    """Where each layer's kept weights lie; None where nothing is pruned yet."""
+    if all(keep.all() for keep in mask.values()):
+        return None
+    return {name: keep.flatten().nonzero().flatten() for name, keep in mask.items()}

@@ -1,0 +1,57 @@
+"""The table of methods: each is a setting of Algorithm 1."""
+
+from dataclasses import dataclass, replace
+
+from skeletal.core.choices import require
+from skeletal.core.pruning import scores
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a method is a score, how often it is computed, and whether pruned weights may return."""
+
+    score: scores.Score
+    steps: int
+    """the default number of steps T"""
+    nested: bool = True
+    """once pruned, stays pruned (Eq. 7)"""
+    one_shot: bool = False
+    """one step by definition"""
+    needs_data: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "random": Method(scores.noise, steps=1, one_shot=True, needs_data=False),
+    "magnitude": Method(scores.magnitude, steps=1, one_shot=True, needs_data=False),
+    "random-uniform": Method(scores.uniform_noise, steps=1, one_shot=True, needs_data=False),
+    "random-erk": Method(scores.erk_noise, steps=1, one_shot=True, needs_data=False),
+    "snip": Method(scores.connection_sensitivity, steps=1, one_shot=True),
+    "grasp": Method(scores.gradient_preservation, steps=1, one_shot=True),
+    "force": Method(scores.connection_sensitivity, steps=60),
+    "force-regrow": Method(scores.regrowing_sensitivity, steps=60, nested=False),
+    "grasp-it": Method(scores.gradient_norm, steps=60),
+    "grasp-iterative": Method(scores.gradient_preservation, steps=60),
+    "synflow": Method(scores.flow, steps=100),
+}
+
+
+def row_for(method: str, score: scores.Score | None = None, steps: int | None = None) -> Method:
+    """A method's row, with the caller's score and number of steps where they are given.
+
+    Raises:
+        ValueError: no such method, fewer than one step, or several of a method that has one by definition.
+
+    """
+    require("method", method, tuple(METHODS))
+    row = METHODS[method]
+    if score is not None:
+        row = replace(row, score=score, one_shot=False)
+    if steps is None:
+        return row
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it has to be at least 1")
+    if row.one_shot and steps != 1:
+        iterated = {"snip": "force", "grasp": "grasp-iterative"}.get(method)
+        hint = f" ({method} in several steps is method={iterated!r})" if iterated else ""
+        raise ValueError(f"{method!r} prunes in one step, not {steps}{hint}")
+    return replace(row, steps=steps)

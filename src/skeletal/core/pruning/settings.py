@@ -1,0 +1,111 @@
+"""How a mask is to be found: the arguments of `prune`, checked, and the same on every rank."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from skeletal.core.choices import require
+from skeletal.core.model.batches import Cycle, Loss
+from skeletal.core.model.distributed import agree
+from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.precision import PRECISIONS, prefers_channels_last
+from skeletal.core.pruning.methods import Method, row_for
+from skeletal.core.pruning.schedules import SCHEDULES, Schedule, visit
+from skeletal.core.pruning.scores import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `prune` that are neither model, data nor callback; see there.
+
+    Raises:
+        ValueError: one of them is out of range, or two do not go together.
+
+    """
+
+    density: float
+    method: str
+    steps: int | None
+    batches_per_step: int
+    schedule: str | Schedule
+    loss: Loss | None
+    score: Score | None
+    bn_mode: str
+    average: str
+    precision: str
+    engine: type[Derivatives]
+    micro_batch: int | None
+    recompute: bool
+    on_collapse: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        row = self.row
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is {self.density}; it is the fraction of weights kept, above 0 and at most 1")
+        if not callable(self.schedule):
+            require("schedule", self.schedule, tuple(SCHEDULES))
+        require("bn_mode", self.bn_mode, ("train", "eval"))
+        require("average", self.average, ("signed", "absolute"))
+        require("precision", self.precision, PRECISIONS)
+        require("on_collapse", self.on_collapse, ("raise", "keep"))
+        if not (row.nested or self.engine.everywhere):
+            raise ValueError(
+                f"{self.method!r} scores pruned weights, too, whose gradients a skeleton does not have:"
+                " use engine='dense'"
+            )
+        for name, number in {"batches_per_step": self.batches_per_step, "micro_batch": self.micro_batch}.items():
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it has to be at least 1")
+
+    @cached_property
+    def row(self) -> Method:
+        """The method's row of the table, with the score and the number of steps asked for."""
+        return row_for(self.method, self.score, self.steps)
+
+    def counts(self, total: int) -> list[int]:
+        """How many of `total` weights each step keeps.
+
+        Raises:
+            ValueError: the density keeps none, or the schedule breaks its promise; see `visit`.
+
+        """
+        final = round(self.density * total)
+        if final == 0:
+            raise ValueError(
+                f"density {self.density} keeps none of {total:,} prunable weights; at least {0.5 / total:.3g} keeps one"
+            )
+        schedule = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]
+        return visit(schedule, total, final, self.row.steps)
+
+    def derivatives(self, model: nn.Module, batches: Cycle) -> Derivatives:
+        """What takes the loss's derivatives at every step."""
+        return self.engine(
+            model,
+            batches,
+            self.batches_per_step,
+            self.loss,
+            self.bn_mode,
+            self.average,
+            precision=self.precision,
+            channels_last=prefers_channels_last(model, self.precision),
+            micro_batch=self.micro_batch,
+            recompute=self.recompute,
+        )
+
+    def agree(self, model: nn.Module, counts: list[int], prunable: list[str]) -> None:
+        """Make sure that all ranks were called with the same settings and the same model.
+
+        Raises:
+            ValueError: on every rank, naming what differs.
+
+        """
+        names = "method batches_per_step bn_mode average precision on_collapse seed micro_batch recompute"
+        ours = {name: getattr(self, name) for name in names.split()}
+        ours |= {"counts": counts, "prunable": prunable, "engine": self.engine.name}
+        agree(ours, "call prune with the same arguments on every rank")
+        agree(
+            dict(model.named_parameters()),
+            "create the model from the same seed on every rank, or broadcast it from one, as DDP does",
+        )
