@@ -85,9 +85,23 @@ def test_other_kinds_of_file_are_refused(tmp_path, figure, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_figures_with_little_in_them(tmp_path):
-    plot_layers({"nearly empty": mask(0, 1)}, tmp_path / "layers.png")
-    plot_accuracy(RESULTS[:1], tmp_path / "accuracy.png", "dense only")
+def test_a_mask_with_an_empty_layer_still_shows_its_curve_and_its_cross(tmp_path):
+    plot_layers({"nearly empty": mask(0, 1)}, tmp_path / "one.png")
+    plot_layers({"nearly empty": mask(1, 1)}, tmp_path / "none.png")
+    colour = torch.tensor([int(style("nearly empty", 0)["color"][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    shown = [
+        (torch.from_numpy(imread(tmp_path / f"{name}.png"))[..., :3] - colour).abs().amax(2) < 0.02
+        for name in ("one", "none")
+    ]
+    assert all(pixels.sum() > 100 for pixels in shown)
+    assert not torch.equal(*shown)  # a cross in one, a point of the curve in the other
+
+
+def test_the_dense_network_alone_is_drawn_at_its_accuracy(tmp_path):
+    for name, top1 in (("high", 99.0), ("again", 99.0), ("low", 50.0)):
+        plot_accuracy([RESULTS[0] | {"test": {"top1": top1}}], tmp_path / f"{name}.png", "dense only")
+    high, again, low = (imread(tmp_path / f"{name}.png") for name in ("high", "again", "low"))
+    assert (high == again).all() and (high != low).any()
 
 
 def test_a_method_has_one_colour_everywhere():

@@ -3,10 +3,13 @@ import json
 import math
 import os
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from skeletal.core.errors import BusyError
 from skeletal.core.files import remove_drafts, write_atomically
 from skeletal.harness.store import environment as environment_module
 from skeletal.harness.store.environment import environment
@@ -37,6 +40,45 @@ def test_the_same_settings_find_the_same_folder_in_any_order(folder):
     again = RunFolder.open(root, "tiny", dict(reversed(CONFIG.items())))
     assert again == folder
     assert RunFolder.open(root, "tiny", {**CONFIG, "model": "other"}).path != folder.path
+
+
+def never():
+    raise AssertionError("done again")
+
+
+def test_a_job_is_done_once(folder):
+    def work():
+        assert folder.running and not folder.finished
+        return {"top1": 90}
+
+    assert folder.once(work) == {"top1": 90} == folder.result()
+    assert not folder.running
+    assert folder.once(never) == {"top1": 90}
+
+
+def test_a_job_that_fails_may_be_tried_again(folder):
+    with pytest.raises(AssertionError, match="done again"):
+        folder.once(never)
+    assert not folder.running and not folder.finished
+    assert folder.once(dict) == {} == folder.result()
+
+
+@pytest.mark.filterwarnings("ignore:.*waiting for it to end")
+def test_what_another_has_finished_while_we_waited_is_not_done_again(folder):
+    claimed = threading.Event()
+
+    def work():
+        claimed.set()
+        time.sleep(0.2)
+        return {"by": "the other"}
+
+    other = threading.Thread(target=folder.once, args=(work,))
+    other.start()
+    assert claimed.wait(10)
+    with pytest.raises(BusyError):
+        folder.once(never)
+    assert folder.once(never, wait=True) == {"by": "the other"}
+    other.join()
 
 
 def test_a_finished_run_is_known_by_its_result(folder):

@@ -4,10 +4,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +41,6 @@ def _place(
 def run_folder(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None) -> RunFolder:
     """Where `run` leaves, or would leave, what it finds with these settings; creates nothing."""
     return RunFolder.find(*_place(setup, pruning, training, root, name))
-
-
-@contextmanager
-def _claimed(folder: RunFolder, wait: bool) -> Iterator[None]:
-    """Rank 0 claims the run for all ranks."""
-    with ExitStack() as held:
-        on_first(lambda: held.enter_context(folder.claim(wait=wait)))
-        yield
 
 
 @together()
@@ -91,16 +80,15 @@ def run(
     """
     place = _place(setup, pruning, training, root, name)
     folder = RunFolder.find(*place)
-    if on_first(lambda: folder.finished):
-        return folder, folder.result()
-    with _claimed(folder, wait):
-        if on_first(lambda: folder.finished):  # by the process we have waited for
-            return folder, folder.result()
+
+    def work() -> dict[str, Any]:
         data, model = _prepare(setup, training)
         dense = pruning.method == DENSE
         mask = None if dense else _mask_of(folder, model, data, setup, pruning, progress)
         _open(*place)  # only now: what is wrong with the settings has shown itself
-        return folder, _train(folder, model, data, setup, training, mask, progress)
+        return _train(folder, model, data, setup, training, mask, progress)
+
+    return folder, folder.once(work, wait=wait)
 
 
 def _masked_place(setup: Setup, training: Training, mask: Mask | None, root: Path) -> tuple[Path, str, dict[str, Any]]:
@@ -134,20 +122,19 @@ def train_masked(
     mask = None if mask_path is None else Mask.load(mask_path)
     place = _masked_place(setup, training, mask, root)
     folder = RunFolder.find(*place)
-    if on_first(lambda: folder.finished):
-        return folder, folder.result()
-    with _claimed(folder, wait):
-        if on_first(lambda: folder.finished):
-            return folder, folder.result()
+
+    def work() -> dict[str, Any]:
         data, model = _prepare(setup, training)
         if mask is not None:
             for what, ours in (("network", setup.model), ("seed", setup.seed)):
                 theirs = mask.metadata.get(what, ours)
                 if theirs != ours:
-                    warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=3)
+                    warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=5)
             mask.attach(model).detach()  # refuses another network's mask before there is a folder
         _open(*place)
-        return folder, _train(folder, model, data, setup, training, mask, progress)
+        return _train(folder, model, data, setup, training, mask, progress)
+
+    return folder, folder.once(work, wait=wait)
 
 
 def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
@@ -216,9 +203,7 @@ def _train(
         resume_command=launcher() + shlex.join(sys.argv[1:]),
         progress=progress,
     )
-    result = describe(setup, data, mask) | asdict(trained)
-    on_first(partial(folder.finish, result))
-    return result
+    return describe(setup, data, mask) | asdict(trained)
 
 
 def describe(setup: Setup, data: Data, mask: Mask | None) -> dict[str, Any]:

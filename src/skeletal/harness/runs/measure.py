@@ -137,30 +137,35 @@ def measure(
     """
     place = _place(setup, pruning, root, name, measure_batches)
     folder = RunFolder.find(*place)
-    if folder.finished:
-        return folder, folder.result()
-    with folder.claim(wait=wait):
-        if folder.finished:  # by the process we have waited for
-            return folder, folder.result()
+
+    def work() -> dict[str, Any]:
         data = load_data(setup)
         model = create_model(setup, data).to(pick_device(setup.device))
-        trace: list[dict[str, Any]] = []
-
-        def record(step: Step) -> None:
-            trace.append({"step": step.step, "kept": step.kept, "densities": layer_densities(step.mask)})
-
-        if pruning.method == DENSE:
-            mask = whole(model)
-        else:
-            start = time.perf_counter()
-            mask = find_mask(model, data, setup, pruning, progress=progress, on_step=record)
-            mask.metadata["prune_seconds"] = round(time.perf_counter() - start, 3)
+        mask, trace = _found(model, data, setup, pruning, progress)
         result = describe(setup, data, mask)
-        result |= measured(
-            model, data, mask, seed=setup.seed, bn_mode=pruning.bn_mode or "train", batches=measure_batches
-        )
-        result |= {"method": pruning.method, "filled": _filled(mask), "trace": trace}
-        return _finish(place, mask, result), result
+        bn_mode = pruning.bn_mode or "train"
+        result |= measured(model, data, mask, seed=setup.seed, bn_mode=bn_mode, batches=measure_batches)
+        _leave(place, mask)
+        return result | {"method": pruning.method, "filled": _filled(mask), "trace": trace}
+
+    return folder, folder.once(work, wait=wait)
+
+
+def _found(
+    model: nn.Module, data: Data, setup: Setup, pruning: Pruning, progress: bool
+) -> tuple[Mask, list[dict[str, Any]]]:
+    """A setup's mask, and what was kept after each pruning step; every weight for the dense network."""
+    trace: list[dict[str, Any]] = []
+
+    def record(step: Step) -> None:
+        trace.append({"step": step.step, "kept": step.kept, "densities": layer_densities(step.mask)})
+
+    if pruning.method == DENSE:
+        return whole(model), trace
+    start = time.perf_counter()
+    mask = find_mask(model, data, setup, pruning, progress=progress, on_step=record)
+    mask.metadata["prune_seconds"] = round(time.perf_counter() - start, 3)
+    return mask, trace
 
 
 def _masked_place(setup: Setup, mask: Mask, root: Path, batches: int) -> tuple[Path, str, dict[str, Any]]:
@@ -186,23 +191,20 @@ def measure_masked(
     mask = Mask.load(mask_path)
     place = _masked_place(setup, mask, root, measure_batches)
     folder = RunFolder.find(*place)
-    if folder.finished:
-        return folder, folder.result()
-    with folder.claim(wait=wait):
-        if folder.finished:
-            return folder, folder.result()
+
+    def work() -> dict[str, Any]:
         data = load_data(setup)
         model = create_model(setup, data).to(pick_device(setup.device))
         result = describe(setup, data, mask)
         result |= measured(model, data, mask, seed=setup.seed, batches=measure_batches)
-        return _finish(place, mask, result), result
+        _leave(place, mask)
+        return result
+
+    return folder, folder.once(work, wait=wait)
 
 
-def _finish(place: tuple[Path, str, dict[str, Any]], mask: Mask, result: dict[str, Any]) -> RunFolder:
-    folder = RunFolder.open(*place)
-    mask.save(folder.path / MASK)
-    folder.finish(result)
-    return folder
+def _leave(place: tuple[Path, str, dict[str, Any]], mask: Mask) -> None:
+    mask.save(RunFolder.open(*place).path / MASK)
 
 
 def _filled(mask: Mask) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from skeletal.core.model.distributed import ranks
-from skeletal.harness.training.processes import RULE
 
+RULE = "the batch size is that of all processes together; the learning rate is as given, not scaled by their number"
 _PACKAGES = ("skeletal", "torch", "torchvision", "accelerate", "numpy", "numba", "safetensors")
 
 

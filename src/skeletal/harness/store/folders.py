@@ -10,13 +10,15 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 from skeletal.core.files import failing_at, remove_drafts, write_atomically
+from skeletal.core.model.distributed import on_first
 from skeletal.harness.store import run_lock
 from skeletal.harness.store.environment import environment
 
@@ -144,6 +146,30 @@ class RunFolder:
         with run_lock.claim(self._lock, str(self.path), wait=wait):
             remove_drafts(self.path)
             yield
+
+    def once(self, work: Callable[[], dict[str, Any]], *, wait: bool = False) -> dict[str, Any]:
+        """The result of a job that is done once: what its folder holds, or else what `work` returns.
+
+        The run is claimed while `work` is at it, and what it returns becomes the folder's result. It has to make the
+        folder itself. In a process group all ranks call this; rank 0 claims and writes for all.
+
+        Args:
+            work: does the job.
+            wait: see `claim`; what the other process has finished meanwhile is not done again.
+
+        Raises:
+            BusyError: another process is at work on the same run.
+
+        """
+        if on_first(lambda: self.finished):
+            return self.result()
+        with ExitStack() as held:
+            on_first(lambda: held.enter_context(self.claim(wait=wait)))
+            if on_first(lambda: self.finished):  # by the process that had it until just now
+                return self.result()
+            result = work()
+            on_first(partial(self.finish, result))
+            return result
 
     @property
     def running(self) -> bool:

@@ -150,19 +150,19 @@ def _lock(file: int, lock: Path, what: str, wait: bool) -> bool:
 
 
 def _sign(file: int) -> None:
-    told = {
+    holder = {
         "process": os.getpid(),
         "host": platform.node(),
         "since": datetime.now().astimezone().isoformat(" ", "seconds"),
     }
     with suppress(OSError):  # a full disk; the lock holds without
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(told).encode(), 0)
+        os.pwrite(file, json.dumps(holder).encode(), 0)
 
 
 def _holder(lock: Path) -> str:
     try:
-        told = json.loads(lock.read_bytes())
-        return f"process {told['process']} on {told['host']} has held it since {told['since']}"
+        holder = json.loads(lock.read_bytes())
+        return f"process {holder['process']} on {holder['host']} has held it since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
         return "another process holds it"

@@ -71,7 +71,7 @@ class RunState:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """metrics of the epochs that are done"""
     newest: float = math.nan
-    """the last loss that `settle` has seen"""
+    """the last loss that `materialize` has seen"""
 
     @property
     def seconds(self) -> float:
@@ -88,14 +88,14 @@ class RunState:
             message += f"; {path_in(self.folder.path)} holds the last good state"
         return NonFiniteError(message)
 
-    def settle(self) -> float:
+    def materialize(self) -> float:
         """Fetch the losses since the last call; the newest.
 
         Raises:
             NonFiniteError: one of them is NaN or infinite.
 
         """
-        losses = self.tally.settle()
+        losses = self.tally.materialize()
         for step, loss in enumerate(losses, self.batch - len(losses) + 1):
             if not math.isfinite(loss):
                 raise self.non_finite("the training loss", loss, step)

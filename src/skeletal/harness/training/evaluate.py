@@ -39,49 +39,49 @@ def class_ranks(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class Tally:
-    """Running sums over batches. Results stay on their device until `settle`, so that a GPU need not wait."""
+    """Running sums over batches. Results stay on their device until `materialize`, so that a GPU need not wait."""
 
     loss: float = 0.0
     top1: int = 0
     top5: int = 0
     examples: int = 0
-    _unsettled: list[tuple[int, Tensor]] = field(default_factory=list, repr=False)
+    _pending: list[tuple[int, Tensor]] = field(default_factory=list, repr=False)
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count one batch; `loss` is its mean."""
         ranks = class_ranks(outputs.detach(), targets)
         row = torch.stack([loss.detach().float(), (ranks < 1).sum().float(), (ranks < 5).sum().float()])
-        self._unsettled.append((len(targets), row))
+        self._pending.append((len(targets), row))
 
-    def settle(self) -> list[float]:
+    def materialize(self) -> list[float]:
         """Fetch what was added since the last call, and return the loss of each of those batches."""
-        rows = torch.stack([row for _, row in self._unsettled]).tolist() if self._unsettled else []  # one wait for all
-        for (examples, _), (loss, top1, top5) in zip(self._unsettled, rows, strict=True):
+        rows = torch.stack([row for _, row in self._pending]).tolist() if self._pending else []  # one wait for all
+        for (examples, _), (loss, top1, top5) in zip(self._pending, rows, strict=True):
             self.loss += loss * examples
             self.top1 += int(top1)
             self.top5 += int(top5)
             self.examples += examples
-        self._unsettled.clear()
+        self._pending.clear()
         return [loss for loss, _, _ in rows]
 
     def sums(self) -> dict[str, Any]:
-        """The settled sums, as the keyword arguments of a tally that goes on from here."""
+        """The sums so far, as the keyword arguments of a tally that goes on from here."""
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "examples": self.examples}
 
     def gather(self) -> None:
         """Add up the sums of all ranks; every one of them then has the same."""
-        self.settle()
+        self.materialize()
         rows = everyone(self.sums())
         self.loss, self.top1, self.top5, self.examples = (sum(row[name] for row in rows) for name in self.sums())
 
     def scores(self) -> Scores:
         """Means over all examples so far."""
-        self.settle()
+        self.materialize()
         n = self.examples
         return Scores(loss=self.loss / n, top1=100 * self.top1 / n, top5=100 * self.top5 / n, examples=n)
 
 
-def place(inputs: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+def to_device(inputs: Tensor, device: torch.device, channels_last: bool) -> Tensor:
     """Move a batch to `device`; images, which have four dimensions, also into the memory order asked for."""
     images = channels_last and inputs.dim() == 4
     return inputs.to(device, non_blocking=True, memory_format=torch.channels_last if images else torch.preserve_format)
@@ -115,14 +115,14 @@ def evaluate(
         for inputs, targets in batches:
             if not len(targets):
                 continue
-            inputs, targets = place(inputs, device, channels_last), targets.to(device, non_blocking=True)
+            inputs, targets = to_device(inputs, device, channels_last), targets.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 outputs = model(inputs)
             outputs = outputs.float()
             tally.add(cross_entropy(outputs, targets), outputs, targets)
     if shared:
         tally.gather()
-    tally.settle()
+    tally.materialize()
     if tally.examples == 0:
         raise ValueError("there is nothing to evaluate: the batches hold no example")
     return tally.scores()

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from skeletal.core.model.distributed import PeerError, average_over_ranks, everyone, rank, ranks
 from skeletal.harness.data.draws import seed_of
 
-RULE = "the batch size is that of all processes together; the learning rate is as given, not scaled by their number"
-
 
 def launched() -> int:
     """How many processes a launcher has started, this one among them; 1 without one."""
@@ -66,8 +64,8 @@ def launcher() -> str:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What all ranks know after they have met at a step."""
+class StepReport:
+    """What all ranks know of a step after they have met: their own reports, merged."""
 
     loss: float
     """mean over the examples of all ranks; only with several ranks"""
@@ -89,7 +87,7 @@ class Team:
         self._network, self._device = network, device
         self._trained: dict[str, nn.Parameter] | None = None
 
-    def meet(self, loss: Tensor, examples: int, stopping: bool) -> Told:
+    def meet(self, loss: Tensor, examples: int, stopping: bool) -> StepReport:
         """Tell the others of this rank's mean loss and number of examples, and whether it was asked to stop.
 
         Raises:
@@ -97,12 +95,12 @@ class Team:
 
         """
         if ranks() == 1:
-            return Told(float("nan"), examples, stopping)
+            return StepReport(float("nan"), examples, stopping)
         total, count, stops, failures = self._sum(loss.item() * examples, examples, stopping, 0)
         if failures:
             everyone(None)  # where it says why
             raise PeerError("another rank has failed")
-        return Told(total / max(count, 1), int(count), stops > 0)
+        return StepReport(total / max(count, 1), int(count), stops > 0)
 
     def fail(self) -> None:
         """Come to the meeting where the others wait, with no more to tell than that this rank has failed."""
@@ -110,16 +108,16 @@ class Team:
             self._sum(0.0, 0, False, 1)
 
     def _sum(self, *numbers: float) -> list[float]:
-        told = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self._device)
         try:
-            dist.all_reduce(told)
+            dist.all_reduce(sums)
         except RuntimeError as error:
             raise PeerError(f"lost touch with the other ranks: {error}") from error
-        return told.tolist()
+        return sums.tolist()
 
-    def average_gradients(self, examples: int, told: Told) -> None:
+    def average_gradients(self, examples: int, merged: StepReport) -> None:
         """Replace gradients by those of the whole batch's mean loss; this rank's are of a mean over its `examples`."""
-        if ranks() == 1 or told.examples == 0:
+        if ranks() == 1 or merged.examples == 0:
             return
         if self._trained is None:  # the first batch, which is full, shows which parameters the loss depends on
             mine = [name for name, weight in self._network.named_parameters() if weight.grad is not None]
@@ -129,7 +127,7 @@ class Team:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         gradients: Any = {name: weight.grad for name, weight in self._trained.items()}
-        average_over_ranks(gradients, examples * ranks() / told.examples)
+        average_over_ranks(gradients, examples * ranks() / merged.examples)
 
     def share_statistics(self) -> None:
         """Give every rank the buffers of rank 0: the running statistics of its part of the batches."""

@@ -74,10 +74,4 @@ class SearchJob(Job):
 
     def run(self, root: Path) -> dict[str, Any]:
         """See `Job`."""
-        folder = self.folder(root)
-        if folder.finished:
-            return folder.result()
-        with folder.claim():
-            result = self.search(root, lambda: RunFolder.open(*self.place(root)))
-            self.folder(root).finish(result)
-            return result
+        return self.folder(root).once(lambda: self.search(root, lambda: RunFolder.open(*self.place(root))))

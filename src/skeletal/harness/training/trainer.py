@@ -1,0 +1,313 @@
+"""The pieces of a training's loop: what is set up once, an epoch, its scores, the end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from skeletal.core.files import write_atomically
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
+from skeletal.harness.config import Training
+from skeletal.harness.data.placing import resident, shared
+from skeletal.harness.data.splits import Data, Split
+from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.training import trackers
+from skeletal.harness.training.checkpoint import RunState, engine_of, load
+from skeletal.harness.training.display import Display
+from skeletal.harness.training.engines import Engine, engine_for_all
+from skeletal.harness.training.evaluate import Scores, evaluate
+from skeletal.harness.training.interrupt import Interrupted, Stop
+from skeletal.harness.training.processes import Team, generator_seed
+from skeletal.harness.training.step import Batching, EagerSteps, Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be trained; see `train`, whose arguments these are."""
+
+    model: nn.Module
+    data: Data
+    training: Training
+    device: torch.device
+    mask: Mask | None = None
+    folder: RunFolder | None = None
+    seed: int = 0
+    resume_command: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Examples a step, of all ranks together."""
+        return self.training.batch_size or 0
+
+    def autocast(self) -> torch.autocast:
+        """What the network runs under, measurements of it included."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.bf16)
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one it continues."""
+        settings: dict[str, Any] = {**asdict(self.training), "seed": self.seed}
+        del settings["engine"], settings["tensorboard"]  # the checkpoint says what came of the one; the other is a view
+        if not settings["sync_bn"]:
+            del settings["sync_bn"]  # came later: checkpoints from before it go on
+        return settings
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training scored and cost."""
+
+    epochs: int
+    train: Scores
+    """of the last epoch, as seen while training: augmented examples, changing weights"""
+    validation: Scores | None
+    """after the last epoch; `None` without validation examples"""
+    test: Scores
+    """after the last epoch"""
+    seconds: float
+    """wall clock, evaluation included, over all sessions if the run was interrupted"""
+    seconds_per_epoch: float
+    """mean wall clock of one pass over the training examples"""
+    engine: str
+    """what computed the network: dense, sparse, or "auto: " and what was measured to be fastest"""
+
+
+class Trainer:
+    """One training, resumed where its folder's checkpoint left it. Set up inside a `with` block.
+
+    Args:
+        task: what is trained; its settings have been checked.
+        steps: batches in an epoch.
+        stop: asks for the end.
+        progress: show a bar.
+
+    """
+
+    def __init__(self, task: Task, steps: int, stop: Stop, *, progress: bool) -> None:
+        self._task, self._steps, self._stop, self._progress = task, steps, stop, progress
+        self._epochs = task.training.epochs or 0
+        self._opened = ExitStack()
+
+    def __enter__(self) -> "Trainer":
+        with ExitStack() as opened:  # what is open already is closed, should the rest fail
+            self._set_up(opened)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._opened.close()
+
+    def _set_up(self, opened: ExitStack) -> None:
+        task, training = self._task, self._task.training
+        self._display = opened.enter_context(Display(self._epochs, self._steps, self._progress and rank() == 0))
+        task.model.to(task.device)
+        if training.channels_last:
+            _to_channels_last(task.model)
+        if training.sync_bn:
+            _synchronize(task.model, task.device, len(task.data.train), task.batch_size)
+        engine = _engine(task)
+        network = engine.network
+        if engine.compiled:
+            opened.callback(lambda: task.model.train().load_state_dict(network.state_dict()))
+        self._optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=training.lr or 0.0,
+            momentum=training.momentum or 0.0,
+            weight_decay=training.weight_decay or 0.0,
+        )
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones(training), gamma=0.1)
+        if task.mask is not None and not engine.compiled:
+            opened.callback(task.mask.attach(task.model, self._optimizer).detach)
+        torch.manual_seed(generator_seed(task.seed))
+        settings = task.settings()
+        run = RunState(engine, self._optimizer, scheduler, task.mask, task.folder, settings, task.device)
+        run.restore()
+        held = network.state_dict() | {"settings": settings, "epoch": run.epoch, "batch": run.batch}
+        agree(held, "train the same model with the same settings on every rank, from one run folder that all can see")
+        self._run, self._team = run, Team(network, task.device)
+        self._tracker = trackers.of(task.folder if training.tensorboard and rank() == 0 else None, task.mask, run.epoch)
+        opened.callback(self._tracker.close)
+        self._display.begin(run.epoch, run.batch)
+        self._way: Steps = EagerSteps(run, self._batching(), self._team)
+
+    def _batching(self) -> Batching:
+        task = self._task
+        split = shared(resident(task.data.train, task.device))
+        return Batching(split, task.batch_size, task.seed, task.training.channels_last, task.autocast)
+
+    def goes_on(self) -> bool:
+        """Whether there are epochs left, and nobody has asked any rank to stop."""
+        return self._run.epoch < self._epochs and not self._asked_to_stop()
+
+    def _asked_to_stop(self) -> bool:
+        return any(everyone(self._stop.requested))
+
+    def epoch(self) -> None:
+        """Take the steps that are left of this epoch, until somebody asks to stop."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """`epoch`, a step with each item.
+
+        Raises:
+            NonFiniteError: the loss or a weight became NaN or infinite.
+            MaskError: a pruned weight has moved.
+            PeerError: another rank has failed.
+
+        """
+        run = self._run
+        started = time.perf_counter() - run.epoch_seconds
+        look_every = 1 if run.device.type == "cpu" or ranks() > 1 else 20  # looking makes a GPU wait
+        run.engine.network.train()
+        try:
+            for report in self._way.take(lambda: self._stop.requested):
+                run.batch += 1
+                if run.batch % look_every == 0 or run.batch == self._steps or report.stopping:
+                    newest = run.materialize()
+                    self._display.step(run.epoch, run.batch, newest if ranks() == 1 else report.loss)
+                if report.stopping:
+                    break
+                yield
+        except Exception as error:
+            if not isinstance(error, PeerError):
+                self._team.fail()
+            raise
+        run.epoch_seconds = time.perf_counter() - started
+        run.tally.gather()
+        run.check()
+        self._team.share_statistics()
+
+    def score(self) -> None:
+        """Record a whole epoch: what it scored in training, on the validation examples, and, if it is time, in test."""
+        run, task = self._run, self._task
+        if run.batch < self._steps:  # stopped in the middle
+            return
+        done = run.epoch + 1
+        row = {
+            "epoch": run.epoch,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "seconds": run.epoch_seconds,
+            "engine": run.engine.name,
+        }
+        row |= _named("train", run.tally.scores())
+        if len(task.data.validation):
+            row |= _named("val", self._scores(task.data.validation))
+        test_every = task.training.test_every
+        if done == self._epochs or (test_every and done % test_every == 0):
+            row |= _named("test", self._scores(task.data.test))
+        run.end_epoch(row)
+        self._tracker.epoch(row)
+        self._display.epoch(row)
+
+    def _scores(self, split: Split) -> Scores:
+        task = self._task
+        return evaluate(
+            self._run.engine.network,
+            shared(resident(split, task.device)).batches(task.batch_size, train=False),
+            device=task.device,
+            bf16=task.training.bf16,
+            channels_last=task.training.channels_last,
+            shared=True,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._run.save()
+
+    def finish(self) -> TrainResult:
+        """Leave the weights in the folder.
+
+        Raises:
+            Interrupted: somebody has asked to stop; the message says how to go on.
+
+        """
+        run, folder = self._run, self._task.folder
+        if self._asked_to_stop():
+            raise self._interrupted()
+        if folder is not None:
+            on_first(partial(_save_weights, run.engine.network, folder))
+        return _result(run)
+
+    def _interrupted(self) -> Interrupted:
+        run = self._run
+        where = f"stopped after epoch {run.epoch} of {self._epochs}"
+        if run.batch:
+            where += f" and step {run.batch} of {self._steps} of the next"
+        return self._display.interrupted(where, self._task.folder, self._task.resume_command)
+
+
+def milestones(training: Training) -> list[int]:
+    """Epochs before which the learning rate is divided by 10: 150 and 250 for the paper's 350 epochs."""
+    fractions, epochs = training.milestones or (), training.epochs or 0
+    return sorted({round(f * epochs) for f in fractions} - {0})  # a step at 0 would leave no epoch at `lr`
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    # Not `model.to(memory_format=...)`, which refuses 5-d weights. Hooks stay: the parameters are the same.
+    for weight in model.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _synchronize(model: nn.Module, device: torch.device, examples: int, batch_size: int) -> None:
+    if device.type != "cuda":
+        raise ValueError(
+            f"--sync-bn needs GPUs, not {device.type}: torch's SyncBatchNorm computes nowhere else; without it each"
+            " process normalizes by its own part of the batch"
+        )
+    if 0 < examples % batch_size < ranks():
+        raise ValueError(
+            f"the last batch of an epoch has {examples % batch_size} examples for {ranks()} processes, and with"
+            " --sync-bn each needs one: choose another --batch-size"
+        )
+    if ranks() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _engine(task: Task) -> Engine:
+    """What the folder's checkpoint was trained by, or what the settings ask for."""
+    state = None if task.folder is None else load(task.folder.path)
+    return engine_for_all(
+        task.model,
+        task.mask,
+        task.training.engine,
+        device=task.device,
+        example=lambda: next(iter(shared(task.data.train).batches(task.batch_size, train=False)))[0],
+        autocast=task.autocast,
+        earlier=None if state is None else engine_of(state),
+    )
+
+
+def _named(prefix: str, scores: Scores) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in asdict(scores).items()}
+
+
+def _scores_of(row: dict[str, Any], prefix: str) -> Scores:
+    return Scores(**{f.name: row[f"{prefix}_{f.name}"] for f in fields(Scores)})
+
+
+def _result(run: RunState) -> TrainResult:
+    last = run.rows[-1]
+    return TrainResult(
+        epochs=run.epoch,
+        train=_scores_of(last, "train"),
+        validation=_scores_of(last, "val") if "val_loss" in last else None,
+        test=_scores_of(last, "test"),
+        seconds=run.seconds,
+        seconds_per_epoch=sum(row["seconds"] for row in run.rows) / run.epoch,
+        engine=run.engine.name,
+    )
+
+
+def _save_weights(model: nn.Module, folder: RunFolder) -> None:
+    """Under the model's own names, tied weights once for each, so that any loader can read them."""
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomically(folder.path / "model.safetensors", save(copies))
