@@ -1,15 +1,11 @@
 """Which layers run sparse: what was measured faster."""
 
 import hashlib
-import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skeletal.core.diagnosis.probing import outputs_of
-from skeletal.core.files import write_atomically
 from skeletal.core.model.batches import forward
 from skeletal.core.model.preserve import preserve_mode, preserve_random_state
+from skeletal.engine import host
 from skeletal.engine.modules.blocked import Blocked, ToBlocks
 from skeletal.engine.modules.layers import Sparse, SparseConv2d
 
@@ -27,45 +23,6 @@ _REPEATS = 3
 _KERNELS = 3
 """counts up when kernels change so much that earlier choices say nothing"""
 _HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring better
-
-
-@dataclass(frozen=True)
-class LayerTimes:
-    """Milliseconds of one layer by itself, forward and backward; None where it was not measured."""
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    path: str
-    sparse: float | None
-    dense: float | None
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """What a compiled network does with each layer, and how long a training step took in every way tried."""
-
-    layers: tuple[LayerTimes, ...]
-    steps: dict[str, float]
-    """milliseconds of forward and backward of the whole network, by way; empty where nothing was measured"""
-    chosen: str
-    removed: str
-    """what removing dead channels has done"""
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        width = max(len("layer"), *(len(layer.name) for layer in self.layers), 0)
-        lines = [f"{'layer':{width}}  {'shape':>18}  {'kept':>9}  {'density':>8}  path     sparse ms   dense ms"]
-        for layer in self.layers:
-            total = max(1, torch.Size(layer.shape).numel())
-            times = [f"{'-' if ms is None else f'{ms:.2f}':>9}" for ms in (layer.sparse, layer.dense)]
-            shape = "x".join(map(str, layer.shape))
-            what = f"{layer.name:{width}}  {shape:>18}  {layer.kept:9,}  {layer.kept / total:8.5f}"
-            lines.append(f"{what}  {layer.path:6}  {times[0]}  {times[1]}")
-        lines += ["", f"way: {self.chosen}"]
-        lines += [f"  {way:24} {ms:10.1f} ms a step" for way, ms in self.steps.items()]
-        lines += ["", self.removed, *self.notes]
-        return "\n".join(lines)
 
 
 def median_ms(call: Callable[[], Any], hopeless: float = math.inf) -> float:
@@ -148,34 +105,18 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
 
 def cache_key(parts: Iterable[Any]) -> str:
     """What a choice depends on: the network's shapes, the batch's, and the host."""
-    host = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), os.uname().machine)
-    name = ""
-    with suppress(OSError):
-        name = next(
-            (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
-        )
+    known = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), os.uname().machine)
     autocast = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
-    return hashlib.sha256(repr((list(parts), host, name, autocast, _KERNELS)).encode()).hexdigest()[:24]
-
-
-def _cache_file(key: str) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "skeletal" / f"choice-{key}.json"
+    found = repr((list(parts), known, host.processor("model name"), autocast, _KERNELS))
+    return hashlib.sha256(found.encode()).hexdigest()[:24]
 
 
 def remembered(key: str) -> dict[str, Any] | None:
     """An earlier choice on this host, or None."""
-    try:
-        found = json.loads(_cache_file(key).read_text())
-    except (OSError, ValueError):
-        return None
-    fits = isinstance(found, dict) and {"chosen", "steps", "sparse", "times"} <= found.keys()
-    return found if fits else None
+    found = host.remembered(f"choice-{key}")
+    return found if found is not None and {"chosen", "steps", "sparse", "times"} <= found.keys() else None
 
 
 def remember(key: str, choice: dict[str, Any]) -> None:
     """Write a choice down for later processes; where that is not possible, they measure again."""
-    with suppress(OSError):
-        path = _cache_file(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(choice).encode())
+    host.remember(f"choice-{key}", choice)

@@ -2,9 +2,10 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,10 +20,12 @@ from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
-from skeletal.engine import autotune
-from skeletal.engine.codegen.packed_bf16 import COMPUTES
-from skeletal.engine.lower import PART, Lowered, lower, make_sparse
-from skeletal.engine.modules.layers import Sparse
+from skeletal.engine.availability import available
+from skeletal.engine.report import EngineReport, LayerTimes
+
+if TYPE_CHECKING:  # the kernels are loaded where a check has found that they work
+    from skeletal.engine.lower import Lowered
+    from skeletal.engine.modules.layers import Sparse
 
 PATHS = ("auto", "sparse", "dense")
 _DENSE_LAST = "dense, channels last"
@@ -40,8 +43,10 @@ class Network(nn.Module):
         self._modules = dict(module._modules)
         self.code = ""
 
-    def install(self, lowered: Lowered) -> None:
+    def install(self, lowered: "Lowered") -> None:
         """Take over code, with the modules it needs beside the network's own."""
+        from skeletal.engine.lower import PART
+
         for name in [name for name in self._modules if name.startswith(PART)]:
             del self._modules[name]
         for name, part in lowered.parts.items():
@@ -66,10 +71,15 @@ class Compiled(nn.Module):
         self._example = example
         self._original = Original(compacted)
         self._removed = str(compacted.report)
-        module = compacted.model
-        self._graph = module.graph if isinstance(module, fx.GraphModule) else None
-        replaced = set(make_sparse(module, compacted.mask))
-        self.network = Network(module) if isinstance(module, fx.GraphModule) else module
+        module, replaced = compacted.model, []
+        self._graph, self.network = None, module
+        if available():
+            from skeletal.engine.lower import make_sparse
+
+            replaced = make_sparse(module, compacted.mask)
+            if isinstance(module, fx.GraphModule):
+                self._graph, self.network = module.graph, Network(module)
+        self._replaced = tuple(replaced)
         self._held_masks = {
             name: keep for name, keep in compacted.mask.items() if name.rpartition(".")[0] not in replaced
         }
@@ -108,9 +118,10 @@ class Compiled(nn.Module):
         """Buffers under the original network's names."""
         return self.network.named_buffers(prefix, recurse, remove_duplicate)
 
-    def sparse_layers(self) -> dict[str, Sparse]:
+    def sparse_layers(self) -> dict[str, "Sparse"]:
         """The layers over kept weights, by name."""
-        return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, Sparse)}
+        layers: Any = {name: self.network.get_submodule(name) for name in self._replaced}
+        return layers
 
     def to_dense(self) -> nn.Module:
         """A network of the original architecture with the current values; pruned weights are exactly 0.
@@ -127,11 +138,18 @@ class Compiled(nn.Module):
     def use(self, path: str) -> None:
         """Run all layers "sparse" or "dense", or each as was measured faster ("auto"). Parameters stay as they are.
 
+        Warns:
+            UserWarning: the kernels do not work on this host (see `engine.available`): dense it is.
+
         Raises:
             ValueError: an unknown path, or a sparse one where the weights are not float32 or float64 on the CPU.
 
         """
         require("path", path, PATHS)
+        if path != "dense" and not (works := available("bfloat16" if _under_bfloat16() else "float32")):
+            self._notes = (f"all layers are dense, as the sparse engine does not work here: {works}",)
+            warnings.warn(self._notes[0], stacklevel=3)
+            path = "dense"
         if path == "auto":
             self._choose()
             return
@@ -144,6 +162,10 @@ class Compiled(nn.Module):
 
     def _can_run_sparse(self) -> bool:
         layers = self.sparse_layers().values()
+        if not layers:
+            return True
+        from skeletal.engine.codegen.packed_bf16 import COMPUTES
+
         return all(layer.weight.device.type == "cpu" and layer.weight.dtype in COMPUTES for layer in layers)
 
     def repeat(self, paths: Mapping[str, str], chosen: str) -> None:
@@ -152,6 +174,8 @@ class Compiled(nn.Module):
         for name, layer in self.sparse_layers().items():
             layer.path, layer.bf16 = paths[name], not chosen.endswith(_FULL)
         if isinstance(self.network, Network) and self._graph is not None:
+            from skeletal.engine.lower import lower
+
             self.network.install(lower(self.network, self._graph))
 
     def _choose(self) -> None:
@@ -160,6 +184,8 @@ class Compiled(nn.Module):
             self._notes = ("nothing here runs on sparse kernels: all layers are dense",)
             self.repeat(dict.fromkeys(layers, "dense"), "dense")
             return
+        from skeletal.engine import autotune
+
         examples = []
         map_tensors(lambda tensor: examples.append((tuple(tensor.shape), str(tensor.dtype))) or tensor, self._example)
         key = autotune.cache_key(
@@ -177,11 +203,13 @@ class Compiled(nn.Module):
         paths = {name: "sparse" if name in choice["sparse"] else "dense" for name in layers}
         self.repeat(paths, choice["chosen"])
 
-    def _measure(self, layers: Mapping[str, Sparse]) -> dict[str, Any]:
+    def _measure(self, layers: Mapping[str, "Sparse"]) -> dict[str, Any]:
         """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster.
 
         Under autocast to bfloat16 all of that in bfloat16, and all sparse on maps in float32 as well.
         """
+        from skeletal.engine import autotune
+
         with flush_denormals():
             times = {
                 name: autotune.layer_times(layers[name], shape)
@@ -209,15 +237,13 @@ class Compiled(nn.Module):
         return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}
 
     @property
-    def report(self) -> autotune.EngineReport:
+    def report(self) -> EngineReport:
         """What runs how, and the times it was chosen by."""
         layers = tuple(
-            autotune.LayerTimes(
-                name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None))
-            )
+            LayerTimes(name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None)))
             for name, layer in self.sparse_layers().items()
         )
-        return autotune.EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
+        return EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Compiled":
         super()._apply(fn, recurse)
@@ -269,7 +295,11 @@ def compile(
 
     Returns:
         A module to train and run in place of the model: create the optimizer on *its* parameters.
-        `to_dense()` leads back.
+        `to_dense()` leads back. Where the kernels do not work (see `skeletal.engine.available`) it runs dense, with
+        masked weights held at 0, and its report says why.
+
+    Warns:
+        UserWarning: they do not, and `path` is not "dense".
 
     Raises:
         MaskError: the mask belongs to another model.
@@ -287,6 +317,10 @@ def compile(
     with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         compiled.use(path)
     return compiled
+
+
+def _under_bfloat16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _precision(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.engine import available
 from skeletal.harness import data, models
 from skeletal.harness.config import PRESETS
 from skeletal.harness.devices import pick_device
@@ -13,7 +14,10 @@ from skeletal.harness.store.environment import environment
 
 
 def findings(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Versions, processor, data sets and names, by section; nothing is decoded or changed."""
+    """Versions, processor, data sets and names, by section; nothing is decoded or changed.
+
+    What is known of the sparse engine on this host is said; at first it is found out, which takes about a minute.
+    """
     here = environment()
     return {
         "versions": {"python": here["python"], **here["versions"]},
@@ -24,6 +28,8 @@ def findings(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
             "torch threads": here["threads"],
             "vector units": torch.backends.cpu.get_cpu_capability(),
             "flushes denormals": _flushes_denormals(),
+            "sparse engine": str(available()),
+            "sparse engine, bfloat16": str(available("bfloat16")),
             "memory (GiB)": here["memory_gib"],
             "gpus": ", ".join(gpu["name"] for gpu in here["gpus"] or []) or "none",
             "device auto means": str(pick_device("auto")),

@@ -73,7 +73,8 @@ def engine_for(
         earlier: `Engine.choice` of the run that is continued.
 
     Warns:
-        UserWarning: "sparse" was asked for, but the device is no CPU: dense it is.
+        UserWarning: "sparse" was asked for, but the device is no CPU; or the sparse engine does not work on this host
+            (see `skeletal.engine.available`): dense it is.
 
     Raises:
         ValueError: a run cannot go on with this engine, or on this device, as it began with another.
@@ -91,6 +92,15 @@ def engine_for(
             f"the sparse engine is for CPUs: {device.type} computes with dense, masked weights, as --engine dense does",
             stacklevel=3,
         )
+        return Engine(model, _DENSE)
+    from skeletal.engine import available
+
+    with autocast():
+        works = available("bfloat16" if torch.is_autocast_enabled("cpu") else "float32")
+    if not works:
+        if earlier is not None and "paths" in earlier:
+            raise ValueError(f"this run began with the sparse engine, which does not work here: {works}")
+        warnings.warn(f"training dense, masked weights: the sparse engine does not work here: {works}", stacklevel=3)
         return Engine(model, _DENSE)
     from skeletal.engine.compile import compile
 

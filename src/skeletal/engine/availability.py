@@ -1,0 +1,116 @@
+"""Whether the engine's kernels can be trusted on this host: compiled and compared with torch once, then remembered.
+
+numba may be missing, or newer than what this package was tested with; LLVM may compile for a CPU what that cannot run,
+or runs wrongly. Each would otherwise end a training in its middle, or, worse, not end it. The check is made in a
+process of its own, which may crash. What it compiles stays in numba's cache, where the first network finds it.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata, util
+from pathlib import Path
+
+from skeletal.core.version import __version__
+from skeletal.engine.host import processor, remember, remembered
+
+_SECONDS = 900
+"""for the check: many times what compiling takes on a busy machine"""
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skeletal.engine.self_check import main; main()"
+_PACKAGES = "numba", "llvmlite", "numpy", "torch"
+_SETTINGS = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT", "NUMBA_OPT", "NUMBA_ENABLE_AVX"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """True where the engine can be used."""
+
+    reason: str | None
+    """why not, in one line"""
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        return self.reason or "available"
+
+
+@lru_cache
+def available(maps: str = "float32") -> Availability:
+    """Whether the sparse engine works here: its kernels compile, and agree with torch on small layers.
+
+    The first call on a host compiles them, as the first network would; the result is kept in skeletal's cache folder
+    (`XDG_CACHE_HOME` or `~/.cache`), by CPU and versions, and for as long as neither changes.
+
+    Args:
+        maps: type of the maps, "float32" or "bfloat16": each has kernels of its own.
+
+    Returns:
+        An `Availability`: true, or false with a `reason`, which `str` gives, too.
+
+    """
+    missing = [package for package in _PACKAGES[:2] if _place(package) is None]
+    if missing:
+        return Availability(f"{' and '.join(missing)} cannot be found: pip install {' '.join(missing)}")
+    name = f"engine-{_key(maps)}"
+    earlier = remembered(name)
+    if earlier is not None and "reason" in earlier:
+        return Availability(earlier["reason"])
+    reason, lasts = _check(maps)
+    if lasts:
+        remember(name, {"reason": reason, "maps": maps, "versions": _versions()})
+    return Availability(reason)
+
+
+def _check(maps: str) -> tuple[str | None, bool]:
+    """What a check in another process has found, and whether it would find the same again."""
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), maps]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"its kernels did not compile within {_SECONDS} seconds ({_versions()})", False
+    except OSError as error:
+        return f"no process to check it in could be started: {error}", False
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"compiling or running its kernels ended in {name} ({_versions()})", name not in ("SIGKILL", "SIGTERM")
+    try:
+        reason = json.loads(done.stdout.splitlines()[-1])["reason"]
+    except (IndexError, ValueError, KeyError, TypeError):
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return f"its check failed: {last} ({_versions()})", False
+    return reason and f"{reason} ({_versions()})", True
+
+
+def _versions() -> str:
+    return ", ".join(f"{package} {_version(package)}" for package in _PACKAGES)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _place(package: str) -> str | None:
+    """Where a package would be loaded from; it is not."""
+    try:
+        spec = util.find_spec(package)
+    except ValueError:  # it is loaded, from nowhere
+        return None
+    return None if spec is None else spec.origin
+
+
+def _key(maps: str) -> str:
+    """What the result depends on."""
+    places = [_place(package) for package in _PACKAGES]
+    files = [*map(Path, filter(None, places)), *sorted(Path(__file__).parent.rglob("*.py"))]
+    states = [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+    parts = __version__, maps, places, _versions(), sys.version, states, processor("model name", "flags", "Features")
+    return hashlib.sha256(repr((parts, [os.environ.get(name) for name in _SETTINGS])).encode()).hexdigest()[:24]

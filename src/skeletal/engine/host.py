@@ -1,0 +1,41 @@
+"""The host: what its CPU is, and where results that hold for it alone are kept."""
+
+import json
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from skeletal.core.files import write_atomically
+
+
+def processor(*fields: str) -> list[str]:
+    """The first line of each field in what Linux says of the CPU; elsewhere what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return [platform.machine(), platform.processor()]
+    return [next((line for line in lines if line.startswith(field)), "") for field in fields]
+
+
+def remembered(name: str) -> dict[str, Any] | None:
+    """What `remember` has written, or None."""
+    try:
+        found = json.loads(_file(name).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def remember(name: str, found: dict[str, Any]) -> None:
+    """Write a result down for later processes; where that is not possible, they find it out again."""
+    with suppress(OSError):
+        path = _file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(found).encode())
+
+
+def _file(name: str) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "skeletal" / f"{name}.json"

@@ -1,0 +1,138 @@
+"""A host on which the kernels do not work: everything runs dense, and says why in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from skeletal.engine import available
+from skeletal.engine import self_check as checks
+from skeletal.engine.codegen.threads import share
+from skeletal.engine.kernels.fused_batch_norm import shared_backward
+from skeletal.engine.ops import convolution
+
+ASK = "from skeletal.engine import available; found = available(); print(bool(found)); print(found)"
+TRAIN = """
+import json, sys, warnings
+import torch
+import skeletal
+from skeletal.engine.compile import Compiled
+from skeletal.harness.runs.doctor import findings
+from skeletal.harness.training.engines import engine_for
+from tests.cases import convnet, random_mask
+
+model, x = convnet(), torch.randn(5, 3, 6, 6)
+mask = skeletal.Mask(random_mask(model, 0.3))
+said = []
+warnings.showwarning = lambda message, *rest: said.append(str(message))
+warnings.simplefilter("always")
+fast = skeletal.compile(model, mask, x)
+sparse = skeletal.compile(model, mask, x, path="sparse")
+options = dict(device=torch.device("cpu"), example=lambda: x)
+engines = [engine_for(model, mask, asked, **options).name for asked in ("auto", "sparse")]
+skeleton = mask.attach(model)
+off = 0.0
+for network in (fast, sparse):
+    optimizers = [torch.optim.SGD(one.parameters(), 0.1, momentum=0.9) for one in (network, model)]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(3):
+        losses = [one(x).square().mean() for one in (network, model)]
+        off = max(off, abs(losses[0].item() - losses[1].item()))
+        for loss, optimizer in zip(losses, optimizers):
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
+    mask.check(network.to_dense())
+    model.load_state_dict(state)
+print(json.dumps({
+    "said": said, "report": str(fast.report), "chosen": [fast.chosen, sparse.chosen], "engines": engines, "off": off,
+    "doctor": findings()["machine"]["sparse engine"], "numba": "numba" in sys.modules,
+}))
+"""
+BROKEN = {
+    "raises": ("raise RuntimeError('this numba is too new\\nfor words')", "do not compile: RuntimeError: this numba"),
+    "needs another numpy": ("raise ImportError('Numba needs NumPy 1')", "do not load: ImportError: Numba needs NumPy"),
+    "is empty": ("", "do not load: ModuleNotFoundError: No module named 'numba."),
+    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended in SIGSEGV"),
+    "runs out of memory": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended in SIGKILL"),
+    "exits": ("import os; os._exit(3)", "its check failed: exit status 3"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def call(tmp_path):
+    def run(code: str, numba: str) -> list[str]:
+        (tmp_path / "numba").mkdir(exist_ok=True)
+        source = tmp_path / "numba" / "__init__.py"
+        if not source.exists() or source.read_text() != numba:
+            source.write_text(numba)
+        root = Path(__file__).parents[2]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root / "src"), str(root)]),
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        }
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_says_what_is_wrong_in_one_line(call, way, tmp_path):
+    code, reason = BROKEN[way]
+    found = call(ASK, code)
+    assert found[0] == "False" and len(found) == 2
+    assert reason in found[1] and "numba" in found[1]
+    # Who was killed, or ended without an answer, may have a better day.
+    assert len(list(tmp_path.glob("cache/skeletal/engine-*.json"))) == (way not in ("runs out of memory", "exits"))
+
+
+def test_is_checked_once(call, tmp_path):
+    count = f"open({str(tmp_path / 'calls')!r}, 'a').write('x'); raise ImportError('no')"
+    assert call(ASK, count) == call(ASK, count)
+    assert (tmp_path / "calls").read_text() == "x"
+    call(ASK, f"# another numba\n{count}")
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_networks_work_without_the_engine(call):
+    found = json.loads(call(TRAIN, BROKEN["raises"][0])[-1])
+    assert found["off"] < 1e-6
+    assert found["chosen"] == ["dense", "dense"] and found["engines"] == ["dense", "dense"]
+    assert not found["numba"]
+    for text in (*found["said"], found["report"], found["doctor"]):
+        assert "this numba is too new" in text
+    assert len(found["said"]) == 4 and all("\n" not in text for text in found["said"])
+
+
+def test_works_here():
+    assert available() and str(available()) == "available"
+    assert checks.mismatch(torch.float32) is None
+    assert available("bfloat16")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1.001], ids=["NaN", "a thousandth"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_wrong_numbers_are_seen(monkeypatch, wrong, direction):
+    def miscompiled(kernel, units, *arguments):
+        share(kernel, units, *arguments)
+        if (kernel is shared_backward) == (direction == "backward"):
+            where = arguments[1][4 if direction == "backward" else 2]  # the gradient of x, or the output
+            convolution_memory[where[0]].mul_(wrong)
+
+    convolution_memory = {}
+    empty = convolution.arena.empty
+
+    def remembering(shape, dtype):
+        tensor = empty(shape, dtype)
+        convolution_memory[tensor.data_ptr()] = tensor
+        return tensor
+
+    monkeypatch.setattr(convolution.arena, "empty", remembering)
+    monkeypatch.setattr(convolution, "share", miscompiled)
+    reason = checks.mismatch(torch.float32)
+    what = "convolution's gradient of its input" if direction == "backward" else "convolution is off"
+    assert reason is not None and what in reason
