@@ -1,41 +1,170 @@
-"""Imports point one way, and the light entrances stay light."""
+"""Imports point down and never in a circle, libraries stay in their rooms, the light entrances stay light."""
 
-import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.imports import circles, imports_of, modules_of
+
 SOURCE = Path(__file__).parent.parent / "src" / "skeletal"
-# Each may import what stands after it; core imports nothing else of ours.
-ORDER = ["cli", "study", "harness", "engine", "core"]
+
+# The house, top floor first. A room may import itself and the floors below; rooms on the same floor do not know of each
+# other. A package's own files ("x/*") have a floor, too: those of `core` and `harness` are the lowest of their package,
+# those of `engine` the highest.
+FLOORS = """
+    skeletal/*
+    cli
+    study/beyond  study/show
+    study/dispatch
+    study/items
+    study/paper
+    study/*
+    harness/bench
+    harness/runs
+    harness/training
+    harness/store  harness/models  harness/data
+    harness/*
+    integrations
+    engine/*
+    engine/modules
+    engine/ops
+    engine/kernels
+    engine/plan
+    engine/codegen
+    compaction
+    core/pruning
+    core/diagnosis
+    core/masks
+    core/model
+    core/*
+"""
+FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
+ONLY = {"core": ("torch", "safetensors"), "compaction": ("torch", "safetensors")}
+LLVM = ("llvmlite", "numba.core")
+MOST_FILES = 15  # in a folder, besides its __init__.py
 
 
-def imported(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{file}: relative import"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+def room_of(module: str) -> str:
+    """The room that a module stands in: the folder's, or "x/*" of a package that has rooms and is none."""
+    parts = module.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        for room in ("/".join(parts[:length]), "/".join(parts[:length]) + "/*"):
+            if room in FLOOR:
+                return room
+    return "skeletal/*"
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_imports_point_one_way(room):
-    forbidden = [f"skeletal.{above}" for above in ORDER[: ORDER.index(room)]]
-    for file in sorted((SOURCE / room).rglob("*.py")):
-        wrong = [name for name in imported(file) if any(name == f or name.startswith(f + ".") for f in forbidden)]
-        assert not wrong, f"{file.relative_to(SOURCE)} imports {wrong}"
+def upward(source: Path) -> list[str]:
+    modules = modules_of(source)
+    arrows = [(one, other) for one in modules for other in imports_of(one, modules) & modules.keys()]
+    rooms = [(one, other, room_of(one), room_of(other)) for one, other in arrows]
+    return [f"{one} -> {other}" for one, other, a, b in rooms if a != b and FLOOR[a] >= FLOOR[b]]
 
 
-def test_core_needs_torch_and_safetensors_only():
-    allowed = {"torch", "safetensors", "skeletal", *sys.stdlib_module_names}
-    for file in (SOURCE / "core").rglob("*.py"):
-        roots = {name.split(".")[0] for name in imported(file)}
-        assert roots <= allowed, f"{file.name}: {roots - allowed}"
+def in_circles(source: Path) -> list[list[str]]:
+    modules = modules_of(source)
+    return circles({one: imports_of(one, modules) & modules.keys() for one in modules})
+
+
+def foreign(source: Path) -> list[str]:
+    """Libraries that a room must not need."""
+    modules = modules_of(source)
+    wrong = []
+    for one in modules:
+        room = one.split(".")[1] if "." in one else ""
+        allowed = {"skeletal", *ONLY.get(room, ()), *sys.stdlib_module_names}
+        names = imports_of(one, modules)
+        if room in ONLY:
+            wrong += [f"{one} -> {name}" for name in names if name.split(".")[0] not in allowed]
+        if room_of(one) != "engine/codegen":
+            text = modules[one].read_text()
+            wrong += [f"{one} names {name}" for name in LLVM if re.search(rf"\b{re.escape(name)}\b", text)]
+    return wrong
+
+
+def crowded(source: Path) -> list[str]:
+    folders = [folder for folder in (source, *source.rglob("*")) if folder.is_dir()]
+    counts = {folder: len([f for f in folder.glob("*.py") if f.name != "__init__.py"]) for folder in folders}
+    return [f"{folder.name}: {count} files" for folder, count in counts.items() if count > MOST_FILES]
+
+
+def test_imports_point_down():
+    assert not upward(SOURCE)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert not in_circles(SOURCE)
+
+
+def test_core_and_compaction_need_torch_and_safetensors_only_and_llvm_stays_in_codegen():
+    assert not foreign(SOURCE)
+
+
+def test_no_folder_is_a_long_list():
+    assert not crowded(SOURCE)
+
+
+def test_every_folder_is_a_room_that_says_what_it_is_for():
+    for folder in SOURCE.rglob("*/"):
+        if folder.name != "__pycache__" and any(folder.glob("*.py")):
+            assert (folder / "__init__.py").read_text().startswith('"""'), folder
+            name = str(folder.relative_to(SOURCE))
+            assert name in FLOOR or f"{name}/*" in FLOOR, f"{name} has no floor"
+
+
+TREE = {  # a small house, in order
+    "__init__.py": '_HOME = {"prune": "skeletal.engine.top:prune"}',
+    "core/low.py": "import torch",
+    "core/masks/mask.py": "from skeletal.core import low",
+    "engine/top.py": "from skeletal.core.masks.mask import Mask\nfrom skeletal.engine.codegen import ir",
+    "engine/codegen/ir.py": "from numba.core import types",
+    "study/show/draw.py": "import matplotlib",
+    "study/beyond/advise.py": "import json",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "check"),
+    [
+        ("core/low.py", "from skeletal.engine.top import prune", upward),
+        ("core/low.py", "import skeletal.core.masks.mask", upward),
+        ("core/low.py", "import skeletal", upward),
+        ("core/low.py", "from . import masks", upward),
+        ("core/masks/mask.py", "def late():\n    from skeletal.engine import top", upward),
+        ("core/masks/mask.py", 'import_module("skeletal.engine.top")', upward),
+        ("core/masks/mask.py", 'TABLE = {"x": "skeletal.engine.top:prune"}', upward),
+        ("engine/codegen/ir.py", "from skeletal.engine.top import prune", upward),
+        ("study/show/draw.py", "from skeletal.study.beyond.advise import x", upward),
+        ("core/low.py", "from skeletal.core.masks.mask import Mask", in_circles),
+        ("core/masks/mask.py", 'import_module("skeletal.engine.top")', in_circles),
+        ("core/low.py", "import numpy", foreign),
+        ("core/low.py", 'importlib.import_module("numba")', foreign),
+        ("core/low.py", "importlib.import_module(name)", foreign),
+        ("core/masks/mask.py", "from scipy import sparse", foreign),
+        ("engine/top.py", "import llvmlite", foreign),
+        ("engine/top.py", "from numba.core import cgutils", foreign),
+        ("engine/top.py", 'import_module("llvmlite.ir")', foreign),
+    ],
+)
+def test_a_wrong_import_is_found(tmp_path, file, code, check):
+    source = tmp_path / "skeletal"
+    for name, text in TREE.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    (source / "core/masks/__init__.py").touch()
+    assert not check(source)
+    (source / file).write_text(f"{TREE[file]}\n{code}\n")
+    assert check(source)
+
+
+def test_a_crowded_folder_is_found(tmp_path):
+    for number in range(MOST_FILES + 1):
+        assert not crowded(tmp_path)
+        (tmp_path / f"{number}.py").touch()
+    assert crowded(tmp_path)
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -46,5 +175,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_import_skeletal_is_light():
     assert not loaded_by("import skeletal") & {"torch"}
     heavy = {"torchvision", "matplotlib", "accelerate", "numba", "sklearn", "pyarrow", "timm"}
-    assert not loaded_by("import skeletal; skeletal.prune, skeletal.Mask, skeletal.models") & heavy
+    loaded = loaded_by("import skeletal; skeletal.prune, skeletal.Mask, skeletal.models")
+    assert not loaded & heavy
+    assert not {name for name in loaded if re.match(r"skeletal\.engine\.(?!prune$)", name)}
     assert "numba" not in loaded_by("from skeletal.harness.runs import experiment, review")  # for those who train dense
