@@ -38,7 +38,7 @@ def _called_by_string(tree: ast.AST) -> Iterator[str]:
 
 
 def imports_of(module: str, modules: dict[str, Path]) -> set[str]:
-    """The full names of what a module imports anywhere in its file; of ours the module, of others what is written."""
+    """The full names of what a module imports anywhere in its file; of a name in a module both."""
     file = modules[module]
     tree = ast.parse(file.read_text())
     found = {*_named_by_strings(tree, modules), *_called_by_string(tree)}
@@ -50,7 +50,7 @@ def imports_of(module: str, modules: dict[str, Path]) -> set[str]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             named = {f"{base}.{alias.name}" for alias in node.names}
-            found |= (named & modules.keys()) | ({base} if named - modules.keys() else set())
+            found |= named & modules.keys() or {base, *named}  # a module, or what is in one
     return found - {module}
 
 

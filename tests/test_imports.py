@@ -1,6 +1,5 @@
 """Imports point down and never in a circle, libraries stay in their rooms, the light entrances stay light."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ FLOORS = """
     harness/bench
     harness/runs
     harness/training
-    harness/store  harness/models  harness/data
+    harness/store  harness/models  harness/data  harness/output
     harness/*
     integrations
     engine/*
@@ -43,8 +42,7 @@ FLOORS = """
 """
 FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
 ONLY = {"core": ("torch", "safetensors"), "compaction": ("torch", "safetensors")}
-LLVM = ("llvmlite", "numba.core")
-MOST_FILES = 15  # in a folder, besides its __init__.py
+LLVM = ("llvmlite.", "numba.core.")
 
 
 def room_of(module: str) -> str:
@@ -80,15 +78,8 @@ def foreign(source: Path) -> list[str]:
         if room in ONLY:
             wrong += [f"{one} -> {name}" for name in names if name.split(".")[0] not in allowed]
         if room_of(one) != "engine/codegen":
-            text = modules[one].read_text()
-            wrong += [f"{one} names {name}" for name in LLVM if re.search(rf"\b{re.escape(name)}\b", text)]
+            wrong += [f"{one} -> {name}" for name in names if f"{name}.".startswith(LLVM)]
     return wrong
-
-
-def crowded(source: Path) -> list[str]:
-    folders = [folder for folder in (source, *source.rglob("*")) if folder.is_dir()]
-    counts = {folder: len([f for f in folder.glob("*.py") if f.name != "__init__.py"]) for folder in folders}
-    return [f"{folder.name}: {count} files" for folder, count in counts.items() if count > MOST_FILES]
 
 
 def test_imports_point_down():
@@ -101,10 +92,6 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_core_and_compaction_need_torch_and_safetensors_only_and_llvm_stays_in_codegen():
     assert not foreign(SOURCE)
-
-
-def test_no_folder_is_a_long_list():
-    assert not crowded(SOURCE)
 
 
 def test_every_folder_is_a_room_that_says_what_it_is_for():
@@ -146,6 +133,7 @@ TREE = {  # a small house, in order
         ("core/masks/mask.py", "from scipy import sparse", foreign),
         ("engine/top.py", "import llvmlite", foreign),
         ("engine/top.py", "from numba.core import cgutils", foreign),
+        ("engine/top.py", "from numba import core", foreign),
         ("engine/top.py", 'import_module("llvmlite.ir")', foreign),
     ],
 )
@@ -160,13 +148,6 @@ def test_a_wrong_import_is_found(tmp_path, file, code, check):
     assert check(source)
 
 
-def test_a_crowded_folder_is_found(tmp_path):
-    for number in range(MOST_FILES + 1):
-        assert not crowded(tmp_path)
-        (tmp_path / f"{number}.py").touch()
-    assert crowded(tmp_path)
-
-
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
@@ -177,5 +158,7 @@ def test_import_skeletal_is_light():
     heavy = {"torchvision", "matplotlib", "accelerate", "numba", "sklearn", "pyarrow", "timm"}
     loaded = loaded_by("import skeletal; skeletal.prune, skeletal.Mask, skeletal.models")
     assert not loaded & heavy
-    assert not {name for name in loaded if re.match(r"skeletal\.engine\.(?!prune$)", name)}
+    assert {name for name in loaded if name.startswith("skeletal.engine.")} <= {
+        f"skeletal.engine.{light}" for light in ("availability", "host", "prune")
+    }
     assert "numba" not in loaded_by("from skeletal.harness.runs import experiment, review")  # for those who train dense

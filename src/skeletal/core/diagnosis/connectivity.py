@@ -32,11 +32,11 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
         The answer, None where the network cannot be probed, and then the reason.
 
     """
-    kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
+    mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
     model.eval()
 
     def attempt(examples: int | None, dtype: torch.dtype | None) -> tuple[bool | None, str]:
-        state = stand_ins(model, kept, dtype, 0.0, torch.Generator().manual_seed(0))
+        state = stand_ins(model, mask, dtype, 0.0, torch.Generator().manual_seed(0))
         return _probe(model, state, shorten(batch, examples), dtype)
 
     try:

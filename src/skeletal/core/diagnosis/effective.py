@@ -53,15 +53,15 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
         ValueError: the model does not run on made-up inputs of these shapes.
 
     """
-    kept = {name: keep.to(device_of(model)) for name, keep in mask.items()}
+    mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
 
     def sort(examples: int | None, dtype: torch.dtype | None) -> tuple[Tensors, Tensors]:
         few = shorten(to_device(batch, device_of(model)), examples)
-        effective = _reached(model, kept, few, dtype, biased=False)
-        left = {name: keep & ~effective[name] for name, keep in kept.items()}
+        effective = _reached(model, mask, few, dtype, biased=False)
+        left = {name: keep & ~effective[name] for name, keep in mask.items()}
         if not any(keep.any() for keep in left.values()):
             return effective, left
-        trained = _reached(model, kept, few, dtype, biased=True)
+        trained = _reached(model, mask, few, dtype, biased=True)
         return effective, {name: keep & trained[name] for name, keep in left.items()}
 
     return first_that_runs(model, [partial(sort, *how) for how in ATTEMPTS])
@@ -80,16 +80,16 @@ def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]
     return (outputs, inputs) if swapped else (inputs, outputs)
 
 
-def _reached(model: nn.Module, kept: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool) -> Tensors:
+def _reached(model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool) -> Tensors:
     """Where the gradient of a random projection of the outputs is not 0, of several random draws."""
     generator = torch.Generator().manual_seed(0)
-    reached = {name: torch.zeros_like(keep) for name, keep in kept.items()}
-    total = sum(int(keep.sum()) for keep in kept.values())
+    reached = {name: torch.zeros_like(keep) for name, keep in mask.items()}
+    total = sum(int(keep.sum()) for keep in mask.values())
     found = 0
     for draw in range(_DRAWS):
         scale = _SCALES[draw % len(_SCALES)]
-        state = stand_ins(model, kept, dtype, scale if biased else 0.0, generator)
-        leaves = {name: state[name].requires_grad_() for name in kept}
+        state = stand_ins(model, mask, dtype, scale if biased else 0.0, generator)
+        leaves = {name: state[name].requires_grad_() for name in mask}
 
         def positive(tensor: Tensor, scale: float = scale) -> Tensor:
             return random_positive(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()

@@ -65,7 +65,7 @@ def measure_saliency(
         raise ValueError(f"count is {count}; it has to be at least 1")
     model = unwrap(model)
     parameters = matching_parameters({name: keep.detach().bool() for name, keep in mask.items()}, model)
-    kept = {
+    masked = {
         name: widen(weight.detach()).masked_fill(~mask[name].bool().to(weight.device), 0)
         for name, weight in parameters.items()
     }
@@ -73,9 +73,9 @@ def measure_saliency(
         model, Cycle(batches), count, loss, bn_mode, channels_last=prefers_channels_last(model, "float32")
     )
     with preserve_model(model, training=bn_mode == "train", seed=seed), flush_denormals():
-        gradient, mean_loss = derivatives.gradient(kept)
+        gradient, mean_loss = derivatives.gradient(masked)
     force = norm = 0.0
-    for name, weight in kept.items():
+    for name, weight in masked.items():
         on_mask = gradient[name] * mask[name].to(weight.device)
         force += (weight * on_mask).abs().sum(dtype=torch.float64).item()
         norm += on_mask.to(torch.float64).square().sum().item()

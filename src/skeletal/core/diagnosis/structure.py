@@ -10,7 +10,7 @@ STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that h
 
 
 def stand_ins(
-    model: nn.Module, kept: Tensors, dtype: torch.dtype | None, bias: float, generator: torch.Generator
+    model: nn.Module, mask: Tensors, dtype: torch.dtype | None, bias: float, generator: torch.Generator
 ) -> Tensors:
     """All parameters and buffers, made such that a signal passes exactly where the mask lets it.
 
@@ -19,7 +19,7 @@ def stand_ins(
 
     Args:
         model: is not changed.
-        kept: bool, by parameter name, on the model's device; weights that it does not name are all kept.
+        mask: bool, by parameter name, on the model's device; weights that it does not name are all kept.
         dtype: of floating-point stand-ins; None keeps their own.
         bias: 0 leaves nothing but paths from the input.
         generator: of the random numbers, on the CPU.
@@ -35,7 +35,7 @@ def stand_ins(
         if leaf in STATISTICS:
             value.fill_(STATISTICS[leaf])
         elif name in parameters:
-            keep = kept.get(name, torch.ones_like(value))
+            keep = mask.get(name, torch.ones_like(value))
             if leaf.endswith("bias"):
                 value = random_positive(value, dtype, generator) * bias * keep
             elif value.dim() > 1:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from skeletal.study.paper.jobs import Job
@@ -88,12 +87,6 @@ class Item:
     def jobs(self, scale: Scale) -> list[Job]:
         """Return every job of the item, once."""
         return list(dict.fromkeys(job for cell in self.cells(scale) for job in cell.jobs))
-
-    def points(self, scale: Scale, root: Path) -> list[Point]:
-        """Return what the finished runs below `root` have measured; see `collect.points`."""
-        from skeletal.study.paper import collect
-
-        return collect.points(self, scale, root)
 
     def at(self, scale: Scale) -> "Item":
         """Return the item with its panels as they are at this scale.
