@@ -102,6 +102,10 @@ class Training:
     engine: Literal["auto", "dense", "sparse"] = "auto"
     """what computes a masked network on a CPU: torch on the dense weights, our kernels on the kept ones, or whichever
     is measured to be faster"""
+    graph: Literal["auto", "no"] = "auto"
+    """on a GPU: record the whole training step once, as a CUDA graph, and replay it, wherever that can be; or never"""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """let torch.compile make the kernels: on a GPU where the run is long enough for it to pay, always, never"""
     tensorboard: bool = False
     """also write each epoch's metrics and the layer densities for TensorBoard, into the run folder"""
 

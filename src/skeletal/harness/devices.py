@@ -41,3 +41,19 @@ def tuned(device: torch.device) -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark = before
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Compute on a stream other than the default one, on which nothing can be recorded; on a CPU nothing happens."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    outside = torch.cuda.current_stream(device)
+    stream.wait_stream(outside)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outside.wait_stream(stream)

@@ -76,6 +76,11 @@ class MemorySplit:
         """Return the class of every example: int64, `(len(self),)`."""
         return self.part.labels[self.members]
 
+    @property
+    def there(self) -> Part:
+        """Return the part on the device where batches are made."""
+        return self.part if self.device == CPU else _on(self.device, self.part)
+
     def batches(
         self,
         batch_size: int,
@@ -107,19 +112,66 @@ class MemoryBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         spec, device, share = self.split.spec, self.split.device, self.split.share
-        part = self.split.part if device == CPU else _on(device, self.split.part)
-        mean, std = torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)
+        part, levels = self.split.there, Levels.of(spec, device)
         shuffled = order(len(self.split), train=self.train, seed=self.seed, epoch=self.epoch)
         members = self.split.members[shuffled].to(device)
         for k in self.indices:
             batch = members[k * self.batch_size : (k + 1) * self.batch_size]
-            chosen = share.of(batch)
-            images = part.images[chosen]
+            draws = None
             if self.train:
-                random = generator("augment", self.seed, self.epoch, k)  # of the CPU, also for a GPU: the same draws
-                draws = draw(len(batch), padding=spec.padding, flip=spec.flip, generator=random)
-                images = crop_and_flip(images, Draws(*(_sent(share.of(d), device) for d in draws)), spec.padding)
-            yield normalize(images, mean, std), part.labels[chosen]
+                drawn = draws_of(spec, len(batch), self.seed, self.epoch, k)
+                draws = Draws(*(_sent(share.of(d), device) for d in drawn))
+            yield made(part, share.of(batch), draws, spec.padding, levels)
+
+
+class Levels(NamedTuple):
+    """What images are normalized by, on their device."""
+
+    mean: Tensor  # (C,)
+    std: Tensor  # (C,)
+
+    @classmethod
+    def of(cls, spec: Spec, device: torch.device) -> "Levels":
+        """Those of a data set."""
+        return cls(torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device))
+
+
+def draws_of(spec: Spec, batch_size: int, seed: int, epoch: int, batch: int) -> Draws:
+    """The augmentation of one training batch, drawn on the CPU, also for a GPU: the same everywhere."""
+    random = generator("augment", seed, epoch, batch)
+    return draw(batch_size, padding=spec.padding, flip=spec.flip, generator=random)
+
+
+def made(part: Part, members: Tensor, draws: Draws | None, padding: int, levels: Levels) -> Batch:
+    """The batch of the examples `members`, cropped and flipped where there are draws, normalized; all on one device."""
+    images = part.images[members]
+    if draws is not None:
+        images = crop_and_flip(images, draws, padding)
+    return normalize(images, *levels), part.labels[members]
+
+
+class EpochPlan(NamedTuple):
+    """Every choice of a training epoch made at once: row k is batch k, and a short last row is filled up with zeros."""
+
+    members: Tensor  # (steps, batch_size) int64: numbers in the part
+    draws: Draws  # each (steps, batch_size)
+
+
+def plan_epoch(split: MemorySplit, batch_size: int, *, seed: int, epoch: int) -> EpochPlan:
+    """What the batches of `split.batches(batch_size, train=True, seed=seed, epoch=epoch)` are made of; on the CPU."""
+    sizes = [len(rows) for rows in torch.arange(len(split)).split(batch_size)]
+    shape = len(sizes), batch_size
+    plan = EpochPlan(
+        torch.zeros(shape, dtype=torch.int64),
+        Draws(*(torch.zeros(shape, dtype=kind) for kind in (torch.int64, torch.int64, torch.bool))),
+    )
+    shuffled = split.members[order(len(split), train=True, seed=seed, epoch=epoch)]
+    plan.members.view(-1)[: len(split)] = shuffled
+    for k, size in enumerate(sizes):
+        drawn = draws_of(split.spec, size, seed, epoch, k)
+        for row, values in zip(plan.draws, drawn, strict=True):
+            row[k, :size] = values
+    return plan
 
 
 def _sent(drawn: Tensor, device: torch.device) -> Tensor:

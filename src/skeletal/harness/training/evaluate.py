@@ -37,6 +37,12 @@ def class_ranks(outputs: Tensor, targets: Tensor) -> Tensor:
     return ahead.sum(1).masked_fill(outputs.isnan().any(1), torch.iinfo(torch.int64).max)
 
 
+def scored(loss: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    """A batch's mean loss, and how many examples have their class first, and among the first five: float32 (3,)."""
+    ranks = class_ranks(outputs.detach(), targets)
+    return torch.stack([loss.detach().float(), (ranks < 1).sum().float(), (ranks < 5).sum().float()])
+
+
 @dataclass
 class Tally:
     """Running sums over batches. Results stay on their device until `materialize`, so that a GPU need not wait."""
@@ -49,9 +55,15 @@ class Tally:
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count one batch; `loss` is its mean."""
-        ranks = class_ranks(outputs.detach(), targets)
-        row = torch.stack([loss.detach().float(), (ranks < 1).sum().float(), (ranks < 5).sum().float()])
-        self._pending.append((len(targets), row))
+        self.append(len(targets), scored(loss, outputs, targets))
+
+    def append(self, examples: int, row: Tensor) -> None:
+        """Count a batch by what `scored` gives; `row` is read when the tally is materialized, and not kept."""
+        self._pending.append((examples, row))
+
+    def newest(self) -> Tensor:
+        """What `scored` gave for the batch that was counted last, if it has not been materialized yet."""
+        return self._pending[-1][1].cpu()
 
     def materialize(self) -> list[float]:
         """Fetch what was added since the last call, and return the loss of each of those batches."""

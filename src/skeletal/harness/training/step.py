@@ -45,10 +45,16 @@ class Batching:
 
 
 class EagerSteps:
-    """Steps on batches as the split gives them; of several ranks each takes its part of every batch."""
+    """Steps on batches as the split gives them; of several ranks each takes its part of every batch.
 
-    def __init__(self, run: RunState, batching: Batching, team: Team) -> None:
+    `network` is what is called in place of the run's network, as what was compiled of it.
+    """
+
+    def __init__(
+        self, run: RunState, batching: Batching, team: Team, network: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self._run, self._batching, self._team = run, batching, team
+        self._network = network or run.engine.network
 
     def take(self, stopping: Callable[[], bool]) -> Iterator[StepReport]:
         """See `Steps`."""
@@ -75,7 +81,7 @@ class EagerSteps:
     def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's mean loss and outputs, after the backward pass."""
         with self._batching.autocast():
-            outputs = self._run.engine.network(inputs)
+            outputs = self._network(inputs)
         outputs = outputs.float()
         loss = cross_entropy(outputs, targets)
         loss.backward()

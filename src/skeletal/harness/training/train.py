@@ -4,48 +4,21 @@ A run can be stopped at any step and goes on exactly where it was: on a CPU the 
 weights, to the bit, as one that was never stopped.
 """
 
-from dataclasses import asdict
-from typing import Any
+from collections import deque
 
 from torch import nn
 
-from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import together
 from skeletal.harness.config import Training
 from skeletal.harness.data.splits import Data
-from skeletal.harness.devices import pick_device, tuned
+from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training import trackers
-from skeletal.harness.training.engines import ENGINES
 from skeletal.harness.training.interrupt import Stop
-from skeletal.harness.training.trainer import Task, Trainer, TrainResult, milestones
+from skeletal.harness.training.trainer import Task, Trainer, TrainResult, milestones, steps_per_epoch, turns
 
 __all__ = ["TrainResult", "milestones", "steps_per_epoch", "train"]
-
-
-def steps_per_epoch(training: Training, data: Data) -> int:
-    """The number of batches in a pass over the training split, after a look at the settings.
-
-    Raises:
-        ValueError: a setting is missing or senseless, or there are no training examples.
-
-    """
-    settings: dict[str, Any] = asdict(training)
-    missing = [name for name, value in settings.items() if value is None]
-    if missing:
-        raise ValueError(f"training needs {', '.join(missing)}: `resolve(training, preset)` fills them in")
-    for name in ("epochs", "batch_size"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {settings[name]}")
-    require("engine", training.engine, ENGINES)
-    if training.tensorboard:
-        trackers.require_tensorboard()
-    steps = len(data.train.batches(settings["batch_size"], train=True))
-    if steps == 0:
-        raise ValueError("there is nothing to train on: the training split is empty")
-    return steps
 
 
 @together()
@@ -91,7 +64,7 @@ def train(
         PeerError: another rank has failed; names the rank and its error.
 
     """
-    steps = steps_per_epoch(training, data)
+    steps_per_epoch(training, data)  # before a device is looked for
     task = Task(
         model=model,
         data=data,
@@ -105,11 +78,10 @@ def train(
     with (
         flush_denormals(),
         tuned(task.device),
+        own_stream(task.device),
         Stop() as stop,
-        Trainer(task, steps, stop, progress=progress) as trainer,
+        Trainer(task, stop, progress=progress) as trainer,
     ):
-        while trainer.goes_on():
-            trainer.epoch()
-            trainer.score()
-            trainer.save()
-        return trainer.finish()
+        (result,) = deque(turns(trainer), maxlen=1)
+    assert result is not None, "the last turn gives the result"
+    return result

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from skeletal.core.choices import require
 from skeletal.core.files import write_atomically
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
@@ -20,12 +21,13 @@ from skeletal.harness.data.splits import Data, Split
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import trackers
 from skeletal.harness.training.checkpoint import RunState, engine_of, load
+from skeletal.harness.training.choose_step import Way, choose
 from skeletal.harness.training.display import Display
-from skeletal.harness.training.engines import Engine, engine_for_all
+from skeletal.harness.training.engines import ENGINES, Engine, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
 from skeletal.harness.training.interrupt import Interrupted, Stop
 from skeletal.harness.training.processes import Team, generator_seed
-from skeletal.harness.training.step import Batching, EagerSteps, Steps
+from skeletal.harness.training.step import Batching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,8 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it continues."""
         settings: dict[str, Any] = {**asdict(self.training), "seed": self.seed}
-        del settings["engine"], settings["tensorboard"]  # the checkpoint says what came of the one; the other is a view
+        for how in ("engine", "graph", "compile", "tensorboard"):  # the same run, computed or looked at in another way
+            del settings[how]
         if not settings["sync_bn"]:
             del settings["sync_bn"]  # came later: checkpoints from before it go on
         return settings
@@ -82,15 +85,18 @@ class Trainer:
     """One training, resumed where its folder's checkpoint left it. Set up inside a `with` block.
 
     Args:
-        task: what is trained; its settings have been checked.
-        steps: batches in an epoch.
+        task: what is trained.
         stop: asks for the end.
         progress: show a bar.
 
+    Raises:
+        ValueError: see `train`.
+
     """
 
-    def __init__(self, task: Task, steps: int, stop: Stop, *, progress: bool) -> None:
-        self._task, self._steps, self._stop, self._progress = task, steps, stop, progress
+    def __init__(self, task: Task, stop: Stop, *, progress: bool) -> None:
+        self._task, self._stop, self._progress = task, stop, progress
+        self._steps = steps_per_epoch(task.training, task.data)
         self._epochs = task.training.epochs or 0
         self._opened = ExitStack()
 
@@ -134,12 +140,14 @@ class Trainer:
         self._tracker = trackers.of(task.folder if training.tensorboard and rank() == 0 else None, task.mask, run.epoch)
         opened.callback(self._tracker.close)
         self._display.begin(run.epoch, run.batch)
-        self._way: Steps = EagerSteps(run, self._batching(), self._team)
+        self._way: Way | None = None
 
-    def _batching(self) -> Batching:
-        task = self._task
+    def _choose(self) -> Way:
+        task, run = self._task, self._run
         split = shared(resident(task.data.train, task.device))
-        return Batching(split, task.batch_size, task.seed, task.training.channels_last, task.autocast)
+        batching = Batching(split, task.batch_size, task.seed, task.training.channels_last, task.autocast)
+        steps_left = (self._epochs - run.epoch) * self._steps - run.batch
+        return choose(run, batching, self._team, task.training, steps_left)
 
     def goes_on(self) -> bool:
         """Whether there are epochs left, and nobody has asked any rank to stop."""
@@ -148,13 +156,8 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         return any(everyone(self._stop.requested))
 
-    def epoch(self) -> None:
-        """Take the steps that are left of this epoch, until somebody asks to stop."""
-        for _ in self.steps():
-            pass
-
     def steps(self) -> Iterator[None]:
-        """`epoch`, a step with each item.
+        """Take the steps that are left of this epoch, one with each item, until somebody asks to stop.
 
         Raises:
             NonFiniteError: the loss or a weight became NaN or infinite.
@@ -163,11 +166,12 @@ class Trainer:
 
         """
         run = self._run
-        started = time.perf_counter() - run.epoch_seconds
         look_every = 1 if run.device.type == "cpu" or ranks() > 1 else 20  # looking makes a GPU wait
         run.engine.network.train()
         try:
-            for report in self._way.take(lambda: self._stop.requested):
+            self._way = self._way or self._choose()
+            started = time.perf_counter() - run.epoch_seconds
+            for report in self._way.steps.take(lambda: self._stop.requested):
                 run.batch += 1
                 if run.batch % look_every == 0 or run.batch == self._steps or report.stopping:
                     newest = run.materialize()
@@ -196,6 +200,8 @@ class Trainer:
             "seconds": run.epoch_seconds,
             "engine": run.engine.name,
         }
+        if self._way is not None and self._way.about is not None:
+            row["step"] = self._way.about
         row |= _named("train", run.tally.scores())
         if len(task.data.validation):
             row |= _named("val", self._scores(task.data.validation))
@@ -241,6 +247,39 @@ class Trainer:
         if run.batch:
             where += f" and step {run.batch} of {self._steps} of the next"
         return self._display.interrupted(where, self._task.folder, self._task.resume_command)
+
+
+def turns(trainer: Trainer) -> Iterator[TrainResult | None]:
+    """The loop of a training. It pauses after every step, so that several can take turns; the result comes last."""
+    while trainer.goes_on():
+        yield from trainer.steps()
+        trainer.score()
+        trainer.save()
+    yield trainer.finish()
+
+
+def steps_per_epoch(training: Training, data: Data) -> int:
+    """The number of batches in a pass over the training split, after a look at the settings.
+
+    Raises:
+        ValueError: a setting is missing or senseless, or there are no training examples.
+
+    """
+    settings: dict[str, Any] = asdict(training)
+    missing = [name for name, value in settings.items() if value is None]
+    if missing:
+        raise ValueError(f"training needs {', '.join(missing)}: `resolve(training, preset)` fills them in")
+    for name in ("epochs", "batch_size"):
+        if settings[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {settings[name]}")
+    for name, choices in (("engine", ENGINES), ("graph", ("auto", "no")), ("compile", ("auto", "yes", "no"))):
+        require(name, settings[name], choices)
+    if training.tensorboard:
+        trackers.require_tensorboard()
+    steps = len(data.train.batches(settings["batch_size"], train=True))
+    if steps == 0:
+        raise ValueError("there is nothing to train on: the training split is empty")
+    return steps
 
 
 def milestones(training: Training) -> list[int]:

@@ -1,0 +1,204 @@
+"""CUDA graphs of a run's step: recorded, compared with eager steps, and only then trusted."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from skeletal.harness.training.checkpoint import RunState
+from skeletal.harness.training.evaluate import Tally
+from skeletal.harness.training.processes import Team
+from skeletal.harness.training.static_step import Snapshot, StaticStep
+from skeletal.harness.training.step import Batching, EagerSteps
+
+WARM_UPS = 3  # steps before recording, in which cuDNN chooses its algorithms and libraries allocate what they keep
+COMPARED = 2  # recorded steps: the second shows that the counter moves on and that weights have moved
+FLOAT32_ROUNDING = 0.02  # of an update, relative; TF32 keeps 10 bits, and sums have another order each time
+MOST = 0.5  # an update that differs by more than this is another one, whatever the precision
+
+
+class MismatchError(RuntimeError):
+    """Recorded steps are not those they are recordings of."""
+
+
+class Recorder(Protocol):
+    """What makes recordings."""
+
+    def record(self, step: Callable[[], None]) -> Callable[[], object]:
+        """A function that does again what `step` does; `step` has been called before, and may be called again."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        ...
+
+
+class GraphRecorder:
+    """Records into CUDA graphs, which share their memory; the current stream has to be another than the default one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
+
+    def record(self, step: Callable[[], None]) -> Callable[[], object]:
+        """See `Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream(self._device)
+        with (
+            _own_generator_state(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            step()
+        return graph.replay
+
+    def synchronize(self) -> None:
+        """See `Recorder`."""
+        torch.cuda.synchronize(self._device)
+
+
+@contextmanager
+def _own_generator_state(device: torch.device) -> Iterator[None]:
+    """Record random layers with a copy of the generator's state: a recording that fails leaves its state half-made."""
+    generator: Any = torch.cuda.default_generators[device.index or 0]
+    before = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(before.clone_state())
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run's step, recorded for each size of its batches."""
+
+    step: StaticStep
+    replays: dict[int, Callable[[], object]]
+    recorder: Recorder
+
+    def of(self, size: int) -> Callable[[], object]:
+        """What takes a step on `size` examples."""
+        return self.replays[size]
+
+    def seconds(self, run: RunState, steps: int = 10) -> float:
+        """Of a step on a full batch, measured; the run is left as it was."""
+        before = Snapshot(run.engine.network, run.optimizer, run.device)
+        try:
+            self.step.turn_to(run.epoch, 0)
+            self.recorder.synchronize()
+            started = time.perf_counter()
+            for _ in range(steps):
+                self.step.seek(0)
+                self.replays[self.step.size(0)]()
+            self.recorder.synchronize()
+            return (time.perf_counter() - started) / steps
+        finally:
+            before.restore()
+
+
+def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
+    """Record a run's step; the run is left as it was.
+
+    Raises:
+        RuntimeError: the step cannot be recorded, for instance because the network asks for values on its way.
+
+    """
+    before = Snapshot(run.engine.network, run.optimizer, run.device)
+    replays = {}
+    try:
+        for size, batch in {step.size(batch): batch for batch in (step.steps - 1, 0)}.items():
+            step.turn_to(run.epoch, batch)
+            for _ in range(WARM_UPS):
+                step.seek(batch)
+                step(size)
+            before.restore()
+            step.seek(batch)
+            replays[size] = recorder.record(lambda size=size: step(size))
+    finally:
+        before.restore()
+        gc.collect()
+    return Recording(step, replays, recorder)
+
+
+def compare(run: RunState, batching: Batching, recording: Recording) -> float:
+    """Compare the first recorded steps of a full batch, and one of a short last batch, with eager ones.
+
+    The measure is the change of all weights together: the distance of the two changes over the length of the eager one.
+    Under bf16 autocast a change may differ by twice as much as it differs from that of float32, in which it is rounded.
+
+    Returns:
+        The greatest difference of a first step; the run is left as it was.
+
+    Raises:
+        MismatchError: a difference beyond rounding, in the weights or in what a batch has scored.
+
+    """
+    step, before = recording.step, Snapshot(run.engine.network, run.optimizer, run.device)
+    passes = {0: min(COMPARED, step.steps if step.size(0) == step.last_size else step.steps - 1)}
+    if step.last_size != step.size(0):
+        passes[step.steps - 1] = 1
+    worst = 0.0
+    for first, count in passes.items():
+        expected = _eager(run, batching, before, first, count)
+        exact = _eager(run, replace(batching, autocast=nullcontext), before, first, 1)
+        found = _recorded(run, recording, before, first, count)
+        start = before.weights()
+        allowed = max(FLOAT32_ROUNDING, 2 * _difference(start, expected[0].weights, exact[0].weights))
+        for number, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+            limit = min(MOST, allowed * (1 if number == 0 else 4))  # a second step starts where the first one ended
+            difference = _difference(start, theirs.weights, mine.weights)
+            apart = (mine.scores - theirs.scores).abs()
+            if not (difference <= limit and apart[0] <= limit * max(1.0, abs(float(theirs.scores[0])))):
+                raise MismatchError(
+                    f"step {number + 1} from batch {first} is off by {difference:.2g} of an eager step's change of the"
+                    f" weights, where rounding explains {limit:.2g}, and its loss is {float(mine.scores[0]):g}, not"
+                    f" {float(theirs.scores[0]):g}"
+                )
+            worst = max(worst, difference if number == 0 else 0.0)
+            start = theirs.weights
+    return worst
+
+
+@dataclass(frozen=True)
+class _After:
+    """What a step has left."""
+
+    weights: Tensor
+    scores: Tensor  # float32 (3,)
+
+
+def _eager(run: RunState, batching: Batching, before: Snapshot, first: int, count: int) -> list[_After]:
+    batch, tally, seen = run.batch, run.tally, []
+    run.batch, run.tally = first, Tally()
+    try:
+        steps = EagerSteps(run, batching, Team(run.engine.network, run.device)).take(lambda: False)
+        for _ in islice(steps, count):
+            seen.append(_After(before.weights(), run.tally.newest()))
+    finally:
+        run.batch, run.tally = batch, tally
+        before.restore()
+    return seen
+
+
+def _recorded(run: RunState, recording: Recording, before: Snapshot, first: int, count: int) -> list[_After]:
+    step, seen = recording.step, []
+    try:
+        step.turn_to(run.epoch, first)
+        for batch in range(first, first + count):
+            recording.of(step.size(batch))()
+            seen.append(_After(before.weights(), step.table[batch].cpu()))
+    finally:
+        before.restore()
+    return seen
+
+
+def _difference(start: Tensor, expected: Tensor, found: Tensor) -> float:
+    """The distance of two changes from `start`, over the length of the expected one."""
+    length = torch.linalg.vector_norm(expected - start).item()
+    return torch.linalg.vector_norm(found - expected).item() / length if length else float(not found.equal(expected))

@@ -1,0 +1,116 @@
+"""Several trainings in one process, which take turns at every step.
+
+A small network leaves most of a GPU idle, and a step that is one graph takes the host no time: so while one run's graph
+is computed on its stream, the next run's is launched on another. Each run has its own folder, seed, mask, random state
+and stream, and is what it would be alone. On a CPU they only take turns.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.distributed import ranks
+from skeletal.harness.devices import tuned
+from skeletal.harness.training.interrupt import Interrupted, Stop
+from skeletal.harness.training.trainer import Task, Trainer, TrainResult, turns
+
+Outcome = TrainResult | Exception
+
+
+def train_many(tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
+    """Train several networks side by side on one device; see `train`, each of which this is.
+
+    Args:
+        tasks: for one device. Runs of the same network fill it best: all take as many steps, one at a time.
+
+    Yields:
+        For each task as it ends, its number and its result, or the exception that ended it; the others go on.
+
+    Raises:
+        ValueError: there are several devices, or several processes.
+        Interrupted: a signal came; every run under way has written its checkpoint.
+
+    """
+    devices = {task.device for task in tasks}
+    if len(devices) > 1:
+        raise ValueError(f"runs that take turns share a device, these have {', '.join(map(str, devices))}")
+    if ranks() > 1:
+        raise ValueError(f"runs take turns in one process, here are {ranks()}: run them one after the other")
+    interrupted: Interrupted | None = None
+    with ExitStack() as open_, Stop() as stop:
+        open_.enter_context(flush_denormals())
+        for device in devices:
+            open_.enter_context(tuned(device))
+        waiting = {number: _Turns(task, stop) for number, task in enumerate(tasks)}
+        while waiting:
+            for number, run in list(waiting.items()):
+                try:
+                    outcome: Outcome | None = run.take_one()
+                except Interrupted as stopped:
+                    interrupted, outcome = stopped, None
+                    del waiting[number]
+                except Exception as error:
+                    outcome = error
+                if outcome is not None:
+                    del waiting[number]
+                    yield number, outcome
+    if interrupted is not None:
+        raise interrupted
+
+
+class _Turns:
+    """A run that goes on by a step whenever it is its turn, and leaves the process's random state as it was."""
+
+    def __init__(self, task: Task, stop: Stop) -> None:
+        self._stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None
+        self._device = task.device
+        self._cpu_state: torch.Tensor | None = None
+        self._cuda_state: Any = None
+        self._steps = self._run(task, stop)
+
+    @staticmethod
+    def _run(task: Task, stop: Stop) -> Iterator[TrainResult | None]:
+        result = None
+        with Trainer(task, stop, progress=False) as trainer:
+            for result in turns(trainer):
+                if result is None:
+                    yield None
+        yield result
+
+    def take_one(self) -> TrainResult | None:
+        """Take a step; the result, after the last one."""
+        with self._place():
+            return next(self._steps)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        outside = torch.get_rng_state()
+        if self._cpu_state is not None:
+            torch.set_rng_state(self._cpu_state)
+        try:
+            with self._on_gpu():
+                yield
+        finally:
+            self._cpu_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+    @contextmanager
+    def _on_gpu(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        # A state of its own, not a copy: recorded random layers read it from memory that no other recording writes to.
+        generator: Any = torch.cuda.default_generators[self._device.index or 0]
+        outside = generator.graphsafe_get_state()
+        generator.graphsafe_set_state(self._cuda_state or outside.clone_state())
+        try:
+            with torch.cuda.stream(self._stream):
+                if self._cuda_state is None:  # what others have moved to the device is there
+                    torch.cuda.synchronize(self._device)
+                yield
+        finally:
+            self._cuda_state = generator.graphsafe_get_state()
+            generator.graphsafe_set_state(outside)
