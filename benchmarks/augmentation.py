@@ -11,13 +11,13 @@ import argparse
 from datetime import date
 from itertools import islice
 from statistics import median
-from time import perf_counter
 
 import torch
 import torchvision
 from PIL import Image
 from torchvision import transforms as T
 
+from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.data.memory import MemorySplit, Part
 from skeletal.harness.data.specs import SPECS
 from skeletal.harness.store.environment import cpu_model
@@ -39,20 +39,19 @@ def main() -> None:
         [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(spec.mean, spec.std)]
     )
 
-    def ours(epoch: int) -> float:
-        start = perf_counter()
-        for _ in islice(split.batches(BATCH, train=True, epoch=epoch), OURS):
+    def ours() -> None:
+        for _ in islice(split.batches(BATCH, train=True, epoch=1), OURS):
             pass
-        return BATCH * OURS / (perf_counter() - start)
 
-    def theirs() -> float:
-        start = perf_counter()
+    def theirs() -> None:
         for k in range(THEIRS):
             torch.stack([transform(picture) for picture in pictures[k * BATCH : (k + 1) * BATCH]])
-        return BATCH * THEIRS / (perf_counter() - start)
 
-    ours(0), theirs()  # warm up
-    rates = [(ours(epoch), theirs()) for epoch in range(1, repeats + 1)]
+    seconds = interleaved({"ours": ours, "theirs": theirs}, repeats)
+    rates = [
+        (BATCH * OURS / one, BATCH * THEIRS / other)
+        for one, other in zip(seconds["ours"], seconds["theirs"], strict=True)
+    ]
     print(
         f"{date.today()}  {cpu_model()}, one thread; torch {torch.__version__}, torchvision {torchvision.__version__}"
     )

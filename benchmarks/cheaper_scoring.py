@@ -27,6 +27,7 @@ from fidelity import layer_change, quality
 
 import skeletal
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.experiment import train_masked
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
@@ -84,11 +85,11 @@ def main():
         found[precision, seed] = judge(setup, data, resolve(pruning, "quick"), seed, training)
     masks = {key: mask for key, (mask, _) in found.items()}
     names = list(found["float32", 0][1])
-    print(f"| scored in | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
+    print(markdown_head(["scored in", *names]))
     for precision in ("float32", "bfloat16"):
         rows = [numbers for (which, _), (_, numbers) in found.items() if which == precision]
         cells = [f"{statistics.mean(v):.4g} ({min(v):.4g}-{max(v):.4g})" for v in ([r[n] for r in rows] for n in names)]
-        print(f"| {precision} | {' | '.join(cells)} |")
+        print(markdown_row([precision, *cells]))
     seeds = range(arguments.seeds)
     others = list(itertools.combinations(seeds, 2))
     changes = {
@@ -96,9 +97,9 @@ def main():
         "other data, both float32": [(masks["float32", a], masks["float32", b]) for a, b in others],
         "other data, both bfloat16": [(masks["bfloat16", a], masks["bfloat16", b]) for a, b in others],
     }
-    print("\n| change | layer densities differ by a factor of |\n|---|---:|")
+    print("\n" + markdown_head(["change", "layer densities differ by a factor of"]))
     for change, pairs in changes.items():
-        print(f"| {change} | {spread(pairs):.3f} |")
+        print(markdown_row([change, f"{spread(pairs):.3f}"]))
     if arguments.json:
         numbers = [{"precision": p, "seed": s, **found[p, s][1]} for p, s in found]
         arguments.json.write_text(json.dumps({"runs": numbers, "layers": {c: spread(p) for c, p in changes.items()}}))

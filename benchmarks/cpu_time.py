@@ -15,7 +15,9 @@ import torch
 import skeletal
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench import Setting
+from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.bench.contestants import masked_copy, stepper
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 
@@ -34,13 +36,8 @@ def ways(setting, mask):
 
 def least(calls, rounds):
     """Milliseconds of each, the least of some rounds after one that does not count."""
-    times = {name: [] for name in calls}
-    for _ in range(1 + rounds):
-        for name, call in calls.items():
-            start = time.thread_time()
-            call()
-            times[name].append(1000 * (time.thread_time() - start))
-    return {name: min(found[1:]) for name, found in times.items()}
+    times = interleaved(calls, rounds, time.thread_time)
+    return {name: 1000 * min(found) for name, found in times.items()}
 
 
 def main():
@@ -57,13 +54,13 @@ def main():
     for path in arguments.masks:
         with flush_denormals():
             found = ways(setting, skeletal.Mask.load(path))
-            header = "| | ours | ours16 | a | b | a / ours | b / ours | a / ours16 | b / ours16 |"
-            print(f"\n{path}\n\n{header}\n|---{'|---:' * 8}|")
+            ratios = [f"{other} / {ours}" for ours in ("ours", "ours16") for other in "ab"]
+            print(f"\n{path}\n\n{markdown_head(['', *found, *ratios])}")
             for what in ("train", "infer"):
                 ms = least({name: getattr(way, what) for name, way in found.items()}, arguments.rounds)
                 ratios = [ms[other] / ms[ours] for ours in ("ours", "ours16") for other in "ab"]
                 cells = [*(f"{value:.1f}" for value in ms.values()), *(f"{ratio:.2f}" for ratio in ratios)]
-                print(f"| {what} | {' | '.join(cells)} |", flush=True)
+                print(markdown_row([what, *cells]), flush=True)
 
 
 if __name__ == "__main__":

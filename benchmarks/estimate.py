@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from skeletal.harness.output.tables import markdown_head, markdown_row
+
 SETTINGS = {
     "vgg-mini, digits, FORCE, 30 steps, 10 epochs": (
         dict(), dict(steps=30, density=0.1), dict(epochs=10, engine="dense"),
@@ -46,7 +48,7 @@ def main() -> None:
     from skeletal.harness.runs.estimate import estimate
     from skeletal.harness.runs.experiment import run
 
-    print("| setting | pruning, s | training, s | disk, MB |\n|---|---|---|---|")
+    print(markdown_head(["setting", "pruning, s", "training, s", "disk, MB"], left=4))
     for name, (network, prune, train) in SETTINGS.items():
         setup = Setup(device="cpu", data_dir=chosen.data_dir, **network)
         pruning, training = resolve(Pruning(**prune), "quick"), resolve(Training(**train), "quick")
@@ -59,7 +61,7 @@ def main() -> None:
             (found.train_seconds, result["seconds"]),
             (found.disk / 1e6, disk / 1e6),
         )
-        print(f"| {name} | " + " | ".join(f"{said:.2f} said, {was:.2f} was" for said, was in pairs) + " |", flush=True)
+        print(markdown_row([name, *(f"{said:.2f} said, {was:.2f} was" for said, was in pairs)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.preserve import preserve_model
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
 ROWS = {
@@ -73,8 +74,7 @@ def main():
     print(f"{arguments.steps or 'default'} steps of {arguments.batches_per_step} x 128 images, seed 0;", end=" ")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {date.today()}\n")
     columns = "change, path, empty layers, overlap, layer densities, effective density, saliency, gradient norm, s"
-    print("| " + columns.replace(", ", " | ") + " |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print(markdown_head(columns.split(", "), left=2))
     first = None
     for name, change in ROWS.items():
         setup = Setup(model=arguments.model, data=arguments.data, seed=change.get("seed", 0))
@@ -103,11 +103,9 @@ def main():
         both = sum(int((mask[layer] & first[layer]).sum()) for layer in mask)
         overlap = both / (mask.kept + first.kept - both)
         path = "yes" if found.connected else "no"
-        print(
-            f"| {name} | {path} | {len(mask.empty_layers)} | {overlap:.2f} | x{layer_change(mask, first):.2f}",
-            end="",
-        )
-        print(f" | {found.effective_density:.5f} | {saliency:.2e} | {norm:.2e} | {seconds:.0f} |", flush=True)
+        cells = [name, path, len(mask.empty_layers), f"{overlap:.2f}", f"x{layer_change(mask, first):.2f}"]
+        cells += [f"{found.effective_density:.5f}", f"{saliency:.2e}", f"{norm:.2e}", f"{seconds:.0f}"]
+        print(markdown_row(cells), flush=True)
 
 
 if __name__ == "__main__":

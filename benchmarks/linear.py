@@ -28,6 +28,7 @@ import skeletal
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench import peers
 from skeletal.harness.bench.contest import interleaved
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 SEED, GOAL = 0, 1.3  # times faster than the better of the two peers
@@ -77,10 +78,10 @@ def measure(size, batch, density, repeat, burst):
 def show(found):
     for density, ways in found.items():
         medians = {name: statistics.median(way["ms"]) for name, way in ways.items()}
-        print(f"\ndensity {density}\n\n| layer | ms | times ours | differs by |\n|---|---:|---:|---:|")
+        print(f"\ndensity {density}\n\n{markdown_head(['layer', 'ms', 'times ours', 'differs by'])}")
         for name, way in ways.items():
             spread = f"{medians[name]:.2f} ({min(way['ms']):.2f}-{max(way['ms']):.2f})"
-            print(f"| {name} | {spread} | {medians[name] / medians['ours']:.2f} | {way['differs by']:.0e} |")
+            print(markdown_row([name, spread, f"{medians[name] / medians['ours']:.2f}", f"{way['differs by']:.0e}"]))
         if others := [medians[name] for name in ("SparseProp", "SparseLab") if name in medians]:
             ratio = min(others) / medians["ours"]
             verdict = "met" if ratio >= GOAL else "missed"

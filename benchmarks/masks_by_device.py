@@ -29,6 +29,7 @@ from skeletal.core.diagnosis.saliency import measure_saliency
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream, resident
 from skeletal.harness.devices import pick_device, tuned
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.runs.public_codes import LOSSES
 from skeletal.harness.store.environment import environment
@@ -111,8 +112,7 @@ def table(args):
     rows = [json.loads(line) for file in args.files for line in file.read_text().splitlines()]
     groups = {key: list(found) for key, found in groupby(sorted(rows, key=group_of), key=group_of)}
     first = group_of(rows[0])
-    print(f"| {', '.join(SETTINGS)}, device, precision | seeds | " + " | ".join(COLUMNS) + " |")
-    print("|---|---:|" + "---:|" * len(COLUMNS))
+    print(markdown_head([", ".join([*SETTINGS, "device", "precision"]), "seeds", *COLUMNS]))
     for key, found in groups.items():
         cells = []
         for name in COLUMNS:
@@ -121,7 +121,7 @@ def table(args):
             if key != first:
                 cell += f", p {mannwhitneyu(values, [row[name] for row in groups[first]]).pvalue:.2f}"
             cells.append(cell)
-        print(f"| {', '.join(map(str, key))} | {len(found)} | " + " | ".join(cells) + " |")
+        print(markdown_row([", ".join(map(str, key)), len(found), *cells]))
 
 
 def main():

@@ -23,7 +23,9 @@ from PIL import Image
 import skeletal
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
-from skeletal.harness.report import save_figure, style
+from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.palette import curve_style
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data
 
 MODELS = {"vgg19-cifar": "VGG-19", "resnet50-cifar": "ResNet-50"}
@@ -78,7 +80,7 @@ def saved(folder, model_name):
 def print_table(masks):
     columns = ["method", "steps", "batches a step", "precision", "s per step", "path", "empty layers"]
     columns += ["filled in at the last step", "effective density"]
-    print("| " + " | ".join(columns) + " |\n|---|" + "---:|" * (len(columns) - 1))
+    print(markdown_head(columns))
     for row, mask in masks.items():
         about = mask.metadata
         last = sum(fill["weights"] for fill in about["filled"] if fill["step"] == about["steps"])
@@ -86,7 +88,7 @@ def print_table(masks):
         cells += [f"{about['seconds_per_step']:.1f}"]
         cells += ["yes" if about["connected"] else "no", len(mask.empty_layers), f"{last:,}"]
         cells += [f"{about['effective_density']:.5f}"]
-        print("| " + " | ".join(map(str, cells)) + " |")
+        print(markdown_row(cells))
 
 
 def draw(row, folder, path):
@@ -102,7 +104,7 @@ def draw(row, folder, path):
             if name not in shown:  # for comparison
                 panel.plot(density, label=name, linewidth=1, color="#AAAAAA")
                 continue
-            look = style(name, 0) | {"markeredgecolor": "black", "markeredgewidth": 0.3, "markersize": 3.5}
+            look = curve_style(name, 0) | {"markeredgecolor": "black", "markeredgewidth": 0.3, "markersize": 3.5}
             panel.plot(density, label=name, linewidth=1, **look)
             empty = [x for x, value in enumerate(density) if value != value]
             row_of_crosses = [1.4e-7 * 1.7 ** shown.index(name)] * len(empty)

@@ -16,14 +16,15 @@ import torch
 import skeletal
 from skeletal.core.masks.compare import overlap
 from skeletal.harness import data as data_sets
+from skeletal.harness.output.tables import markdown_head, markdown_row
 
 BATCH = 128
 
 
-def compared(mask: skeletal.Mask, other: skeletal.Mask) -> str:
+def compared(mask: skeletal.Mask, other: skeletal.Mask) -> list[str]:
     densities = [(float(mask[name].float().mean()), float(other[name].float().mean())) for name in mask]
     changes = [100 * abs(ours - theirs) / ours for ours, theirs in densities if ours > 0]
-    return f"{overlap(mask, other):.2f} | {mean(changes):.1f} | {max(changes):.1f}"
+    return [f"{overlap(mask, other):.2f}", f"{mean(changes):.1f}", f"{max(changes):.1f}"]
 
 
 def main() -> None:
@@ -46,12 +47,12 @@ def main() -> None:
 
     whole = found()
     print(f"{chosen.model}, {chosen.data}, FORCE, {chosen.steps} steps, density {chosen.density}, {torch.__version__}")
-    print("| batches of 128 | overlap | layer densities differ, mean % | largest % | seconds |\n|---|---|---|---|---|")
+    print(markdown_head(["batches of 128", "overlap", "layer densities differ, mean %", "largest %", "seconds"]))
     others = {f"pieces of {size}": dict(micro_batch=size) for size in (64, 32, 16, 8)}
     for name, options in (others | {f"whole, other batches ({seed})": dict(seed=seed) for seed in (1, 2)}).items():
         start = time.process_time()
         line = compared(whole, found(**options))
-        print(f"| {name} | {line} | {time.process_time() - start:.1f} |", flush=True)
+        print(markdown_row([name, *line, f"{time.process_time() - start:.1f}"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from skeletal.core.diagnosis.optimality import local_optimality
 from skeletal.core.pruning.along_run import optimality_along_run
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
-from skeletal.harness.report import COLOURS, save_figure
+from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.palette import COLOURS
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.store.environment import environment
 
@@ -77,7 +79,7 @@ def against_dense(row):
 def print_table(rows):
     columns = ["T", "c_t", "S", "ε / S", "random swaps only", "against dense", "worst step", "Λ", "bound / S"]
     columns += ["bound / ε", "holds", "path", "s"]
-    print("| " + " | ".join(columns) + " |\n|" + "---:|" * len(columns))
+    print(markdown_head(columns, left=0))
     for row in rows:
         last, along = row["last"], row["along"]
         saliency = last["saliency"] or float("nan")
@@ -88,7 +90,7 @@ def print_table(rows):
         cells += [f"{last['bound'] / last['epsilon']:.0e}" if last["epsilon"] else "-"]
         cells += [f"{sum(step['holds'] for step in along)} of {len(along)}"]
         cells += ["yes" if row["connected"] else "no", f"{row['seconds']:.0f}"]
-        print("| " + " | ".join(map(str, cells)) + " |")
+        print(markdown_row(cells))
 
 
 def draw(rows, title, path):

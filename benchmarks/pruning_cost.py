@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 import skeletal
 from skeletal.core.pruning.algorithm import Step
 from skeletal.harness.models import create
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import cpu_model
 
 DENSITIES = (1.0, 0.1, 0.01)  # where the scores are taken; the last step prunes a little further
@@ -173,15 +174,15 @@ def merged(files):
 def show(where, name, found):
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(f"\n{name}, batch {BATCH}, FORCE\n")
-    print("| path | " + " | ".join(f"s per step at density {density:g}" for density in DENSITIES), end="")
-    print(" | times faster | peak GB | of the reference |\n|---|" + "---:|" * (len(DENSITIES) + 3))
+    steps = [f"s per step at density {density:g}" for density in DENSITIES]
+    print(markdown_head(["path", *steps, "times faster", "peak GB", "of the reference"]))
     columns = {path: list(zip(*one["seconds"], strict=True)) for path, one in found.items()}
     medians = {path: [statistics.median(column) for column in columns[path]] for path in found}
     for path, one in found.items():
         cells = [f"{statistics.median(c):.2f} ({min(c):.2f}-{max(c):.2f})" for c in columns[path]] or ["-"] * 3
         ratios = [f"{base / ours:.1f}" for base, ours in zip(medians["reference"], medians[path], strict=False)]
         share = one["peak"] / found["reference"]["peak"] if one["peak"] else float("nan")
-        print(f"| {path} | {' | '.join(cells)} | {' / '.join(ratios)} | {one['peak'] / 1e9:.2f} | {share:.0%} |")
+        print(markdown_row([path, *cells, " / ".join(ratios), f"{one['peak'] / 1e9:.2f}", f"{share:.0%}"]))
 
 
 def main():

@@ -24,6 +24,7 @@ import skeletal
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine import scoring
 from skeletal.harness.models import create
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import cpu_model
 
 BATCH, SEED = 128, 0
@@ -95,15 +96,15 @@ def main():
     )
     of_dense = dense(model, batches, arguments.dense, total, arguments.repeats)
     of_sparse = sparse(model, batches, arguments.sparse, total, arguments.repeats)
-    print("\n| density | dense step, s | step on a skeleton, s | planning, s |\n|---:|---:|---:|---:|")
+    print("\n" + markdown_head(["density", "dense step, s", "step on a skeleton, s", "planning, s"], left=0))
     for density in sorted({*of_dense, *of_sparse}, reverse=True):
         cells = [f"{of_dense[density]:.2f}" if density in of_dense else "-"]
         cells += [f"{seconds:.2f}" for seconds in of_sparse.get(density, ())] or ["-", "-"]
-        print(f"| {density:g} | {' | '.join(cells)} |")
-    print("\n| schedule | dense, s | sparse, s | times faster | dense steps in it |\n|---|---:|---:|---:|---:|")
+        print(markdown_row([f"{density:g}", *cells]))
+    print("\n" + markdown_head(["schedule", "dense, s", "sparse, s", "times faster", "dense steps in it"]))
     for count, final in SCHEDULES:
         one, two, before = totals(count, final, of_dense, of_sparse, scoring.BREAK_EVEN["float32"])
-        print(f"| {count} steps to {final:g} | {one:.0f} | {two:.0f} | {one / two:.1f} | {before} |")
+        print(markdown_row([f"{count} steps to {final:g}", f"{one:.0f}", f"{two:.0f}", f"{one / two:.1f}", before]))
 
 
 if __name__ == "__main__":

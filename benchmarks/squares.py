@@ -22,6 +22,7 @@ from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import Grid, pack
 from skeletal.engine.plan.plan import Plan
 from skeletal.harness.bench.contest import interleaved
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 BATCH = 128
@@ -70,18 +71,16 @@ def main():
     where = environment()
     print(", ".join(f"{key} {where[key]}" for key in ("cpu", "threads", "versions", "date")))
     print(f"batch {BATCH}, milliseconds, medians of {arguments.repeat}\n")
-    print("| layer | density | forward, weight by weight | squares | backward, weight by weight | squares |")
-    print("|---|---:|---:|---:|---:|---:|")
+    both = ("weight by weight", "squares")
+    print(markdown_head(["layer", "density", *(f"{what}, {way}" for what in ("forward", "backward") for way in both)]))
     for inputs, outputs, kernel, size in LAYERS:
         for density in arguments.densities:
             with flush_denormals():
                 times = interleaved(calls(inputs, outputs, kernel, size, density), arguments.repeat)
             ms = {name: f"{1000 * statistics.median(found):.1f}" for name, found in times.items()}
-            order = [
-                ms[f"{what}, {way}"] for what in ("forward", "backward") for way in ("weight by weight", "squares")
-            ]
+            order = [ms[f"{what}, {way}"] for what in ("forward", "backward") for way in both]
             what = f"{inputs} to {outputs}, {kernel}x{kernel}, {size}x{size}"
-            print(f"| {what} | {density} | {' | '.join(order)} |", flush=True)
+            print(markdown_row([what, density, *order]), flush=True)
 
 
 if __name__ == "__main__":

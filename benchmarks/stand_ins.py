@@ -17,6 +17,7 @@ import skeletal
 from skeletal.core.masks.compare import layer_agreement
 from skeletal.core.pruning.ranking import Ranking
 from skeletal.harness.config import Pruning, Setup, resolve
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
 from skeletal.harness.runs.measure import measured, whole
 
@@ -34,8 +35,8 @@ def main():
     warnings.simplefilter("ignore", skeletal.CollapseWarning)
     print(f"{arguments.model}, {arguments.data}, FORCE, {arguments.steps} steps; torch {torch.__version__},", end=" ")
     print(f"{torch.get_num_threads()} threads, {platform.machine()}, {date.today()}\n")
-    print("| seed | density | saliency: one run | its own | effective: one run | its own | layers agree |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
+    columns = ["seed", "density", "saliency: one run", "its own", "effective: one run", "its own", "layers agree"]
+    print(markdown_head(columns, left=0))
     for seed in range(arguments.seeds):
         setup = Setup(model=arguments.model, data=arguments.data, data_dir=arguments.data_dir, seed=seed)
         data = load_data(setup)
@@ -48,10 +49,10 @@ def main():
             own = find_mask(model, data, setup, replace(pruning, density=density), progress=False)
             passed = ranking.mask(own.kept)
             both = [measured(model, data, mask, seed=seed) for mask in (passed, own)]
-            saliency = " | ".join(f"{found['force_saliency'] / dense:.3f}" for found in both)
-            effective = " | ".join(f"{found['effective_density'] / found['density']:.3f}" for found in both)
+            saliency = [f"{found['force_saliency'] / dense:.3f}" for found in both]
+            effective = [f"{found['effective_density'] / found['density']:.3f}" for found in both]
             agree = layer_agreement(passed, own)
-            print(f"| {seed} | {density:g} | {saliency} | {effective} | {agree:.2f} |", flush=True)
+            print(markdown_row([seed, f"{density:g}", *saliency, *effective, f"{agree:.2f}"]), flush=True)
 
 
 if __name__ == "__main__":

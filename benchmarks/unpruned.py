@@ -16,6 +16,7 @@ from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.bench.contestants import seconds, stepper
 from skeletal.harness.bench.setting import Setting
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 
@@ -46,14 +47,14 @@ def main():
         print(f"first step of the engine: {seconds(ways['engine'].train):.1f} s\n")
         train = interleaved({name: way.train for name, way in ways.items()}, arguments.repeat)
         infer = interleaved({name: way.infer for name, way in ways.items()}, arguments.repeat)
-    print("| way | training step, ms | times ours | inference, ms | times ours |\n|---|---:|---:|---:|---:|")
+    print(markdown_head(["way", "training step, ms", "times ours", "inference, ms", "times ours"]))
     for name in ways:
         cells = []
         for times in (train, infer):
             median = statistics.median(times[name])
             spread = f"({1000 * min(times[name]):.0f}-{1000 * max(times[name]):.0f})"
             cells += [f"{1000 * median:.0f} {spread}", f"{median / statistics.median(times['engine']):.2f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(markdown_row([name, *cells]))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import skeletal
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.pruning.schedules import exponential
 from skeletal.harness.config import Pruning, Setup, resolve
+from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data, pruning_batches
 from skeletal.harness.store.environment import cpu_model
 
@@ -117,10 +118,10 @@ def main():
     rows = {path: statistics.median(times) for path, times in found.items()}
     for name, bf16 in (("float32, the network alone", False), ("bfloat16, the network alone", True)):
         rows[name] = alone(model, batches[0], bf16)
-    print("| way | s per step | times faster |\n|---|---:|---:|")
+    print(markdown_head(["way", "s per step", "times faster"]))
     for name, seconds in rows.items():
         ratio = f"{rows['reference'] / seconds:.1f}" if "reference" in rows else "-"
-        print(f"| {name} | {seconds:.2f} | {ratio} |")
+        print(markdown_row([name, f"{seconds:.2f}", ratio]))
 
 
 if __name__ == "__main__":

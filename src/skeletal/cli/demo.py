@@ -35,7 +35,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     from rich.table import Table
 
     from skeletal.core.errors import CollapseWarning
-    from skeletal.harness.report import plot_accuracy
+    from skeletal.harness.output.accuracy import plot_accuracy
     from skeletal.harness.runs.experiment import run
     from skeletal.harness.runs.finding import DENSE
 

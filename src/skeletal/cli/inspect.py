@@ -76,7 +76,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     if not paths:
         raise ValueError("show what? Name mask files or run folders")
     from skeletal.core.masks.mask import Mask
-    from skeletal.harness.report import layer_table, plot_layers
+    from skeletal.harness.output.layers import layer_table, plot_layers
     from skeletal.harness.store.folders import MASK, RunFolder
 
     masks: dict[str, Mask] = {}

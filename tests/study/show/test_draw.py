@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from skeletal.harness.config import Pruning, Setup
-from skeletal.harness.report import COLOURS, render
+from skeletal.harness.output.figures import render
+from skeletal.harness.output.palette import COLOURS
 from skeletal.study.paper.item import Cell, Item, Panel, Point, Reference
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import SCALES
@@ -135,7 +136,7 @@ def test_an_item_without_any_run():
     figure = draw(item(accuracy()), [], SMOKE)
     assert "FORCE, SNIP," in text_of(figure) and not legend_of(figure)
     assert axes_of(figure)[0].texts[0].get_text() == "nothing has run yet"
-    render(figure, "png")
+    assert b">nothing has run yet<" in render(figure, "svg")
 
 
 def test_zeros_on_a_log_axis_are_crosses_in_rows():
@@ -152,7 +153,13 @@ def test_zeros_on_a_log_axis_are_crosses_in_rows():
 
 def test_only_zeros_on_a_log_axis():
     panel = Panel("", "VGG-19", "layer", "weights left", "layers", "log")
-    render(draw(item(panel), [Point("", "FORCE", x, 0.0, 0, "r") for x in (1, 2)], SMOKE), "png")
+    figure = draw(item(panel, series=["FORCE"]), [Point("", "FORCE", x, 0.0, 0, "r") for x in (1, 2)], SMOKE)
+    (axes,) = axes_of(figure)
+    assert all(math.isnan(y) for y in lines_of(axes)["FORCE"].get_ydata())
+    (cross,) = [line for line in axes.get_lines() if line.get_marker() == "x"]
+    assert list(cross.get_xdata()) == [1, 2]
+    picture = render(figure, "svg").decode()  # an axis without a number above 0 can be drawn
+    assert ">weights left<" in picture and "Crosses at the lower edge: 0." in picture
 
 
 def test_of_many_layers_some_are_marked_and_every_lone_one():

@@ -9,6 +9,7 @@ from skeletal.study.items.structure import layer_sizes
 from skeletal.study.paper import published
 from skeletal.study.paper.scales import SCALES
 from skeletal.study.show.tables import table
+from tests.harness.output.latex import read_tabular
 from tests.study.finished import finish, trained
 
 SMOKE, PAPER = SCALES["smoke"], SCALES["paper"]
@@ -57,11 +58,13 @@ def test_published_numbers_stand_beside_ours_with_their_source(tmp_path):
     assert (mine["published"], mine["source"], mine["x"]) == ("69.8", "paper, Table 1", "0.1")
 
 
-def test_latex_compiles_in_principle(root):
+def test_latex_says_what_markdown_says(root):
     text = table(ITEMS["fig1"], SMOKE, root, format="latex", trace=True)
-    assert r"\begin{tabular}{lr}" in text and r"FORCE & 72.2 $\pm$ 1.1 (2) \\" in text and r"99\%" in text
-    body = [line for line in text.splitlines() if not line.startswith("%")]
-    assert not any("%" in line.replace(r"\%", "") or "_" in line or "±" in line for line in body)
+    columns, rows = read_tabular(text.partition("\n\n")[0])
+    assert columns == "lr" and rows[0] == ["sparsity", "99%"] and ["FORCE", "72.2 ± 1.1 (2)"] in rows
+    shown = [line for line in table(ITEMS["fig1"], SMOKE, root).splitlines() if line.startswith("| ")]
+    assert rows == [[cell.strip() for cell in line.strip("|").split(" | ")] for line in shown]
+    assert all(line.startswith("%") for line in text.partition(r"\end{tabular}")[2].splitlines() if line)
 
 
 def test_table_3_counts_the_papers_networks():

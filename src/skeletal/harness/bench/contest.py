@@ -1,6 +1,7 @@
 """The measuring: all contestants take turns in one process, and medians count."""
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -23,7 +24,6 @@ from skeletal.harness.bench.contestants import (
     masked_copy,
     seconds,
 )
-from skeletal.harness.bench.goals import goals
 from skeletal.harness.bench.memory import peak_memory
 from skeletal.harness.bench.roofline import Machine, measure_machine, work
 from skeletal.harness.bench.setting import Setting
@@ -135,7 +135,7 @@ def _record(
         "kept16": work(model, mask, inputs, dense=False, size=2),
         "dense": work(model, mask, inputs, dense=True),
     }
-    found = {
+    return {
         "name": name,
         "density": mask.density,
         "kept": mask.kept,
@@ -145,10 +145,11 @@ def _record(
         "contestants": lines,
         "work": {what: asdict(w) | {"least_ms": 1000 * w.seconds(machine)} for what, w in needs.items()},
     }
-    return found | {"goals": goals(setting.model, found)}
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], repeat: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of `repeat` calls of each, all taking turns, after a round that does not count.
 
     A turn is two calls, of which the second counts: in a training a step follows one of its own kind, and finds the
@@ -159,7 +160,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeat: int) -> dict[
         for key, call in calls.items():
             call()
             if turn >= _WARM_UPS:
-                times[key].append(seconds(call))
+                times[key].append(seconds(call, clock))
     return times
 
 

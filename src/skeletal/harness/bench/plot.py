@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.harness.report import save_figure, style
+from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.palette import curve_style
 
 
 def plot_roofline(result: dict[str, Any], path: Path) -> None:
@@ -44,7 +45,7 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
     )
     for intensity, rate, label, key, position in points:
         name = {"ours": "force", "ours16": "grasp-it"}.get(key, "dense")
-        looks = style(name, position)
+        looks = curve_style(name, position)
         axes.plot([intensity], [rate], linestyle="", label=label, **looks)
     axes.set_xscale("log")
     axes.set_yscale("log")

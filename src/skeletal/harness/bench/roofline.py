@@ -1,13 +1,12 @@
 """What this machine can do at most, and how much of it a training step needs."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from skeletal.compaction.compact import compact
 from skeletal.core.diagnosis.macs import count_macs
@@ -42,33 +41,29 @@ class Work:
         return max(self.macs / machine.float32, self.bytes / machine.bandwidth)
 
 
-def measure_machine(size: int = 2048, megabytes: int = 256, repeat: int = 5) -> Machine:
+def measure_machine(size: int = 2048, megabytes: int = 256, seconds: float = 0.5) -> Machine:
     """Time a square matrix product in both precisions, and a copy.
 
     Args:
         size: of the matrices.
         megabytes: of what is copied, which should be several times the caches.
-        repeat: the median counts, after a run that does not.
+        seconds: how long each is repeated, at least; the median counts.
 
     """
     rates = []
     for dtype in (torch.float32, torch.bfloat16):
         one, two = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
         out = torch.empty_like(one)
-        rates.append(size**3 / _median(lambda one=one, two=two, out=out: torch.mm(one, two, out=out), repeat))
+        rates.append(size**3 / _median(lambda one=one, two=two, out=out: torch.mm(one, two, out=out), seconds))
     source = torch.zeros(megabytes * 2**18)
     target = torch.ones_like(source)
     moved = 2 * source.numel() * source.element_size()
-    return Machine(rates[0], rates[1], moved / _median(lambda: target.copy_(source), repeat))
+    return Machine(rates[0], rates[1], moved / _median(lambda: target.copy_(source), seconds))
 
 
-def _median(call: Callable[[], object], repeat: int) -> float:
-    times = []
-    for _ in range(repeat + 1):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def _median(call: Callable[[], object], seconds: float) -> float:
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds).median
 
 
 def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense: bool, size: int = 4) -> Work:

@@ -1,16 +1,17 @@
 """The result of a benchmark as text."""
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
-from skeletal.harness.bench.goals import ratio_to_ours
+from skeletal.harness.bench.contestants import OURS
+from skeletal.harness.output.tables import Table
 
 _COLUMNS = ("", "way", "training ms", "x ours", "inference ms", "x ours", "state MB", "peak MB", "differs by")
-_NAMES = {"train_ms": "training time", "infer_ms": "inference time", "state": "weights, gradients and momentum"}
 
 
 def table(result: dict[str, Any]) -> str:
-    """What `bench` returns, for people: machine and setting, then a table, goals and the roofline of each mask."""
+    """What `bench` returns, for people: machine and setting, then a table and the roofline of each mask."""
     where, setting, machine = result["where"], result["setting"], result["machine"]
     lines = [
         f"{where['cpu']} ({where['vector units']}), {where['cores']} cores, {where['threads']} threads,"
@@ -28,27 +29,16 @@ def table(result: dict[str, Any]) -> str:
 
 def _of_mask(record: dict[str, Any]) -> list[str]:
     contestants = record["contestants"]
-    rows = [list(_COLUMNS), *(_row(contestants, key) for key in contestants)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     data = f", found on {record['found_on']}" if record["found_on"] else ""
     lines = [
         f"{record['name']}: {record['method']}{data}, density {record['density']:.4g},"
         f" {record['kept']:,} of {record['total']:,} weights",
         "",
+        Table(_COLUMNS, [_row(contestants, key) for key in contestants], left=2).text(),
+        "",
     ]
-    for row in rows:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    lines.append("")
     for key, line in contestants.items():
         lines.append(f"{key}: " + (f"not installed: {line['missing']}" if "missing" in line else line["about"]))
-    for goal in record["goals"]:
-        verdict = "met" if goal["met"] else "missed"
-        if goal["what"] == "state":
-            text = f"{100 * goal['found']:.2f}% of {goal['against']}'s, goal at most {100 * goal['goal']:.2f}%"
-        else:
-            text = f"{goal['found']:.1f} times less than {goal['against']}, goal {goal['goal']:g}"
-        lines.append(f"{_NAMES[goal['what']]}: {text}: {verdict}")
     return [*lines, _roofline(record)]
 
 
@@ -76,3 +66,9 @@ def _roofline(record: dict[str, Any]) -> str:
             " that"
         )
     return "\n".join(lines)
+
+
+def ratio_to_ours(lines: Mapping[str, Mapping[str, Any]], key: str, what: str) -> float:
+    """How many times ours a contestant's median time is; of ours, the faster counts."""
+    ours = min(statistics.median(lines[name][what]) for name in OURS if name in lines)
+    return statistics.median(lines[key][what]) / ours

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.harness.report import aligned, save_figure, style
+from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.palette import curve_style
+from skeletal.harness.output.tables import Table
 from skeletal.study.beyond.advise import EFFECTIVE, Line, Recommendation
 
 _HEADING = ["method", "density", "sparsity", "path", "empty layers", "effective / kept", "saliency", "per weight",
@@ -14,7 +16,7 @@ _HEADING = ["method", "density", "sparsity", "path", "empty layers", "effective 
 
 def table(found: Mapping[str, Sequence[Line]], *, markdown: bool = False) -> str:
     """A line for each method and density; saliency and gradient norm are relative to the dense network's."""
-    rows = [_HEADING]
+    rows = []
     for method, lines in found.items():
         for line in lines:
             rows.append(
@@ -32,7 +34,7 @@ def table(found: Mapping[str, Sequence[Line]], *, markdown: bool = False) -> str
                     "-" if line.overlap is None else f"{line.overlap:.2f}",
                 ]
             )
-    return aligned(rows, markdown)
+    return Table(_HEADING, rows).shown(markdown=markdown)
 
 
 def in_words(method: str, advice: Recommendation) -> str:
@@ -65,7 +67,7 @@ def picture(found: Mapping[str, Sequence[Line]], advised: Mapping[str, Recommend
     )
     for axes, (label, value) in zip(panels, drawn, strict=True):
         for position, (method, lines) in enumerate(found.items()):
-            look = style(method, position)
+            look = curve_style(method, position)
             shown = [(line.density, value(line)) for line in lines if value(line) > 0 or axes is panels[2]]
             axes.plot(*zip(*shown, strict=True), label=method, linewidth=1.5, markersize=4, **look)
             at = [value(line) for line in lines if line.density == advised[method].density]

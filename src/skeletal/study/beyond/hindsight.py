@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.harness.report import aligned
+from skeletal.harness.output.tables import Table
 from skeletal.harness.runs.experiment import identity
 from skeletal.harness.store.folders import RunFolder
 from skeletal.study.beyond.advise import Advice, Line, Recommendation
@@ -49,21 +49,24 @@ class Hindsight:
 
     def table(self, *, markdown: bool = False) -> str:
         """The verdicts, the accuracies they rest on, and the correlations."""
-        rows = [["method", "advised", f"lowest within {TOLERANCE:g} points of dense", "too high by", "accuracy there"]]
+        columns = ("method", "advised", f"lowest within {TOLERANCE:g} points of dense", "too high by", "accuracy there")
+        rows = []
         for method, verdict in self.verdicts.items():
             steps = "-" if verdict.steps is None else f"{verdict.steps:+d} densities"
             accuracy = "-" if verdict.accuracy is None else f"{verdict.accuracy:.2f}"
             rows.append([method, _density(verdict.advised), _density(verdict.sound), steps, accuracy])
         densities = sorted({d for method in self.verdicts for d in self.accuracies[method]}, reverse=True)
-        shown = [["density", *self.verdicts]]
+        by_density = []
         for density in densities:
             cells = [_spread(self.accuracies[method].get(density, [])) for method in self.verdicts]
-            shown.append([f"{density:g}", *cells])
+            by_density.append([f"{density:g}", *cells])
         named = "; ".join(f"{name} {value:+.2f}" for name, value in self.correlations.items())
-        return (
-            f"{aligned(rows, markdown)}\n\nTest accuracy (%), dense {self.dense:.2f}:\n\n{aligned(shown, markdown)}\n\n"
-            f"Rank correlation with accuracy: {named}"
-        )
+        return "\n\n".join([
+            Table(columns, rows).shown(markdown=markdown),
+            f"Test accuracy (%), dense {self.dense:.2f}:",
+            Table(["density", *self.verdicts], by_density).shown(markdown=markdown),
+            f"Rank correlation with accuracy: {named}",
+        ])  # fmt: skip
 
 
 def hindsight(

@@ -24,7 +24,7 @@ from skeletal.core.pruning.ranking import Ranking
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
-from skeletal.harness.report import aligned
+from skeletal.harness.output.tables import Table
 from skeletal.harness.runs import experiment, finding
 from skeletal.harness.runs.measure import measure_masked, measure_masked_folder
 from skeletal.harness.store.folders import RunFolder
@@ -248,7 +248,8 @@ def _spread(values: Sequence[float], spec: str) -> str:
 
 def table(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
     """Mean and standard deviation of each check over its runs, a line a check."""
-    lines = [["check", "overlap", "layers", "saliency", "effective / kept", "path", "accuracy (%)", "runs"]]
+    columns = ("check", "overlap", "layers", "saliency", "effective / kept", "path", "accuracy (%)", "runs")
+    lines = []
     for check in ABOUT:
         mine = [row for row in rows if row["check"] == check]
         if not mine:
@@ -266,7 +267,7 @@ def table(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
                 str(len(mine)),
             ]
         )
-    return aligned(lines, markdown)
+    return Table(columns, lines).shown(markdown=markdown)
 
 
 def difference(rows: Sequence[dict[str, Any]], check: str) -> tuple[float, float] | None:

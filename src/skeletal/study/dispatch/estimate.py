@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -144,6 +143,7 @@ def _forward_flops(model: str, data: str) -> int:
 def _rate(device: str) -> float:
     """Operations per second of a middling 3x3 convolution, forward and backward; takes a fraction of a second."""
     import torch
+    from torch.utils.benchmark import Timer
 
     from skeletal.harness.devices import pick_device
 
@@ -152,11 +152,6 @@ def _rate(device: str) -> float:
     layer = torch.nn.Conv2d(128, 128, 3, padding=1, device=place)
     inputs = torch.randn(batch, 128, 16, 16, device=place, requires_grad=True)
     operations = 3 * 2 * batch * 128 * 128 * 9 * 16 * 16
-    best = math.inf
-    for _ in range(4):  # the first warms up
-        start = time.perf_counter()
-        layer(inputs).sum().backward()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        best = min(best, time.perf_counter() - start)
-    return operations / best
+    step = {"step": lambda: layer(inputs).sum().backward()}
+    timer = Timer("step()", globals=step, num_threads=torch.get_num_threads())  # warms up, and waits for a GPU
+    return operations / timer.blocked_autorange(min_run_time=0.1).median

@@ -9,7 +9,7 @@ from typing import Any
 
 from skeletal.core.choices import require
 from skeletal.core.extras import extra
-from skeletal.harness.report import save_figure
+from skeletal.harness.output.figures import save_figure
 from skeletal.study.paper.item import Item, Panel, Point, Reference
 from skeletal.study.paper.scales import Scale
 from skeletal.study.show import legend

@@ -14,14 +14,15 @@ from urllib.parse import quote
 
 from skeletal.core.extras import extra
 from skeletal.core.files import write_atomically
-from skeletal.harness.report import render
+from skeletal.harness.output.figures import render
+from skeletal.harness.output.tables import Table
 from skeletal.study.items import ITEMS
 from skeletal.study.paper import collect
 from skeletal.study.paper.item import Item, Panel, Point
 from skeletal.study.paper.scales import SCALES, Scale
 from skeletal.study.show import legend
 from skeletal.study.show.draw import draw, mean_and_std, save, shown_panels
-from skeletal.study.show.tables import Entry, Grid, entries, shares
+from skeletal.study.show.tables import Entry, entries, shares
 
 _TEMPLATE = "report.html.j2"
 _ROOT = Path("studies")  # where the command looks by default
@@ -48,7 +49,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Table:
+class PanelTable:
     """Numbers of one panel, rows by columns."""
 
     corner: str
@@ -70,7 +71,7 @@ class Sheet:
     alt: str
     notes: str
     """what is missing in it"""
-    table: Table | None
+    table: PanelTable | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Section:
     """what fills the gaps; empty if there are none"""
     elsewhere: list[str]
     """the scales that have it, if this one has not"""
-    counted: Grid | None
+    counted: Table | None
     """a table that needs no run"""
 
     @property
@@ -183,7 +184,7 @@ def _sheet(item: Item, panel: Panel, points: Sequence[Point], known: Sequence[En
     return Sheet(title, picture, alt, notes, _table(panel, [entry for entry in known if entry.panel == panel.key]))
 
 
-def _table(panel: Panel, known: Sequence[Entry]) -> Table | None:
+def _table(panel: Panel, known: Sequence[Entry]) -> PanelTable | None:
     """Series down, x across; layers, of which there are many, down and series across."""
     # What others than the paper have in between ours would be columns without anything of ours.
     places = {entry.x for entry in known if entry.values or any(r.source.startswith("paper") for r in entry.references)}
@@ -206,9 +207,9 @@ def _table(panel: Panel, known: Sequence[Entry]) -> Table | None:
     rows = [(series, [line.get(x, Number()) for x in columns]) for series, line in lines.items()]
     marks = {letter: source for source, letter in letters.items()}
     if panel.x_scale != "layers":
-        return Table(panel.x_label, heads, rows, marks, long=False)
+        return PanelTable(panel.x_label, heads, rows, marks, long=False)
     turned = [(head, [cells[i] for _, cells in rows]) for i, head in enumerate(heads)]
-    return Table("layer", list(lines), turned, marks, long=True)
+    return PanelTable("layer", list(lines), turned, marks, long=True)
 
 
 def _mean(values: Sequence[float], panel: Panel) -> str:

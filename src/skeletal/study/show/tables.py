@@ -1,13 +1,12 @@
 """Tables: our mean, standard deviation and number of seeds beside what was published, as Markdown, LaTeX or CSV."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from skeletal.core.choices import require
+from skeletal.harness.output.tables import Table
 from skeletal.study.items.accuracy import named
 from skeletal.study.paper import published
 from skeletal.study.paper.collect import points
@@ -37,15 +36,6 @@ class Entry:
             return ""
         spread = format(stdev(self.values), spec) if len(self.values) > 1 else "n/a"
         return f"{fmean(self.values):{spec}} ± {spread} ({len(self.values)})"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One table: a heading, the columns' names, and rows of as many texts."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def entries(item: Item, scale: Scale, root: Path) -> list[Entry]:
@@ -86,17 +76,17 @@ def table(item: Item, scale: Scale, root: Path, *, format: str = "markdown", tra
     """
     require("format", format, FORMATS)
     if item.name == "table3":
-        grids, known = [shares()], []
+        tables, known = [shares()], []
         if format == "csv":
-            return _csv([grids[0].columns, *grids[0].rows])
+            return tables[0].csv()
     else:
         known = entries(item, scale, root)
         if format == "csv":
-            return _long(item, known)
-        grids = [
-            _grid(panel, [entry for entry in known if entry.panel == panel.key]) for panel in item.at(scale).panels
+            return _long(item, known).csv()
+        tables = [
+            _of_panel(panel, [entry for entry in known if entry.panel == panel.key]) for panel in item.at(scale).panels
         ]
-    text = "\n\n".join(map(_markdown if format == "markdown" else _latex, grids))
+    text = "\n\n".join(map(_markdown if format == "markdown" else Table.latex, tables))
     if item.name != "table3":
         said = f"mean ± standard deviation (seeds); scale {scale.name}: {scale.about}"
         text += f"\n\n{said}" if format == "markdown" else f"\n% {said}"
@@ -117,7 +107,7 @@ def _x_name(panel: Panel, x: float) -> str:
     return "dense" if x == 1 else sparsity(x)
 
 
-def _grid(panel: Panel, known: Sequence[Entry]) -> Grid:
+def _of_panel(panel: Panel, known: Sequence[Entry]) -> Table:
     """Series down, x across; layers, of which there are many, down and series across."""
     descending = panel.x_scale == "sparsity"
     spec = ".1f" if "%" in panel.y_label else ",.0f" if panel.y_label == "weights left" else ".3g"
@@ -135,12 +125,12 @@ def _grid(panel: Panel, known: Sequence[Entry]) -> Grid:
     key = f"({panel.key}) " if len(panel.key) == 1 else ""
     title = f"{key}{panel.title}: {panel.y_label}"
     if panel.x_scale != "layers":
-        return Grid(title, (panel.x_label, *names), tuple(rows))
+        return Table((panel.x_label, *names), rows, title)
     turned = tuple(zip(names, *(row[1:] for row in rows), strict=True)) if rows else ()
-    return Grid(title, (panel.x_label, *(row[0] for row in rows)), turned)
+    return Table((panel.x_label, *(row[0] for row in rows)), turned, title)
 
 
-def shares() -> Grid:
+def shares() -> Table:
     """Table 3, counted on the paper's networks, whatever the scale; the printed numbers below each row."""
     import torch
 
@@ -161,54 +151,22 @@ def shares() -> Grid:
         rows.append((named(pair), *(f"{value:.2f}" for value in counted)))
         rows.append((f"{named(pair)}: paper, Table 3", *(f"{value:.2f}" for value in printed)))
     columns = ("network", *(f"{name} (%)" for name in published.TABLE_3_COLUMNS[:-1]), "Total (millions)")
-    return Grid("Percent of all parameters by type of layer", columns, tuple(rows))
+    return Table(columns, rows, "Percent of all parameters by type of layer")
 
 
-def _markdown(grid: Grid) -> str:
-    if not grid.rows:
-        return f"**{grid.title}**\n\nNothing has run."
-    rule = "|---|" + "---:|" * (len(grid.columns) - 1)
-    lines = [f"| {' | '.join(row)} |" for row in (grid.columns, *grid.rows)]
-    return "\n".join([f"**{grid.title}**", "", lines[0], rule, *lines[1:]])
+def _markdown(table: Table) -> str:
+    return f"**{table.title}**\n\n{table.markdown(padded=False) if table.rows else 'Nothing has run.'}"
 
 
-def _latex(grid: Grid) -> str:
-    def line(row: Iterable[str]) -> str:
-        return " & ".join(map(_escaped, row)) + r" \\"
-
-    return "\n".join([
-        f"% {grid.title}",
-        rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}",
-        r"\toprule",
-        line(grid.columns),
-        r"\midrule",
-        *map(line, grid.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ])  # fmt: skip
-
-
-def _escaped(text: str) -> str:
-    for plain, latex in (("%", r"\%"), ("&", r"\&"), ("_", r"\_"), ("±", r"$\pm$")):
-        text = text.replace(plain, latex)
-    return text
-
-
-def _long(item: Item, known: Sequence[Entry]) -> str:
-    header = ("item", "panel", "series", "x", "mean", "std", "n", "published", "source", "runs")
-    rows: list[tuple[object, ...]] = [header]
+def _long(item: Item, known: Sequence[Entry]) -> Table:
+    """A line for each number and each source, ours repeated, so that a line is complete."""
+    columns = ("item", "panel", "series", "x", "mean", "std", "n", "published", "source", "runs")
+    rows = []
     for entry in known:
         mean = fmean(entry.values) if entry.values else ""
         spread = stdev(entry.values) if len(entry.values) > 1 else ""
-        # A line for each source, ours repeated, so that a line is complete.
         for reference in entry.references or (None,):
             theirs = (reference.y, reference.source) if reference else ("", "")
             where = (item.name, entry.panel, entry.series, entry.x)
             rows.append((*where, mean, spread, len(entry.values), *theirs, " ".join(entry.runs)))
-    return _csv(rows)
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue().rstrip("\n")
+    return Table(columns, rows)

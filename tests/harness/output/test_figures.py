@@ -1,9 +1,14 @@
+import math
+
 import pytest
 import torch
 from matplotlib.image import imread
 
 from skeletal import Mask
-from skeletal.harness.report import COLOURS, layer_table, plot_accuracy, plot_layers, style
+from skeletal.harness.output import accuracy, layers
+from skeletal.harness.output.accuracy import plot_accuracy
+from skeletal.harness.output.layers import layer_table, plot_layers
+from skeletal.harness.output.palette import COLOURS, curve_style
 
 
 def mask(first, second=4, **metadata):
@@ -74,7 +79,10 @@ def test_the_same_figure_is_the_same_file(tmp_path, figure, kind):
 def test_a_png_is_a_picture(tmp_path):
     FIGURES["layers"](tmp_path / "layers.PNG")
     picture = imread(tmp_path / "layers.PNG")
-    assert picture.ndim == 3 and picture.min() < picture.max()
+    height, width = picture.shape[:2]
+    assert (width, height) == (8 * 150, 4.4 * 150)
+    orange = [int(COLOURS["force"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    assert (abs(picture[..., :3] - orange).max(-1) < 0.02).sum() > 100, "the curve of force, in its colour"
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -85,29 +93,57 @@ def test_other_kinds_of_file_are_refused(tmp_path, figure, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mask_with_an_empty_layer_still_shows_its_curve_and_its_cross(tmp_path):
-    plot_layers({"nearly empty": mask(0, 1)}, tmp_path / "one.png")
-    plot_layers({"nearly empty": mask(1, 1)}, tmp_path / "none.png")
-    colour = torch.tensor([int(style("nearly empty", 0)["color"][i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    shown = [
-        (torch.from_numpy(imread(tmp_path / f"{name}.png"))[..., :3] - colour).abs().amax(2) < 0.02
-        for name in ("one", "none")
-    ]
-    assert all(pixels.sum() > 100 for pixels in shown)
-    assert not torch.equal(*shown)  # a cross in one, a point of the curve in the other
+@pytest.fixture
+def axes(monkeypatch):
+    """The axes of the last figure that was to be saved."""
+    figures = []
+    for module in (accuracy, layers):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: figures.append(figure))
+    return lambda: figures[-1].get_axes()[0]
 
 
-def test_the_dense_network_alone_is_drawn_at_its_accuracy(tmp_path):
-    for name, top1 in (("high", 99.0), ("again", 99.0), ("low", 50.0)):
-        plot_accuracy([RESULTS[0] | {"test": {"top1": top1}}], tmp_path / f"{name}.png", "dense only")
-    high, again, low = (imread(tmp_path / f"{name}.png") for name in ("high", "again", "low"))
-    assert (high == again).all() and (high != low).any()
+def curves(axes):
+    """What is drawn, by its label: x and y."""
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def test_a_curve_is_a_masks_kept_weights_and_a_cross_an_empty_layer(axes):
+    plot_layers(MASKS, None)
+    shown = curves(axes())
+    assert shown["force"] == [[0, 5], [1, 1234]]
+    assert math.isnan(shown["snip"][0][1]) and shown["snip"][1] == [1, 4]  # a gap in the line
+    crosses = [line for line in axes().get_lines() if line.get_marker() == "x"]
+    assert [list(cross.get_xdata()) for cross in crosses] == [[], [0], []]
+    assert crosses[1].get_color() == COLOURS["snip"] and 0 < crosses[1].get_ydata()[0] < 0.8
+    assert [text.get_text() for text in axes().get_xticklabels()] == ["stem", "head"]
+    assert axes().get_yscale() == "log"
+
+
+def test_one_weight_in_one_layer_can_be_drawn(axes):
+    plot_layers({"nearly empty": mask(0, 1)}, None)
+    (low, high) = axes().get_ylim()
+    shown = curves(axes())["nearly empty"]
+    assert math.isnan(shown[0][1]) and shown[1] == [1, 1] and low < 1 < high
+
+
+def test_accuracy_stands_at_its_sparsity_and_dense_is_a_line_across(axes):
+    plot_accuracy(RESULTS, None, "a title")
+    shown = curves(axes())
+    assert shown["force"] == [[0, 98], [1, 97]] and shown["snip"] == [[0, 96]]
+    assert [y for _, y in shown["dense"]] == [99, 99]
+    assert [text.get_text() for text in axes().get_xticklabels()] == ["90%", "98%"]
+    assert axes().get_title() == "a title"
+
+
+def test_without_pruned_runs_the_dense_line_is_drawn_alone(axes):
+    plot_accuracy(RESULTS[:1], None, "dense only")
+    assert list(curves(axes())) == ["dense"] and not list(axes().get_xticks())
 
 
 def test_a_method_has_one_colour_everywhere():
-    assert style("force", 0)["color"] == style("force-0.01-1a2b", 5)["color"] == COLOURS["force"]
-    assert style("force-regrow", 0)["color"] == COLOURS["force-regrow"]
-    assert style("snip-mb", 0)["color"] == COLOURS["snip-mb"]
-    assert style("mine", 0)["color"] not in COLOURS.values()
-    assert style("mine", 0) != style("mine", 1)
+    assert curve_style("force", 0)["color"] == curve_style("force-0.01-1a2b", 5)["color"] == COLOURS["force"]
+    assert curve_style("force-regrow", 0)["color"] == COLOURS["force-regrow"]
+    assert curve_style("snip-mb", 0)["color"] == COLOURS["snip-mb"]
+    assert curve_style("mine", 0)["color"] not in COLOURS.values()
+    assert curve_style("mine", 0) != curve_style("mine", 1)
     assert len(set(COLOURS.values())) == len(COLOURS)

@@ -1,11 +1,17 @@
-"""What the project has set itself to reach, beside what was measured."""
+"""What the project has set itself to reach, beside what `skeletal bench` has measured.
 
+skeletal bench --model vgg19-cifar --density 0.01 --density 0.001 --baselines a,b,d --out bench.json
+python benchmarks/goals.py bench.json
+"""
+
+import argparse
+import json
 import math
-import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from skeletal.harness.bench.contestants import OURS
+from skeletal.harness.bench.table import ratio_to_ours
 
 # How many times longer than ours others take, at least, for a batch of 128.
 _TRAINING: dict[tuple[str, float], dict[str, float]] = {
@@ -38,7 +44,27 @@ def goals(model: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def ratio_to_ours(lines: Mapping[str, Mapping[str, Any]], key: str, what: str) -> float:
-    """How many times ours a contestant's median time is; of ours, the faster counts."""
-    ours = min(statistics.median(lines[name][what]) for name in OURS if name in lines)
-    return statistics.median(lines[key][what]) / ours
+_NAMES = {"train_ms": "training time", "infer_ms": "inference time", "state": "weights, gradients and momentum"}
+
+
+def in_words(goal: Mapping[str, Any]) -> str:
+    """One of `goals`, as a line."""
+    if goal["what"] == "state":
+        text = f"{100 * goal['found']:.2f}% of {goal['against']}'s, goal at most {100 * goal['goal']:.2f}%"
+    else:
+        text = f"{goal['against']} takes {goal['found']:.1f} times as long, goal {goal['goal']:g}"
+    return f"{_NAMES[goal['what']]}: {text}: {'met' if goal['met'] else 'missed'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, help="what `skeletal bench --out` wrote")
+    result = json.loads(parser.parse_args().result.read_text())
+    for record in result["masks"]:
+        print(f"{result['setting']['model']}, {record['name']}, density {record['density']:.4g}")
+        for goal in goals(result["setting"]["model"], record):
+            print("  " + in_words(goal))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Test accuracy against sparsity, as a figure."""
+
+from pathlib import Path
+from typing import Any
+
+from skeletal.core.extras import extra
+from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.palette import COLOURS, curve_style
+
+
+def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Test accuracy against sparsity, a curve a method, as in the paper's Figure 1 and 2."""
+    with extra("run"):
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    pruned = [result for result in results if result["method"] != "dense"]
+    densities = sorted({round(result["density"], 4) for result in pruned}, reverse=True)
+    for position, method in enumerate(dict.fromkeys(result["method"] for result in pruned)):
+        top1 = {round(r["density"], 4): r["test"]["top1"] for r in pruned if r["method"] == method}
+        places = [x for x, density in enumerate(densities) if density in top1]
+        axes.plot(
+            places, [top1[densities[x]] for x in places], label=method, linewidth=2, **curve_style(method, position)
+        )
+    for dense in (result for result in results if result["method"] == "dense"):
+        axes.axhline(dense["test"]["top1"], color=COLOURS["dense"], linestyle="--", linewidth=1, label="dense")
+    axes.set_xticks(range(len(densities)), [f"{100 * (1 - density):g}%" for density in densities])
+    axes.set_xlabel("sparsity (weights removed before training)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(title)
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
