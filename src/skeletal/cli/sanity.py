@@ -57,14 +57,14 @@ def sanity(
     """
     from rich.console import Console
 
-    from skeletal.study.beyond.sanity import Plan, answer, table
+    from skeletal.study.beyond.sanity import SanityChecks, answer, table
 
     pruning, training = resolved(preset, pruning, training)
-    plan = Plan(setup, pruning, training, tuple(range(setup.seed, setup.seed + seeds)), shuffles)
+    checks = SanityChecks(setup, pruning, training, tuple(range(setup.seed, setup.seed + seeds)), shuffles)
     root = root.absolute()
-    work(plan.mask_jobs(), root, setup, "masks", executor=executor, workers=jobs)
-    work(plan.jobs(root), root, setup, "runs", executor=executor, workers=jobs)
-    rows = plan.results(root)
+    work(checks.mask_jobs(), root, setup, "masks", executor=executor, workers=jobs)
+    work(checks.jobs(root), root, setup, "runs", executor=executor, workers=jobs)
+    rows = checks.results(root)
     if json:
         return print_json(rows)
     print(table(rows, markdown=markdown))

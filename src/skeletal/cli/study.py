@@ -117,7 +117,7 @@ def run(
         names = ", ".join(item.name for item in chosen)
         raise ValueError(f"there is nothing to run for {names} at scale {which.scale}; see `skeletal study list`")
     if plan is not None:
-        from skeletal.study.dispatch.plan import array, lines
+        from skeletal.study.dispatch.shell import array, lines
 
         return print((lines if plan == "shell" else array)(todo, which.root, data_dir, device))
     from rich.console import Console
@@ -255,7 +255,7 @@ def report(*, which: WhichFlags = Which(), out: Path | None = None) -> None:
         folder of the page and its figures; by default report-SCALE in --root
 
     """
-    from skeletal.study.show.report import build
+    from skeletal.study.show.html_report import build
 
     print(build(which.root, which.resolved(), out or which.root / f"report-{which.scale}"))
 

@@ -9,13 +9,13 @@ from skeletal.core.pruning.schedules import exponential, visit
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.runs import experiment, finding
 from skeletal.study.beyond import sanity
-from skeletal.study.beyond.sanity import ORIGINAL, OTHER_SEED, Plan, answer, difference, one_fewer, table
+from skeletal.study.beyond.sanity import ORIGINAL, OTHER_SEED, SanityChecks, answer, difference, one_fewer, table
 
 pytestmark = pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
 SETUP = Setup(device="cpu")
 FORCE = resolve(Pruning(density=0.02, steps=3, prune_batch_size=64), "quick")
 TRAINING = resolve(Training(epochs=1, batch_size=512, engine="dense"), "quick")
-PLAN = Plan(SETUP, FORCE, TRAINING, seeds=(0, 1), shuffles=2)
+PLAN = SanityChecks(SETUP, FORCE, TRAINING, seeds=(0, 1), shuffles=2)
 
 
 @pytest.fixture(scope="module")

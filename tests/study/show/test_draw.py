@@ -8,7 +8,7 @@ import pytest
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.output.figures import render
 from skeletal.harness.output.palette import COLOURS
-from skeletal.study.paper.item import Cell, Item, Panel, Point, Reference
+from skeletal.study.paper.item import Cell, Item, Measurement, Panel, Reference
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import SCALES
 from skeletal.study.show.draw import draw, mean_and_std, save
@@ -32,7 +32,7 @@ def accuracy(key="", published=()):
 def points(panel="", series=METHODS, seeds=3, places=DENSITIES):
     draws = np.random.default_rng(0)
     return [
-        Point(panel, name, x, float(draws.uniform(10, 90)), seed, f"{name}-{x}-{seed}")
+        Measurement(panel, name, x, float(draws.uniform(10, 90)), seed, f"{name}-{x}-{seed}")
         for name in series
         for x in places
         for seed in range(seeds)
@@ -141,7 +141,9 @@ def test_an_item_without_any_run():
 
 def test_zeros_on_a_log_axis_are_crosses_in_rows():
     panel = Panel("", "VGG-19", "layer", "weights left", "layers", "log")
-    made = [Point("", name, x, 0.0 if x == 2 else 10.0**x, 0, "r") for name in ("FORCE", "SNIP") for x in (1, 2, 3)]
+    made = [
+        Measurement("", name, x, 0.0 if x == 2 else 10.0**x, 0, "r") for name in ("FORCE", "SNIP") for x in (1, 2, 3)
+    ]
     figure = draw(item(panel, series=["FORCE", "SNIP"]), made, SMOKE)
     (axes,) = axes_of(figure)
     assert all(math.isnan(line.get_ydata()[1]) for line in lines_of(axes).values())
@@ -153,7 +155,7 @@ def test_zeros_on_a_log_axis_are_crosses_in_rows():
 
 def test_only_zeros_on_a_log_axis():
     panel = Panel("", "VGG-19", "layer", "weights left", "layers", "log")
-    figure = draw(item(panel, series=["FORCE"]), [Point("", "FORCE", x, 0.0, 0, "r") for x in (1, 2)], SMOKE)
+    figure = draw(item(panel, series=["FORCE"]), [Measurement("", "FORCE", x, 0.0, 0, "r") for x in (1, 2)], SMOKE)
     (axes,) = axes_of(figure)
     assert all(math.isnan(y) for y in lines_of(axes)["FORCE"].get_ydata())
     (cross,) = [line for line in axes.get_lines() if line.get_marker() == "x"]
@@ -164,7 +166,7 @@ def test_only_zeros_on_a_log_axis():
 
 def test_of_many_layers_some_are_marked_and_every_lone_one():
     panel = Panel("", "ResNet-50", "layer", "weights left", "layers", "log")
-    made = [Point("", "FORCE", x, 0.0 if x in (10, 12) else 1.0, 0, "r") for x in range(1, 54)]
+    made = [Measurement("", "FORCE", x, 0.0 if x in (10, 12) else 1.0, 0, "r") for x in range(1, 54)]
     (axes,) = axes_of(draw(item(panel), made, SMOKE))
     marked = lines_of(axes)["FORCE"].get_markevery()
     assert 10 in marked, "the 11th layer has empty neighbours"
@@ -192,7 +194,9 @@ def test_steps_are_on_a_log_axis_with_plain_numbers():
 )
 def test_log_axes_are_labelled_in_plain_numbers(values, labels):
     panel = Panel("", "ResNet-50", "steps T", "gain", "log", "log")
-    figure = draw(item(panel), [Point("", "99%", x, y, 0, "r") for x, y in zip((1, 2), values, strict=True)], SMOKE)
+    figure = draw(
+        item(panel), [Measurement("", "99%", x, y, 0, "r") for x, y in zip((1, 2), values, strict=True)], SMOKE
+    )
     figure.draw_without_rendering()
     (axes,) = axes_of(figure)
     assert set(labels) <= {text.get_text() for text in axes.get_yticklabels()}

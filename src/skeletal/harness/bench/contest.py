@@ -104,12 +104,12 @@ def _record(
     ways: dict[str, Contestant] = {}
     lines: dict[str, dict[str, Any]] = {}
     for key in keys:
-        entry = CONTESTANTS[key]
-        lines[key] = {"title": entry.title}
-        if entry.package is not None and find_spec(entry.package) is None:
-            lines[key]["missing"] = entry.install
+        candidate = CONTESTANTS[key]
+        lines[key] = {"title": candidate.title}
+        if candidate.package is not None and find_spec(candidate.package) is None:
+            lines[key]["missing"] = candidate.install
         else:
-            ways[key] = entry.build(model, mask, inputs, targets)
+            ways[key] = candidate.build(model, mask, inputs, targets)
             lines[key] |= {"about": ways[key].about, "details": ways[key].details}
     with torch.no_grad():
         expected = masked_copy(model, mask).eval()(inputs)

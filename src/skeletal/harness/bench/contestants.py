@@ -38,7 +38,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Candidate:
     """A row of the table of contestants."""
 
     title: str
@@ -193,17 +193,17 @@ def _exchanged(exchange: peers.Exchange, about: str) -> Callable[[nn.Module, Mas
 OURS = ("ours", "ours16")
 """keys of `CONTESTANTS` that always take part; others are compared with the faster of them"""
 
-CONTESTANTS: dict[str, Entry] = {
-    "ours": Entry("skeletal.compile", _ours(False)),
-    "ours16": Entry("skeletal.compile, bfloat16", _ours(True)),
-    "a": Entry("masked dense float32", _masked_dense),
-    "b": Entry("best dense PyTorch", _best_dense),
-    "c": Entry("torch CSR", _exchanged(peers.csr, "unfold and CSR products")),
-    "d": Entry(
+CONTESTANTS: dict[str, Candidate] = {
+    "ours": Candidate("skeletal.compile", _ours(False)),
+    "ours16": Candidate("skeletal.compile, bfloat16", _ours(True)),
+    "a": Candidate("masked dense float32", _masked_dense),
+    "b": Candidate("best dense PyTorch", _best_dense),
+    "c": Candidate("torch CSR", _exchanged(peers.csr, "unfold and CSR products")),
+    "d": Candidate(
         "SparseProp", _exchanged(peers.sparseprop, "SparseProp, where its own trial finds it faster,"), "sparseprop",
         "pip install pybind11 && pip install --no-build-isolation sparseprop (needs a C++ compiler)",
     ),
-    "e": Entry(
+    "e": Candidate(
         "SparseLab", _exchanged(peers.sparselab, "SparseLab's linear layers"), "sparselab",
         "pip install sparselab==0.2.2",
     ),

@@ -54,12 +54,12 @@ def _answer() -> None:
     from skeletal.harness.bench.contestants import CONTESTANTS
 
     torch.set_num_threads(order["threads"])
-    setting, entry = Setting(**order["setting"]), CONTESTANTS[order["contestant"]]
+    setting, candidate = Setting(**order["setting"]), CONTESTANTS[order["contestant"]]
     inputs, targets = setting.batch()
     mask = Mask.load(order["mask"])
     with flush_denormals():
         before = _held("VmRSS")
-        contestant = entry.build(setting.network(), mask, inputs, targets)
+        contestant = candidate.build(setting.network(), mask, inputs, targets)
         gc.collect()
         built = _held("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here

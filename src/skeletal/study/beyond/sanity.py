@@ -146,7 +146,7 @@ class MaskedJob(Job):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SanityChecks:
     """The sanity checks of one method on one network: which runs they are, and what comes of them.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.harness.store.folders import RunFolder
-from skeletal.study.paper.item import Item, Point
+from skeletal.study.paper.item import Item, Measurement
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import Scale
 
@@ -16,7 +16,7 @@ STATES = ("finished", "running", "failed", "missing")
 ERROR = "error.json"
 
 
-def points(item: Item, scale: Scale, root: Path) -> list[Point]:
+def points(item: Item, scale: Scale, root: Path) -> list[Measurement]:
     """Return a point for each number that finished runs below `root` have measured.
 
     What is to be divided by a baseline of 0 is left out, as are numbers that are not finite.
@@ -42,7 +42,7 @@ def points(item: Item, scale: Scale, root: Path) -> list[Point]:
             divisors = [y for _, y in cell.read(results[0][1])]  # type: ignore[unsupported-operation]
             numbers = [(x, y / d) for (x, y), d in zip(numbers, divisors, strict=True) if d]
         seed = cell.job.setup.seed
-        found += [Point(cell.panel, cell.series, x, y, seed, run) for x, y in numbers if math.isfinite(y)]
+        found += [Measurement(cell.panel, cell.series, x, y, seed, run) for x, y in numbers if math.isfinite(y)]
     return found
 
 

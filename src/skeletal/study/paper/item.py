@@ -9,7 +9,7 @@ from skeletal.study.paper.scales import SCALES, Scale
 
 
 @dataclass(frozen=True)
-class Point:
+class Measurement:
     """One number of ours: one seed of one run."""
 
     panel: str

@@ -10,7 +10,7 @@ from typing import Any
 from skeletal.core.choices import require
 from skeletal.core.extras import extra
 from skeletal.harness.output.figures import save_figure
-from skeletal.study.paper.item import Item, Panel, Point, Reference
+from skeletal.study.paper.item import Item, Measurement, Panel, Reference
 from skeletal.study.paper.scales import Scale
 from skeletal.study.show import legend
 from skeletal.study.show.plot_styles import looks, method_of
@@ -23,7 +23,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def draw(
-    item: Item, points: Sequence[Point], scale: Scale, *, panels: Sequence[str] | None = None, notes: bool = True
+    item: Item, points: Sequence[Measurement], scale: Scale, *, panels: Sequence[str] | None = None, notes: bool = True
 ) -> Any:
     """Return a matplotlib figure: an item's panels side by side, at most three in a row, one legend and notes below.
 
@@ -75,7 +75,7 @@ def draw(
 
 
 def shown_panels(
-    item: Item, points: Sequence[Point], scale: Scale, keys: Sequence[str] | None = None
+    item: Item, points: Sequence[Measurement], scale: Scale, keys: Sequence[str] | None = None
 ) -> tuple[list[Panel], dict[str, list[str]]]:
     """Return the panels to draw, and the series that every panel of the item should have at this scale.
 
@@ -126,13 +126,13 @@ _STYLE = {
 }
 
 
-def _others(panel: Panel, points: Sequence[Point]) -> list[str]:
+def _others(panel: Panel, points: Sequence[Measurement]) -> list[str]:
     """Series of a panel that the item does not ask for: found or published all the same."""
     found = [point.series for point in points if point.panel == panel.key]
     return [*found, *(reference.series for reference in panel.published)]
 
 
-def _draw_panel(axes: Any, panel: Panel, points: Sequence[Point], look: dict[str, dict[str, Any]]) -> None:
+def _draw_panel(axes: Any, panel: Panel, points: Sequence[Measurement], look: dict[str, dict[str, Any]]) -> None:
     axes.set_title(_folded(f"({panel.key}) {panel.title}" if panel.key else panel.title, 52))
     percent = panel.x_scale == "sparsity" and "%" not in panel.x_label
     axes.set_xlabel(f"{panel.x_label} (%)" if percent else panel.x_label)
@@ -187,7 +187,7 @@ def _folded(text: str, width: int) -> str:
     return textwrap.fill(text, even, break_on_hyphens=False)
 
 
-def _by_x(points: Iterable[Point]) -> dict[float, list[float]]:
+def _by_x(points: Iterable[Measurement]) -> dict[float, list[float]]:
     values: dict[float, list[float]] = {}
     for point in sorted(points, key=lambda point: point.x):
         values.setdefault(point.x, []).append(point.y)
@@ -235,7 +235,7 @@ def _draw_published(axes: Any, panel: Panel, look: dict[str, dict[str, Any]]) ->
         axes.plot(places, values, color=look[series]["color"], **(hollow | shape | {"markeredgewidth": 0.6}))
 
 
-def _range_of(panel: Panel, points: Sequence[Point]) -> list[float]:
+def _range_of(panel: Panel, points: Sequence[Measurement]) -> list[float]:
     """Where there are ticks: where we or the paper have a number. What others have beyond that is not drawn."""
     ours = {point.x for point in points if method_of(point.series) != "dense"}
     stated = [reference for reference in panel.published if method_of(reference.series) != "dense"]

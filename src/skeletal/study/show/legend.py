@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.study.paper.item import Panel, Point, Reference
+from skeletal.study.paper.item import Measurement, Panel, Reference
 
 PAPER = "paper (stated)"
 FONT = 7  # points
@@ -20,7 +20,7 @@ def publisher(reference: Reference) -> str:
     return PAPER if reference.source.startswith("paper") else reference.source.partition(",")[0]
 
 
-def handles(panels: Iterable[Panel], points: Iterable[Point], look: Mapping[str, dict[str, Any]]) -> list[Any]:
+def handles(panels: Iterable[Panel], points: Iterable[Measurement], look: Mapping[str, dict[str, Any]]) -> list[Any]:
     """Return matplotlib lines for what is drawn: a series each, and a hollow mark for each publisher."""
     with extra("run"):
         from matplotlib.lines import Line2D
@@ -50,7 +50,7 @@ def arranged(labels: Sequence[str], width: float) -> tuple[int, int]:
     return 1, len(labels)
 
 
-def spread(points: Iterable[Point]) -> str:
+def spread(points: Iterable[Measurement]) -> str:
     """Say how many seeds the means are of, and what the band is."""
     counts = Counter((point.panel, point.series, point.x) for point in points).values()
     fewest, most = min(counts, default=0), max(counts, default=0)
@@ -60,7 +60,7 @@ def spread(points: Iterable[Point]) -> str:
     return f"mean of {seeds}; band: one standard deviation"
 
 
-def notes(panels: Sequence[Panel], expected: Mapping[str, Sequence[str]], points: Sequence[Point]) -> list[str]:
+def notes(panels: Sequence[Panel], expected: Mapping[str, Sequence[str]], points: Sequence[Measurement]) -> list[str]:
     """Say what is not there, and what a cross is.
 
     Args:

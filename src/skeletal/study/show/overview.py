@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skeletal.study.dispatch.estimate import Costs, clock, total
+from skeletal.study.dispatch.costs import Costs, clock, total
 from skeletal.study.paper.collect import STATES, state_of
 from skeletal.study.paper.item import Item
 from skeletal.study.paper.scales import Scale

@@ -28,7 +28,7 @@ _WITHOUT_DATA = ("random", "random-uniform", "random-erk", "magnitude", "synflow
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """Seconds of one process, and where they come from."""
 
     seconds: float
@@ -69,7 +69,7 @@ class Costs:
         if images and result.get("prune_seconds") is not None:
             self._per_example.setdefault((*where, method), []).append(result["prune_seconds"] / images)
 
-    def of(self, job: Job) -> Estimate:
+    def of(self, job: Job) -> Cost:
         """Return what the job costs from its beginning to its end; of a masked network on a CPU an upper bound."""
         setup, pruning, training = job.setup, job.pruning, job.training
         where = (setup.model, setup.data)
@@ -80,32 +80,32 @@ class Costs:
             train, test = _IMAGES.get(setup.data, (math.nan, math.nan))
             passes = _TRAINING * train + test / (training.epochs or 1)
             per_epoch = fmean(known) if known else passes * self._forward_seconds(*where)
-            parts.append(Estimate((training.epochs or 0) * per_epoch, "measured" if known else "counted"))
+            parts.append(Cost((training.epochs or 0) * per_epoch, "measured" if known else "counted"))
         else:
             seconds = _MEASURING_IMAGES * _TRAINING * self._forward_seconds(*where)
-            parts.append(Estimate(seconds, parts[0].source))
+            parts.append(Cost(seconds, parts[0].source))
         return total(parts)
 
-    def _pruning(self, job: Job) -> Estimate:
+    def _pruning(self, job: Job) -> Cost:
         setup, method = job.setup, job.pruning.method
         images = _pruning_images(vars(job.pruning))
         if known := self._per_example.get((setup.model, setup.data, method)):
-            return Estimate(images * fmean(known), "measured")
+            return Cost(images * fmean(known), "measured")
         passes = _HESSIAN if method in ("grasp", "grasp-iterative") else _TRAINING
         if not images:
-            return Estimate(0.0, "measured")  # seconds at most
-        return Estimate(images * passes * self._forward_seconds(setup.model, setup.data), "counted")
+            return Cost(0.0, "measured")  # seconds at most
+        return Cost(images * passes * self._forward_seconds(setup.model, setup.data), "counted")
 
     def _forward_seconds(self, model: str, data: str) -> float:
         """Of one example."""
         return _forward_flops(model, data) / _rate(self._device)
 
 
-def total(estimates: Iterable[Estimate]) -> Estimate:
+def total(costs: Iterable[Cost]) -> Cost:
     """Return the sum; it is measured if every part is."""
-    estimates = list(estimates)
-    counted = any(estimate.source == "counted" for estimate in estimates)
-    return Estimate(sum(estimate.seconds for estimate in estimates), "counted" if counted else "measured")
+    costs = list(costs)
+    counted = any(cost.source == "counted" for cost in costs)
+    return Cost(sum(cost.seconds for cost in costs), "counted" if counted else "measured")
 
 
 def _machine(described: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,8 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.model.weights import prunable_weights
 from skeletal.harness import models
-from skeletal.study.dispatch import estimate
-from skeletal.study.dispatch.estimate import Costs, Estimate, clock, total
+from skeletal.study.dispatch.costs import Cost, Costs, _rate, clock, total
 from skeletal.study.items import ITEMS
 from skeletal.study.paper.scales import SCALES
 from skeletal.study.show.overview import overview
@@ -25,7 +24,7 @@ def job_of(item, series, density=None):
 
 
 def test_counted_from_multiply_adds_and_a_rate(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "_rate", lambda device: 1e9)
+    monkeypatch.setattr("skeletal.study.dispatch.costs._rate", lambda device: 1e9)
     model = models.create("vgg-mini", num_classes=10, in_channels=1, image_size=8)
     everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     macs = count_macs(model.eval(), everything, (torch.zeros(1, 1, 8, 8), torch.zeros(1))).forward_dense
@@ -37,13 +36,13 @@ def test_counted_from_multiply_adds_and_a_rate(tmp_path, monkeypatch):
 
 
 def test_finished_runs_of_the_same_network_are_better_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "_rate", lambda device: 1e9)
+    monkeypatch.setattr("skeletal.study.dispatch.costs._rate", lambda device: 1e9)
     done, other, random = (job_of("fig2", *which) for which in (("FORCE", 0.1), ("FORCE", 0.01), ("Random", 0.1)))
     finish(done, tmp_path, trained(90.0))  # 6 s of pruning, 10 s an epoch, tests included
     costs = Costs(tmp_path)
-    assert costs.of(done) == Estimate(6 + 10, "measured")
-    assert costs.of(other) == Estimate(6 + 10, "measured")
-    assert costs.of(random) == Estimate(10, "measured")
+    assert costs.of(done) == Cost(6 + 10, "measured")
+    assert costs.of(other) == Cost(6 + 10, "measured")
+    assert costs.of(random) == Cost(10, "measured")
     assert costs.of(job_of("fig2", "SNIP", 0.1)).source == "counted"  # training is known, its pruning is not
     finish(other, tmp_path, trained(90.0) | {"seconds": 3.0})
     assert Costs(tmp_path).of(other).seconds == 6 + 1  # its own density says more
@@ -51,7 +50,7 @@ def test_finished_runs_of_the_same_network_are_better_known(tmp_path, monkeypatc
 
 
 def test_runs_of_another_machine_say_nothing_about_this_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "_rate", lambda device: 1e9)
+    monkeypatch.setattr("skeletal.study.dispatch.costs._rate", lambda device: 1e9)
     job = job_of("fig2", "FORCE", 0.1)
     file = finish(job, tmp_path, trained(90.0)).path / "environment.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"gpus": [{"name": "another", "memory_gib": 80}]}))
@@ -59,10 +58,10 @@ def test_runs_of_another_machine_say_nothing_about_this_one(tmp_path, monkeypatc
 
 
 def test_sums_are_measured_only_if_every_part_is():
-    measured, counted = Estimate(1.0, "measured"), Estimate(2.0, "counted")
-    assert total([measured, measured]) == Estimate(2.0, "measured")
-    assert total([measured, counted]) == Estimate(3.0, "counted")
-    assert total([]) == Estimate(0, "measured")
+    measured, counted = Cost(1.0, "measured"), Cost(2.0, "counted")
+    assert total([measured, measured]) == Cost(2.0, "measured")
+    assert total([measured, counted]) == Cost(3.0, "counted")
+    assert total([]) == Cost(0, "measured")
 
 
 def test_the_rate_counts_every_operation_of_what_is_timed(monkeypatch):
@@ -83,7 +82,7 @@ def test_the_rate_counts_every_operation_of_what_is_timed(monkeypatch):
             return self
 
     monkeypatch.setattr("torch.utils.benchmark.Timer", Timed)
-    assert estimate._rate.__wrapped__("cpu") == counted[0] / 0.5 > 0
+    assert _rate.__wrapped__("cpu") == counted[0] / 0.5 > 0
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_durations_are_for_readers(seconds, said):
 
 
 def test_the_overview_has_every_item_with_its_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "_rate", lambda device: 1e9)
+    monkeypatch.setattr("skeletal.study.dispatch.costs._rate", lambda device: 1e9)
     for job in ITEMS["fig1"].jobs(SMOKE):
         finish(job, tmp_path, trained(90.0))
     lines = {line["item"]: line for line in overview(list(ITEMS.values()), SMOKE, tmp_path)}

@@ -17,7 +17,7 @@ from skeletal.study.paper.collect import ERROR
 from skeletal.study.paper.item import Cell, Item, Panel, Reference
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import SCALES
-from skeletal.study.show.report import build
+from skeletal.study.show.html_report import build
 from tests.study.show.browser import FOUND, Browser
 
 SMOKE = SCALES["smoke"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skeletal.study.dispatch.plan import array, command, lines
+from skeletal.study.dispatch.shell import array, command, lines
 from skeletal.study.items import ITEMS
 from skeletal.study.paper.scales import SCALES
 

@@ -18,7 +18,7 @@ from skeletal.harness.output.figures import render
 from skeletal.harness.output.tables import Table
 from skeletal.study.items import ITEMS
 from skeletal.study.paper import collect
-from skeletal.study.paper.item import Item, Panel, Point
+from skeletal.study.paper.item import Item, Measurement, Panel
 from skeletal.study.paper.scales import SCALES, Scale
 from skeletal.study.show import legend
 from skeletal.study.show.draw import draw, mean_and_std, save, shown_panels
@@ -171,7 +171,7 @@ def _drawn(item: Item) -> bool:
     return item.name.startswith("fig")
 
 
-def _sheet(item: Item, panel: Panel, points: Sequence[Point], known: Sequence[Entry], scale: Scale) -> Sheet:
+def _sheet(item: Item, panel: Panel, points: Sequence[Measurement], known: Sequence[Entry], scale: Scale) -> Sheet:
     series = ", ".join(dict.fromkeys(point.series for point in points if point.panel == panel.key))
     picture = notes = ""
     if series and _drawn(item):
@@ -223,7 +223,7 @@ def _text(value: float, panel: Panel) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _runs(points: Sequence[Point], root: Path, page: Path) -> list[Run]:
+def _runs(points: Sequence[Measurement], root: Path, page: Path) -> list[Run]:
     series: dict[str, dict[str, None]] = {}
     seeds = {point.run: point.seed for point in points}
     for point in points:
