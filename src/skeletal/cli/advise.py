@@ -76,7 +76,7 @@ def advise(
     prunings = []
     for method in methods or METHODS_ADVISED:
         steps = None if method in ONE_SHOT else pruning.steps
-        prunings += resolved(preset, replace(pruning, method=method, steps=steps))
+        prunings += resolved(preset, setup, replace(pruning, method=method, steps=steps))[1:]
     every = tuple(range(setup.seed, setup.seed + seeds))
     advice = Advice(setup, tuple(prunings), tuple(densities or DENSITIES), every, measure_batches)
     root = root.absolute()

@@ -18,6 +18,7 @@ from skeletal.cli.estimate import estimate
 from skeletal.cli.inspect import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
+from skeletal.cli.strict import only_whole_numbers
 from skeletal.cli.study import study
 from skeletal.core.version import __version__
 
@@ -65,7 +66,7 @@ def _with_config(
 
     """
     if config is not None:
-        app.config = (config_file.read(config, tokens),)
+        app.config = (config_file.read(config, tokens), only_whole_numbers)
     return _as_one(tokens) if _is_one_of_several() else app(tokens)
 
 
@@ -87,7 +88,7 @@ def _as_one(tokens: tuple[str, ...]) -> object:
 def main() -> None:
     """Run the command line; errors a user can mend are one message and exit status 1, without a traceback."""
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
-    app.config = ()
+    app.config = (only_whole_numbers,)
     try:
         app.meta()
         _end_well()

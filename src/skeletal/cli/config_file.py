@@ -22,7 +22,7 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not TOML; names file and line.
+        ValueError: not TOML, or settings in a table; names file and line, or the table.
 
     """
     if not path.is_file():
@@ -31,6 +31,9 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
         settings: dict[str, Any] = tomllib.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+    for key, value in settings.items():
+        if isinstance(value, dict) and key != "slurm":
+            raise ValueError(f"{path} has a table [{key}]: settings stand at the top of the file, without a table")
     takes = {field.name for record in _USES.get(tokens[0] if tokens else "", ()) for field in fields(record)}
     given = {token.partition("=")[0] for token in tokens}
     for key in list(settings):

@@ -48,9 +48,8 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
         f"{len(settings)} runs: prune {setup.model} before training, train {epochs} epochs on {setup.data}, test"
     )
     for method, density in track(settings, "prune, train, test", console=Console(stderr=True)):
-        pruning, training = resolved(
-            "quick", Pruning(method=method, density=density), Training(epochs=epochs, batch_size=64, engine="dense")
-        )
+        wanted = Pruning(method=method, density=None if method == DENSE else density)
+        pruning, training = resolved("quick", wanted, Training(epochs=epochs, batch_size=64, engine="dense"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # the table says it
             results.append(run(setup, pruning, training, root=out, progress=False)[1])

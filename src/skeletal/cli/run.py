@@ -65,7 +65,7 @@ def run(
     """
     if print_config:
         return print_settings(preset, setup, pruning, training)
-    pruning, training = resolved(preset, pruning, training)
+    _, pruning, training = resolved(preset, setup, pruning, training)
     if executor != "none":
         from skeletal.study.dispatch.launch import launch_one
         from skeletal.study.paper.jobs import Job
@@ -118,7 +118,7 @@ def prune(
     """
     if print_config:
         return print_settings(preset, setup, pruning)
-    (pruning,) = resolved(preset, pruning)
+    _, pruning = resolved(preset, setup, pruning)
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another --out, or --overwrite")
     if not out.parent.is_dir():
@@ -176,7 +176,7 @@ def train(
     """
     if print_config:
         return print_settings(preset, setup, training)
-    (training,) = resolved(preset, training)
+    _, training = resolved(preset, setup, training)
     from skeletal.harness.runs import experiment
 
     folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait, progress=not json)

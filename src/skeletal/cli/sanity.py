@@ -59,7 +59,7 @@ def sanity(
 
     from skeletal.study.beyond.sanity import SanityChecks, answer, table
 
-    pruning, training = resolved(preset, pruning, training)
+    _, pruning, training = resolved(preset, setup, pruning, training)
     checks = SanityChecks(setup, pruning, training, tuple(range(setup.seed, setup.seed + seeds)), shuffles)
     root = root.absolute()
     work(checks.mask_jobs(), root, setup, "masks", executor=executor, workers=jobs)

@@ -1,24 +1,41 @@
 """What the commands share: settings from the command line, resolved, shown, and results printed."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.limits import check
 
 SetupFlags = Annotated[Setup, Parameter(name="*", group="Network and data")]
 PruningFlags = Annotated[Pruning, Parameter(name="*", group="Pruning")]
-TrainingFlags = Annotated[Training, Parameter(name="*", group="Training")]
+TrainingFlags = Annotated[Training, Parameter(name="*", group="Training", consume_multiple=True)]
 SlurmFlags = Annotated[dict[str, str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
 
 
 def resolved(preset: str, *records: Any) -> list[Any]:
-    """The records with what was not said filled in from the preset."""
+    """The records with what was not said filled in from the preset.
+
+    Raises:
+        ValueError: what `resolve` raises; or the method is dense, and something is said of how to prune.
+
+    """
+    for record in records:
+        check(record)
+        if isinstance(record, Pruning) and record.method == "dense":
+            _refuse_settings_of(record)
     return [record if isinstance(record, Setup) else resolve(record, preset) for record in records]
+
+
+def _refuse_settings_of(dense: Pruning) -> None:
+    said = [field.name for field in fields(dense) if getattr(dense, field.name) != field.default]
+    said = [f"--{name.replace('_', '-')}" for name in said if name != "method"]
+    if said:
+        raise ValueError(f"the method dense prunes nothing: leave {', '.join(said)} out, or choose another --method")
 
 
 def print_config(preset: str, *records: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from skeletal.core.choices import require
+from skeletal.harness.limits import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +154,11 @@ def resolve(record: Record, preset: str) -> Record:
     """Fill every field that is `None` from the preset and from `as_in`; what was said explicitly wins.
 
     Raises:
-        ValueError: unknown preset or `as_in`, or `density` and `sparsity` given together.
+        ValueError: unknown preset or `as_in`, a number out of its range, or `density` and `sparsity` given together.
 
     """
     require("preset", preset, PRESETS)
+    check(record)
     known = dict(PRESETS[preset])
     if isinstance(record, Pruning):
         require("as-in", record.as_in, AS_IN)
@@ -166,8 +168,6 @@ def resolve(record: Record, preset: str) -> Record:
                 f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
             )
         if record.sparsity is not None:
-            if not 0 <= record.sparsity < 1:
-                raise ValueError(f"sparsity is {record.sparsity}; it is the fraction pruned, at least 0 and below 1")
             # In decimals: 1 - 0.98 is 0.02 to whoever writes it, and has to be the same run.
             record = replace(record, sparsity=None, density=float(1 - Decimal(str(record.sparsity))))
         if record.method in ONE_SHOT:
