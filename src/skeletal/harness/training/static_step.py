@@ -28,7 +28,8 @@ class StaticStep:
     Args:
         run: whose network and optimizer it moves.
         batching: of a split that is held in memory.
-        network: what is called: the run's network, or what was compiled of it.
+        network: what is called on full batches: the run's network, or what was compiled of it. A short last batch goes
+            through the run's own, as compiling for another size takes as long again.
 
     """
 
@@ -79,9 +80,10 @@ class StaticStep:
         members, *draws = (rows.index_select(0, self._position)[0, :size] for rows in _tensors(self._plan))
         images, targets = made(self._part, members, Draws(*draws), self._split.spec.padding, self._levels)
         run.optimizer.zero_grad()
+        network = self.network if size == how.batch_size else run.engine.network
         with how.autocast():
             torch.set_autocast_cache_enabled(False)  # until the block ends: a recording must not share cast weights
-            outputs = self.network(to_device(images, run.device, how.channels_last))
+            outputs = network(to_device(images, run.device, how.channels_last))
         outputs = outputs.float()
         loss = cross_entropy(outputs, targets)
         loss.backward()
