@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --data-dir D           # CIFAR-10 itself, not noise of its shape: the times are the same
     python benchmarks/gpu.py --device cpu --tiny    # everything once, on a CPU, with next to nothing to compute
 
-Each network is measured in a process of its own, and torch.compile's "max-autotune", which may take minutes, in another,
-last; what the time does not suffice for is missing in the table. Networks are pruned at random to 1%, as their density
-does not matter here. Steps are timed over many, after warming up, with the GPU waited for at both ends.
+Each network is measured in a process of its own, and torch.compile's "max-autotune", which may take minutes, last, in
+another; what the time does not suffice for is missing in the table. Networks are pruned at random to 1%, as their
+density does not matter here. Steps are timed over many, after warming up, with the GPU waited for at both ends.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -77,8 +78,8 @@ class Measurement:
         self.device, self.tiny = pick_device(options.device), options.tiny
         self.setup = Setup(model=model, data="cifar10", device=str(self.device))
         loaded = data_sets.load("cifar10", options.data_dir) if options.data_dir else None
-        self.data = loaded or noise(400 if self.tiny else 50_000)
-        self.batch_size = 32 if self.tiny else 128
+        self.data = loaded or noise(60 if self.tiny else 50_000)
+        self.batch_size = 16 if self.tiny else 128
         self.settings: dict[str, Any] = dict(
             epochs=2 if self.tiny else 3, batch_size=self.batch_size, lr=RATE, bf16=True, channels_last=True,
             engine="dense", compile="no",
@@ -112,9 +113,8 @@ class Measurement:
         model, mask = self.network()
         layout = torch.channels_last if fast else torch.contiguous_format
         model = model.to(memory_format=layout)
-        images, labels = next(
-            iter(data_sets.resident(self.data.train, self.device).batches(self.batch_size, train=True))
-        )
+        split = data_sets.resident(self.data.train, self.device)
+        images, labels = next(iter(split.batches(self.batch_size, train=True)))
         images = images.contiguous(memory_format=layout)
         optimizer = torch.optim.SGD(
             model.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, fused=fast and self.device.type == "cuda"
@@ -154,24 +154,32 @@ class Measurement:
 
     def ours(self, **changes: Any) -> float:
         """Milliseconds of a step in the harness: batches, augmentation, tally and all, without evaluation."""
-        with tuned(self.device), own_stream(self.device), Stop() as stop:
-            with Trainer(self.task(**changes), stop, progress=False) as trainer:
-                steps = trainer.steps()
-                return self.milliseconds(lambda: next(steps), warm_up=20, steps=200)
+        with self._trainer(**changes) as trainer:
+            steps = trainer.steps()
+            return self.milliseconds(lambda: next(steps), warm_up=20, steps=200)
+
+    @contextmanager
+    def _trainer(self, folder: RunFolder | None = None, **changes: Any) -> Iterator[Trainer]:
+        with (
+            tuned(self.device),
+            own_stream(self.device),
+            Stop() as stop,
+            Trainer(self.task(folder, **changes), stop, progress=False) as trainer,
+        ):
+            yield trainer
 
     def epochs(self, root: Path, **changes: Any) -> tuple[float, float, str]:
         """Seconds of a pass over the training images; the same with validation and checkpoint; how steps were taken."""
         folder = RunFolder.open(root, "run", changes)
         parts = []
-        with tuned(self.device), own_stream(self.device), Stop() as stop:
-            with Trainer(self.task(folder, **changes), stop, progress=False) as trainer:
-                while trainer.goes_on():
-                    started = time.perf_counter()
-                    for _ in trainer.steps():
-                        pass
-                    trainer.score()
-                    trainer.save()
-                    parts.append(time.perf_counter() - started)
+        with self._trainer(folder, **changes) as trainer:
+            while trainer.goes_on():
+                started = time.perf_counter()
+                for _ in trainer.steps():
+                    pass
+                trainer.score()
+                trainer.save()
+                parts.append(time.perf_counter() - started)
         rows = folder.metrics()
         # The last epoch is also tested, and the first one records.
         return rows[-2]["seconds"], parts[-2], rows[-1].get("step", "on a CPU")
@@ -188,6 +196,7 @@ class Measurement:
         """Seconds of finding a mask."""
         steps = 3 if self.tiny else 300
         asked = Pruning(method="force", density=DENSITY, steps=steps, precision="bfloat16", batches_per_step=1)
+        asked = replace(asked, prune_batch_size=self.batch_size)
         model = create_model(self.setup, self.data)
         started = time.perf_counter()
         find_mask(model, self.data, self.setup, resolve(asked, "cifar10"), progress=False)

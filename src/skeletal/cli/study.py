@@ -65,6 +65,7 @@ def run(
     methods: tuple[str, ...] = (),
     data_dir: Path | None = None,
     jobs: int = 1,
+    together: int = 1,
     device: str = "auto",
     executor: Literal["local", "slurm", "none"] = "local",
     slurm: SlurmFlags = None,
@@ -96,6 +97,8 @@ def run(
         where the data sets lie
     jobs
         worker processes; cores and GPUs are divided among them
+    together
+        so many trainings of the same network take turns in each worker, which fills a GPU
     device
         auto, cpu, cuda, cuda:1, mps
     executor
@@ -141,6 +144,7 @@ def run(
             which.root,
             executor=executor,
             workers=jobs,
+            together=together,
             data_dir=data_dir,
             device=device,
             slurm=slurm or {},

@@ -1,15 +1,17 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from skeletal.core.errors import BusyError
+from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.store.folders import RunFolder
 from skeletal.study.dispatch.execute import forget_failures, walk
 from skeletal.study.paper.collect import ERROR
+from skeletal.study.paper.jobs import Job
 
 
 @dataclass
@@ -109,3 +111,20 @@ def test_a_job_whose_holder_has_died_meanwhile_is_taken_at_the_end(tmp_path, mon
     monkeypatch.setattr(RunFolder, "claim", once_busy)
     walk(jobs, Path(tmp_path))
     assert [job.done for job in jobs] == [["a"], ["b"]] and not busy
+
+
+def test_trainings_of_the_same_network_are_done_together_and_others_by_themselves(tmp_path):
+    setup, training = Setup(device="cpu"), resolve(Training(epochs=1, batch_size=512, engine="dense"), "quick")
+    random = resolve(Pruning(method="random", density=0.05), "quick")
+    trained = [Job(replace(setup, seed=seed), random, training) for seed in (0, 1)]
+    failing = Job(replace(setup, seed=2), random, replace(training, lr=1e30))
+    jobs = [trained[0], Job(setup, random, None), trained[1], failing]
+    told = []
+    walk(jobs, tmp_path, told=lambda name, state: told.append((name, state)), together=3)
+    names = [job.folder(tmp_path).path.name for job in jobs]
+    assert told[:3] == [(names[k], "started") for k in (0, 2, 3)]  # side by side
+    assert sorted(told[3:6]) == sorted([(names[0], "finished"), (names[2], "finished"), (names[3], "failed")])
+    assert told[6:] == [(names[1], "started"), (names[1], "finished")]
+    assert "learning rate 1e+30" in json.loads((tmp_path / names[3] / ERROR).read_text())["message"]
+    walk(jobs, tmp_path, told=lambda name, state: told.append((name, state)), together=3)
+    assert len(told) == 8

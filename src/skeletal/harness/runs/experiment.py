@@ -21,6 +21,7 @@ from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_d
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.processes import launcher
 from skeletal.harness.training.train import steps_per_epoch, train
+from skeletal.harness.training.trainer import Task
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
 _NOT_IDENTITY = (
@@ -80,17 +81,21 @@ def run(
         PeerError: another rank has failed.
 
     """
-    place = _place(setup, pruning, training, root, name)
-    folder = RunFolder.find(*place)
+    folder = run_folder(setup, pruning, training, root=root, name=name)
 
     def work() -> dict[str, Any]:
-        data, model = _prepare(setup, training)
-        dense = pruning.method == DENSE
-        mask = None if dense else _mask_of(folder, model, data, setup, pruning, progress)
-        _open(*place)  # only now: what is wrong with the settings has shown itself
-        return _train(folder, model, data, setup, training, mask, progress)
+        return _train(begin(setup, pruning, training, root=root, name=name, progress=progress), setup, progress)
 
     return folder, folder.once(work, wait=wait)
+
+
+def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None, progress: bool) -> Task:
+    """Find the mask of a run that is claimed, and make its folder; what is left to be trained."""
+    place = _place(setup, pruning, training, root, name)
+    data, model = _prepare(setup, training)
+    dense = pruning.method == DENSE
+    mask = None if dense else _mask_of(RunFolder.find(*place), model, data, setup, pruning, progress)
+    return _opened(place, model, data, setup, training, mask)
 
 
 def _masked_place(setup: Setup, training: Training, mask: Mask | None, root: Path) -> tuple[Path, str, dict[str, Any]]:
@@ -133,8 +138,7 @@ def train_masked(
                 if theirs != ours:
                     warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=5)
             mask.attach(model).detach()  # refuses another network's mask before there is a folder
-        _open(*place)
-        return _train(folder, model, data, setup, training, mask, progress)
+        return _train(_opened(place, model, data, setup, training, mask), setup, progress)
 
     return folder, folder.once(work, wait=wait)
 
@@ -176,36 +180,48 @@ def _mask_of(folder: RunFolder, model: nn.Module, data: Data, setup: Setup, prun
     return mask
 
 
-def _open(root: Path, name: str, config: dict[str, Any]) -> None:
-    on_first(lambda: RunFolder.open(root, name, config) and None)
-
-
-def _train(
-    folder: RunFolder,
+def _opened(
+    place: tuple[Path, str, dict[str, Any]],
     model: nn.Module,
     data: Data,
     setup: Setup,
     training: Training,
     mask: Mask | None,
-    progress: bool,
-) -> dict[str, Any]:
+) -> Task:
+    """Make the folder and leave the mask in it; only now, as what is wrong with the settings has shown itself."""
+    folder = RunFolder.find(*place)
+
     def leave_mask() -> None:
+        RunFolder.open(*place)
         if mask is not None and not (folder.path / MASK).exists():
             mask.save(folder.path / MASK)
 
     on_first(leave_mask)
-    trained = train(
-        model,
-        data,
-        training,
+    return Task(
+        model=model,
+        data=data,
+        training=training,
+        device=pick_device(setup.device),
         mask=mask,
         folder=folder,
         seed=setup.seed,
-        device=setup.device,
         resume_command=launcher() + shlex.join(sys.argv[1:]),
+    )
+
+
+def _train(task: Task, setup: Setup, progress: bool) -> dict[str, Any]:
+    trained = train(
+        task.model,
+        task.data,
+        task.training,
+        mask=task.mask,
+        folder=task.folder,
+        seed=task.seed,
+        device=setup.device,
+        resume_command=task.resume_command,
         progress=progress,
     )
-    return describe(setup, data, mask) | asdict(trained)
+    return describe(setup, task.data, task.mask) | asdict(trained)
 
 
 def describe(setup: Setup, data: Data, mask: Mask | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +27,10 @@ Told = Callable[[str, str], None]
 """called with the name of a run folder and what has become of it: started, finished, failed"""
 
 
-def walk(jobs: Sequence[Job], root: Path, *, told: Told = lambda name, state: None) -> None:
+def walk(jobs: Sequence[Job], root: Path, *, told: Told = lambda name, state: None, together: int = 1) -> None:
     """Do what nobody has done and nobody is doing; return when there is nothing left to take.
+
+    With `together`, so many trainings of the same network at a time take turns in this process.
 
     A job that raises leaves `error.json` in its folder and does not stop the others; jobs that have one are not
     taken: `forget_failures` allows another try. A collapsed mask is a result, not a failure.
@@ -37,6 +39,8 @@ def walk(jobs: Sequence[Job], root: Path, *, told: Told = lambda name, state: No
         KeyboardInterrupt: Ctrl-C or SIGTERM; what the job under way has done is kept.
 
     """
+    for group in _groups(jobs, root, together):
+        _take_together(group, root, told)
     busy = []
     for job in jobs:
         if not _take(job, root, told):
@@ -60,6 +64,42 @@ def _take(job: Job, root: Path, told: Told) -> bool:
             return True
     except BusyError:
         return False
+
+
+def _groups(jobs: Sequence[Job], root: Path, together: int) -> Iterator[list[Job]]:
+    """Trainings that are left, of the same network on the same batches, so many at a time; none of less than two."""
+    alike: dict[Any, list[Job]] = {}
+    for job in jobs if together > 1 else ():
+        if type(job) is Job and job.training is not None and _is_left(job, root):
+            training = job.training
+            batches = training.batch_size, training.bf16, training.channels_last
+            alike.setdefault((job.setup.model, job.setup.data, batches), []).append(job)
+    for same in alike.values():
+        for start in range(0, len(same), together):
+            if len(group := same[start : start + together]) > 1:
+                yield group
+
+
+def _is_left(job: Job, root: Path) -> bool:
+    folder = job.folder(root)
+    return not (folder.finished or (folder.path / ERROR).exists())
+
+
+def _take_together(jobs: list[Job], root: Path, told: Told) -> None:
+    from skeletal.harness.runs.side_by_side import Settings, run_many
+
+    jobs = [job for job in jobs if _is_left(job, root)]  # another worker may have done some meanwhile
+    runs = [Settings(job.setup, job.pruning, job.training, job.name) for job in jobs if job.training is not None]
+    folders = [job.folder(root).path for job in jobs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # the results say it
+        for number, outcome in run_many(runs, root=root, started=lambda number: told(folders[number].name, "started")):
+            if isinstance(outcome, BusyError):
+                continue
+            if isinstance(outcome, Exception):
+                record_failure(folders[number] / ERROR, outcome)
+            told(folders[number].name, "failed" if isinstance(outcome, Exception) else "finished")
+    _free_memory()
 
 
 def _do(job: Job, root: Path, error: Path) -> str:
@@ -116,6 +156,8 @@ class Worker:
     """of torch; `None`: what it finds"""
     gpus: str | None
     """those it sees, as CUDA_VISIBLE_DEVICES names them; `None`: those the cluster gave it"""
+    together: int = 1
+    """see `walk`"""
 
     def __call__(self) -> bool:
         """Walk the list. Returns whether it came to its end, and was not interrupted."""
@@ -128,7 +170,8 @@ class Worker:
         signal.signal(signal.SIGTERM, _interrupt)  # training has its own, and ends its step first
         submit_again = _preempted_as_terminated()
         try:
-            walk([job.placed(self.data_dir, self.device) for job in self.jobs], self.root, told=_log)
+            placed = [job.placed(self.data_dir, self.device) for job in self.jobs]
+            walk(placed, self.root, told=_log, together=self.together)
         except KeyboardInterrupt as stopped:
             print(stopped or "interrupted", flush=True)
             submit_again()

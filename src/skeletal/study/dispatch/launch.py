@@ -41,6 +41,7 @@ def launch(
     *,
     executor: str = "local",
     workers: int = 1,
+    together: int = 1,
     data_dir: Path | None = None,
     device: str = "auto",
     slurm: Mapping[str, str] = MappingProxyType({}),
@@ -53,6 +54,7 @@ def launch(
         root: the folder of run folders; workers' logs go to `logs` in it.
         executor: "none" does them in this process, one after the other; "local" and "slurm" start workers.
         workers: how many; on this machine they share its cores and its GPUs evenly.
+        together: how many trainings of the same network take turns in each of them, see `execute.walk`.
         data_dir: see `Setup`.
         device: see `Setup`.
         slurm: options of sbatch in submitit's spelling: partition, time (minutes), gpus_per_node, cpus_per_task.
@@ -70,6 +72,8 @@ def launch(
     require("executor", executor, EXECUTORS)
     if workers < 1:
         raise ValueError(f"a study needs at least one worker, got {workers}")
+    if together < 1:
+        raise ValueError(f"together is {together}: a worker has at least one run at a time")
     root.mkdir(parents=True, exist_ok=True)
     forget_failures(jobs, root)
     root, data_dir = root.absolute(), data_dir and data_dir.absolute()
@@ -80,16 +84,16 @@ def launch(
 
     if executor == "none":
         placed = [job.placed(data_dir, device) for job in jobs]
-        walk(placed, root, told=lambda name, state: report(look()))
+        walk(placed, root, told=lambda name, state: report(look()), together=together)
         return []
     left = look()["left"]
     if not left:
         return []
     workers = min(workers, left)
     if executor == "slurm":
-        return _on_slurm(Worker(tuple(jobs), root, data_dir, device, threads=None, gpus=None), workers, slurm)
+        return _on_slurm(Worker(tuple(jobs), root, data_dir, device, None, None, together), workers, slurm)
     threads, gpus = max(1, cores() // workers), _dealt(device)
-    crew = [Worker(tuple(jobs), root, data_dir, device, threads, gpus[k % len(gpus)]) for k in range(workers)]
+    crew = [Worker(tuple(jobs), root, data_dir, device, threads, gpus[k % len(gpus)], together) for k in range(workers)]
     _on_this_machine(crew, lambda: report(look()))
     return []
 

@@ -1,0 +1,83 @@
+"""Several runs in one process: their masks are found one after the other, their networks trained side by side."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from skeletal.harness.config import Pruning, Setup, Training
+from skeletal.harness.devices import pick_device
+from skeletal.harness.runs.experiment import begin, describe, run_folder
+from skeletal.harness.training.several import train_many
+from skeletal.harness.training.trainer import Task, TrainResult
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, resolved, as `experiment.run` takes them."""
+
+    setup: Setup
+    pruning: Pruning
+    training: Training
+    name: str | None = None
+
+
+def run_many(
+    runs: Sequence[Settings], *, root: Path, started: Callable[[int], None] = lambda number: None
+) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Prune one after the other, and train together; each run is what `experiment.run` makes of it, in its own folder.
+
+    A run that fails does not stop the others. Finished runs are read, interrupted ones go on.
+
+    Args:
+        runs: for one device. Those of the same network on the same data set share a GPU best.
+        root: the folder of run folders.
+        started: told of the number of a run that is taken.
+
+    Yields:
+        For each run as it ends, its number and what is in its `result.json`, or the exception that ended it: a
+        `BusyError` where another process is at work on it.
+
+    Raises:
+        Interrupted: a signal came; every run under way has written its checkpoint.
+
+    """
+    with ExitStack() as claims:
+        claimed = {number: claims.enter_context(ExitStack()) for number in range(len(runs))}
+        tasks: dict[int, Task] = {}
+        for number, settings in enumerate(runs):
+            try:
+                found = _claim(settings, root, claimed[number])
+                if isinstance(found, dict):
+                    yield number, found
+                    continue
+                started(number)
+                tasks[number] = found()
+            except Exception as error:
+                claimed[number].close()
+                yield number, error
+        numbers = list(tasks)
+        for position, outcome in train_many(list(tasks.values())):
+            number = numbers[position]
+            task = tasks.pop(number)
+            if isinstance(outcome, TrainResult):
+                assert task.folder is not None, "every run has a folder"
+                result = describe(runs[number].setup, task.data, task.mask) | asdict(outcome)
+                task.folder.finish(result)
+                outcome = result
+            claimed[number].close()
+            yield number, outcome
+
+
+def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | Callable[[], Task]:
+    """The result of a finished run, or what begins it, after claiming it."""
+    # The same GPU for all, however it is called.
+    setup = replace(settings.setup, device=str(pick_device(settings.setup.device)))
+    parts = setup, settings.pruning, settings.training
+    folder = run_folder(*parts, root=root, name=settings.name)
+    if not folder.finished:
+        held.enter_context(folder.claim())
+    if folder.finished:  # perhaps by the process that had it until just now
+        return folder.result()
+    return lambda: begin(*parts, root=root, name=settings.name, progress=False)
