@@ -32,4 +32,5 @@ def test_mistakes_are_refused_before_anything_is_measured(cli):
         (["--mask", "none.safetensors"], "none.safetensors"),
     ):
         done = cli("bench", *arguments)
+        assert "finding a mask" not in done.err or arguments[0] == "--model"
         assert done.status == 1 and told.lower() in done.err.lower(), (arguments, done.err)

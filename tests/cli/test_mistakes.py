@@ -1,5 +1,7 @@
 """What a user sees of a mistake: one message that names the thing and the remedy, and no traceback."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,29 @@ def test_a_mask_of_another_network(cli):
     assert shown.status == 1
     assert "vgg-mini" in shown.err and "resnet20-cifar" in shown.err and "features.0.weight" in shown.err
     assert not Path("runs").exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake():
+    """As in `skeletal ... | head`: no message, and the status of a program that SIGPIPE ends."""
+    command = [sys.executable, "-c", "from skeletal.cli import main; main()", "run", "--print-config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writing:
+        writing.stdout.close()
+        assert writing.stderr.read() == b""
+    assert writing.returncode == 141
+
+
+def test_a_dense_run_has_no_mask_to_diagnose(cli):
+    settings = ["--method", "dense", "--epochs", "1", "--batch-size", "512", "--json"]
+    folder = cli("run", *settings).json["folder"]
+    shown = cli("diagnose", folder)
+    assert shown.status == 1 and "is a dense run: it has no mask to diagnose" in shown.err
+    assert "after 1 epoch, " in cli("show", folder).out
+
+
+def test_a_network_with_a_slash_in_its_name_is_unknown_and_the_nearest_are_named(cli):
+    shown = cli("run", "--model", "timm/resnet18")
+    assert shown.status == 1 and "unknown network 'timm/resnet18'; did you mean" in shown.err
+    assert "resnet18" in shown.err.partition("did you mean")[2]
 
 
 def test_a_defect_of_ours_is_not_dressed_up_as_the_users(cli, monkeypatch):

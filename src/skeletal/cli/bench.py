@@ -75,6 +75,7 @@ def bench(
     from skeletal.core.pruning.methods import METHODS
     from skeletal.harness.bench import Setting
     from skeletal.harness.bench import bench as measure
+    from skeletal.harness.bench.contestants import CONTESTANTS, OURS
     from skeletal.harness.bench.table import table
     from skeletal.harness.data import SPECS
 
@@ -82,6 +83,9 @@ def bench(
         raise ValueError("--mask brings its own density: give --mask or --density, not both")
     require("data set", data, SPECS)
     require("method", method, METHODS)
+    names = tuple(name.strip() for name in baselines.split(",") if name.strip())
+    for name in names:
+        require("baseline", name, [key for key in CONTESTANTS if key not in OURS])
     if threads is not None:
         torch.set_num_threads(threads)
     masks = {}
@@ -95,7 +99,6 @@ def bench(
     for wanted in [] if masks else density or [0.01]:
         console.print(f"finding a mask of density {wanted:g} by {method}, on noise")
         masks[f"{method}-{wanted:g}"] = setting.mask(wanted, method)
-    names = tuple(name.strip() for name in baselines.split(",") if name.strip())
     result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=console.print)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

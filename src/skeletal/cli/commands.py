@@ -90,7 +90,10 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
     app.config = (only_whole_numbers,)
     try:
-        app.meta()
+        try:
+            app.meta()
+        finally:
+            sys.stdout.flush()
         _end_well()
     except SystemExit as end:
         if not end.code:
@@ -100,6 +103,9 @@ def main() -> None:
         if not str(error):
             print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `... --json | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
+        sys.exit(141)
     except Exception as error:
         if os.environ.get("SKELETAL_TRACEBACK") or not _is_for_the_user(error):
             raise

@@ -38,7 +38,7 @@ def estimate(
         return print_json(asdict(found))
     epochs, steps = training.epochs or 0, found.steps_per_epoch
     print(f"{setup.model} on {setup.data}, {pruning.method}, on {found.device}, engine {found.engine}")
-    each = f"{epochs} epochs of {steps} steps of {found.step_seconds:.3g} s"
+    each = f"{epochs} epoch{'s' if epochs != 1 else ''} of {steps} steps of {found.step_seconds:.3g} s"
     rows = {
         "data": _duration(found.data_seconds),
         "pruning": f"{_duration(found.prune_seconds)}  ({pruning.steps} steps of {pruning.batches_per_step} batches)",

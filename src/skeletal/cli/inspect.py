@@ -122,7 +122,7 @@ def doctor(*, data_dir: Path | None = None, json: Flag = False) -> None:
     Parameters
     ----------
     data_dir
-        also look here for data sets
+        look here for data sets, in place of ./data and ~/.cache/skeletal
     json
         print it as JSON on stdout
 

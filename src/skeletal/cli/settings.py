@@ -77,5 +77,5 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{result['model']} on {result['data']}, {what}\n"
         f"test top-1 {test['top1']:.2f}%  top-5 {test['top5']:.2f}%  loss {test['loss']:.4f}"
-        f"  after {result['epochs']} epochs, {result['seconds']:.1f} s{by}"
+        f"  after {result['epochs']} epoch{'s' if result['epochs'] != 1 else ''}, {result['seconds']:.1f} s{by}"
     )

@@ -143,6 +143,10 @@ def test_work_by_hand():
 def test_the_roof_is_the_slower_of_computing_and_moving():
     assert Work(macs=10**9, bytes=10**7).seconds(MACHINE) == 1
     assert Work(macs=10**8, bytes=10**8).seconds(MACHINE) == 1
+    fast = Machine(float32=1e9, bfloat16=8e9, bandwidth=1e8)
+    assert Work(macs=8 * 10**9, bytes=10**7, bfloat16=True).seconds(fast) == 1
+    slow = Machine(float32=1e9, bfloat16=1e7, bandwidth=1e8)  # a CPU without the unit computes in float32
+    assert Work(macs=10**9, bytes=10**7, bfloat16=True).seconds(slow) == 1
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,13 @@ class Work:
     bytes: int
     """maps of convolutions, linear layers and batch norms, and parameters with gradient and momentum (see `work`)"""
 
+    bfloat16: bool = False
+    """multiplied in bfloat16, else in float32"""
+
     def seconds(self, machine: Machine) -> float:
-        """The least a step in float32 takes by the roofline: it computes and moves at once, at the measured rates."""
-        return max(self.macs / machine.float32, self.bytes / machine.bandwidth)
+        """The least a step takes by the roofline: it computes and moves at once, at the measured rates."""
+        rate = max(machine.bfloat16, machine.float32) if self.bfloat16 else machine.float32
+        return max(self.macs / rate, self.bytes / machine.bandwidth)
 
 
 def measure_machine(size: int = 2048, megabytes: int = 256, seconds: float = 0.5) -> Machine:
@@ -78,7 +82,7 @@ def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense:
         mask: of this model.
         inputs: (N, C, H, W), a batch.
         dense: all weights of the network as it is; else kept weights of what `compact` leaves.
-        size: bytes of a number of a map. Weights are float32.
+        size: bytes of a number of a map: 4, or 2 for bfloat16, which is then multiplied, too. Weights are float32.
 
     """
     batch = (inputs[:1], None)
@@ -91,7 +95,8 @@ def work(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, *, dense:
     pruned = 0 if dense else sum(int((~keep).sum()) for keep in mask.values())
     weights = sum(parameter.numel() for parameter in model.parameters()) - pruned
     per_example = macs.training_dense if dense else macs.training_kept
-    return Work(per_example * len(inputs), size * maps * len(inputs) + 4 * _MOVES_OF_A_WEIGHT * weights)
+    moved = size * maps * len(inputs) + 4 * _MOVES_OF_A_WEIGHT * weights
+    return Work(per_example * len(inputs), moved, bfloat16=size == 2)
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
 
 def run_name(setup: Setup, *method: str) -> str:
     """What a run folder is called, before the hash: network, data set, method and density."""
-    return "-".join([setup.model.replace(":", "-"), Path(setup.data).name, *method])
+    return "-".join([setup.model.replace(":", "-").replace("/", "-"), Path(setup.data).name, *method])
 
 
 def _method(mask: Mask) -> str:

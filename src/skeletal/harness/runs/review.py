@@ -90,9 +90,11 @@ def diagnose_mask(
         repaired: give every layer at least so many weights first (see `repair`); 0 leaves the mask as it is.
 
     Raises:
-        ValueError: the mask does not know its network or data set, and none was given.
+        ValueError: the mask does not know its network or data set, and none was given; or the run is dense.
 
     """
+    if path.is_dir() and RunFolder.at(path).finished and not (path / MASK).exists():
+        raise ValueError(f"{path} is a dense run: it has no mask to diagnose, all its weights are kept")
     mask = Mask.load(path / MASK if path.is_dir() else path)
     model = model or mask.metadata.get("network")
     data = data or mask.metadata.get("data")
