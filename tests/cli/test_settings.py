@@ -88,6 +88,17 @@ def test_sparsity_is_another_word_for_the_same_settings(cli):
     assert len(list(Path("runs").iterdir())) == 1
 
 
+@pytest.mark.parametrize("written", ["FORCE-Regrow", "force_regrow", "Force_ReGrow"])
+def test_a_method_is_known_however_it_is_written(cli, written):
+    shown = cli("prune", "--method", written, "--steps", "2", "--json")
+    assert shown.json["method"] == "force-regrow"
+
+
+def test_a_step_is_the_default_of_a_one_shot_method_however_it_is_written(cli):
+    assert cli("prune", "--method", "SNIP", "--json").json["steps"] == 1
+    assert cli("prune", "--method", "FORSE", "--out", "another.safetensors").err.count("Did you mean 'force'?") == 1
+
+
 def test_a_file_that_was_not_there_is_forgotten(cli):
     first = printed(cli, "run")
     assert cli("run", "--config", "my.toml").status > 0

@@ -68,13 +68,15 @@ def advise(
     """
     from rich.console import Console
 
+    from skeletal.core.choices import spelled
+    from skeletal.core.pruning.methods import METHODS
     from skeletal.study.beyond.advice_shown import in_words, picture, table
     from skeletal.study.beyond.advise import DENSITIES, METHODS_ADVISED, Advice, recommend
 
     if pruning.density is not None or pruning.sparsity is not None:
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
     prunings = []
-    for method in methods or METHODS_ADVISED:
+    for method in (spelled(method, METHODS) for method in methods or METHODS_ADVISED):
         steps = None if method in ONE_SHOT else pruning.steps
         prunings += resolved(preset, setup, replace(pruning, method=method, steps=steps))[1:]
     every = tuple(range(setup.seed, setup.seed + seeds))

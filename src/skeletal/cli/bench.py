@@ -70,7 +70,7 @@ def bench(
     import torch
     from rich.console import Console
 
-    from skeletal.core.choices import require
+    from skeletal.core.choices import require, spelled
     from skeletal.core.masks.mask import Mask
     from skeletal.core.pruning.methods import METHODS
     from skeletal.harness.bench import Setting
@@ -81,6 +81,7 @@ def bench(
 
     if mask and density:
         raise ValueError("--mask brings its own density: give --mask or --density, not both")
+    data, method = spelled(data, SPECS), spelled(method, METHODS)
     require("data set", data, SPECS)
     require("method", method, METHODS)
     names = tuple(name.strip() for name in baselines.split(",") if name.strip())

@@ -1,7 +1,7 @@
 """What the commands share: settings from the command line, resolved, shown, and results printed."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,11 +24,19 @@ def resolved(preset: str, *records: Any) -> list[Any]:
         ValueError: what `resolve` raises; or the method is dense, and something is said of how to prune.
 
     """
+    records = tuple(map(_spelled, records))
     for record in records:
         check(record)
         if isinstance(record, Pruning) and record.method == "dense":
             _refuse_settings_of(record)
     return [record if isinstance(record, Setup) else resolve(record, preset) for record in records]
+
+
+def _spelled(record: Any) -> Any:
+    """A method's name in the spelling of the table, which has small letters and hyphens."""
+    if not isinstance(record, Pruning):
+        return record
+    return replace(record, method=record.method.lower().replace("_", "-"))
 
 
 def _refuse_settings_of(dense: Pruning) -> None:

@@ -1,7 +1,17 @@
-"""Refuse a name that does not exist, and say which one was probably meant."""
+"""Names as people write them; one that does not exist is refused, and the one that was probably meant is named."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+
+def spelled(value: str, choices: Iterable[str]) -> str:
+    """The choice that differs from `value` in case and in `-` or `_` only; `value` itself where there is none."""
+    plain = _plain(value)
+    return next((choice for choice in choices if _plain(choice) == plain), value)
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", "-")
 
 
 def require(what: str, value: object, choices: Iterable[str]) -> None:
@@ -13,6 +23,6 @@ def require(what: str, value: object, choices: Iterable[str]) -> None:
     """
     choices = list(choices)
     if value not in choices:
-        near = get_close_matches(str(value), choices, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
+        near = get_close_matches(_plain(str(value)), map(_plain, choices), n=1)
+        meant = f" Did you mean {spelled(near[0], choices)!r}?" if near else ""
         raise ValueError(f"unknown {what} {value!r}.{meant} There are {', '.join(choices)}")

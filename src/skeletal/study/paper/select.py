@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from skeletal.core.choices import require
+from skeletal.core.choices import require, spelled
 from skeletal.study.paper.item import Cell, Item
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import Scale
@@ -24,15 +24,19 @@ def select(
 
     """
     cells = [cell for item in items for cell in item.cells(scale)]
-    for what, asked, there in (
-        ("panel", panels, {cell.panel: None for cell in cells}),
-        ("method", methods, {cell.series: None for cell in cells}),
-    ):
-        for name in asked:
-            require(what, name, there)
+    panels = _named("panel", panels, [cell.panel for cell in cells])
+    methods = _named("method", methods, [cell.series for cell in cells])
 
     def meant(cell: Cell) -> bool:
         return (not panels or cell.panel in panels) and (not methods or cell.series in methods)
 
     jobs = dict.fromkeys(job for cell in cells if meant(cell) for job in cell.jobs)
     return sorted(jobs, key=lambda job: job.setup.seed)
+
+
+def _named(what: str, asked: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The names asked for, in the spelling of those that are there."""
+    found = [spelled(name, there) for name in asked]
+    for name in found:
+        require(what, name, dict.fromkeys(there))
+    return found
