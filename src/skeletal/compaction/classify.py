@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from skeletal.compaction import reshaping
 from skeletal.compaction.rules import Added, Gather, Join, Map, Norm, Product, Rule
-from skeletal.compaction.trace import drops_paths
+from skeletal.compaction.tracer import drops_paths
 
 _ADDS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 _MULTIPLIES = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
@@ -77,7 +77,9 @@ def classify(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Known:
             known.holds[node] = ""
             continue
         rule: Rule | str | None = None
-        if node.op == "call_module":
+        if "whole" in node.meta:
+            rule = f"{node.target} {node.meta['whole']}: kept whole"
+        elif node.op == "call_module":
             rule = _of_module(node, module.get_submodule(node.target), known, mask, alone)
         elif "shape" in node.meta:
             rule = _of_function(node, known) or reshaping.rule_of(node, known.axis, known.rewrites)
@@ -150,7 +152,8 @@ def _of_module(
     if kind is nn.PReLU:
         return Map((source,), axis, target=str(node.target)) if axis == 1 else None
     if kind in _ACTIVATIONS:
-        asked = copy.deepcopy(module).eval()
+        asked = copy.deepcopy(module)
+        asked.training = False
         return Map((source,), axis, *_at_zero(asked))
     if kind in _PASSES or drops_paths(module):
         return Map((source,), axis)

@@ -1,6 +1,5 @@
 """Remove dead channels: the same function, by a smaller and ordinary dense network."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import matching_parameters
 from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.snapshot import copied
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 
@@ -45,7 +45,7 @@ class Compact:
 
         Pruned weights are exactly 0; what was removed, though the mask keeps it, has its original value.
         """
-        dense = copy.deepcopy(self.original)
+        dense = copied(self.original)
         fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
         _zero(dense, self.original_mask)
         take_modes(dense, modes_of(self.model), self.model.training)
@@ -64,7 +64,7 @@ class Compact:
             RuntimeError: the state does not fit the original architecture.
 
         """
-        dense = copy.deepcopy(self.original)
+        dense = copied(self.original)
         dense.load_state_dict(state)
         _zero(dense, self.original_mask)
         values = state_tensors(dense)
@@ -101,16 +101,16 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Compa
     mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
     matching_parameters(mask, model)
     batch = (example, None) if isinstance(example, Tensor) else example
-    original = copy.deepcopy(model)
+    original = copied(model)
     original.zero_grad(set_to_none=True)
     _zero(original, mask)
-    work = copy.deepcopy(original)
+    work = copied(original)
     names = state_tensors(work)
     try:
         traced = trace(work, batch)
     except UntraceableError as error:
         slices: Slices = {name: (None,) * tensor.dim() for name, tensor in names.items()}
-        return Compact(copy.deepcopy(original), mask, slices, Report((), (0, 0), (), str(error)), original, mask, {})
+        return Compact(copied(original), mask, slices, Report((), (0, 0), (), str(error)), original, mask, {})
     present = state_tensors(traced)
     aliases = {id(tensor): name for name, tensor in present.items()}
     channels = find_channels(traced, {id(names[name]): keep for name, keep in mask.items()})

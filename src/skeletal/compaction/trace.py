@@ -2,45 +2,23 @@
 
 import inspect
 from collections.abc import Mapping
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from skeletal.compaction.agreement import CannotRunError, Reference
+from skeletal.compaction.tracer import Refusal, Tracer, more_than_its_forward
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
-from skeletal.core.model.batches import forward, map_tensors, to_device
-from skeletal.core.model.preserve import device_of, preserve_mode, preserve_random_state
+from skeletal.core.model.batches import forward, to_device
+from skeletal.core.model.preserve import device_of, differentiable, preserve_mode, preserve_random_state
+from skeletal.core.model.snapshot import copied
 from skeletal.core.model.tensors import Tensors
-
-
-def drops_paths(module: nn.Module) -> bool:
-    """Whether a module is torchvision's or timm's stochastic depth: tracing into it would fix its mode."""
-    library = type(module).__module__.partition(".")[0]
-    return (library, type(module).__name__) in {("torchvision", "StochasticDepth"), ("timm", "DropPath")}
-
-
-def _with_activation(module: nn.Module) -> bool:
-    """Whether a module is timm's batch norm with an activation, or was, until a trace took it to pieces."""
-    fused = type(module).__module__.startswith("timm.") and type(module).__name__ == "BatchNormAct2d"
-    return fused or (type(module) is nn.BatchNorm2d and {"drop", "act"} <= module._modules.keys())
 
 
 class UntraceableError(ValueError):
     """A network whose forward pass torch.fx cannot write down as one graph; the message says why."""
-
-
-class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # what is made of buffers is made when the graph runs
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return drops_paths(m) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if _with_activation(m):  # three operations, of which the first is a batch norm like others
-            m.__class__ = nn.BatchNorm2d
-            normed = super().call_module(m, nn.BatchNorm2d.forward.__get__(m), args, kwargs)
-            return m.get_submodule("act")(m.get_submodule("drop")(normed))
-        return super().call_module(m, forward, args, kwargs)
 
 
 def state_tensors(model: nn.Module) -> Tensors:
@@ -112,7 +90,8 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     """Write a network down as a torch.fx graph of its leaf modules and functions.
 
     The graph has the model's own module names, works for any batch size the model works for, and follows
-    `train()` and `eval()`. It has run on two examples of the batch and given what the model gives.
+    `train()` and `eval()`. A part whose forward pass a graph cannot hold is one node, which calls it as it is and
+    has the reason in `node.meta["whole"]`. On a few examples the graph has given what the model gives: see `Reference`.
 
     Args:
         model: becomes part of the graph module, and may be spoilt if it cannot: hand over a copy.
@@ -123,70 +102,151 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
 
     Raises:
         ValueError: the model does not run on this batch.
-        UntraceableError: control flow that depends on data, another graph in train mode than in eval mode, or a
-            forward pass that the graph does not repeat.
+        UntraceableError: the network's own forward pass, not only that of a part, does what a graph cannot hold, or the
+            graph differs from the network in outputs, gradients, buffers or random draws in either mode.
 
     """
-    few, expected = first_that_runs(model, [lambda n=n: _run(model, shorten(batch, n)) for n in (2, None)])
-    graph = _same_in_both_modes(_graph(model, training=True), _graph(model, training=False))
+    if why := more_than_its_forward(model):
+        raise UntraceableError(f"{type(model).__name__} {why}")
+    reference = _reference(model, batch)
+    graph = _graph(model)
     modes = modes_of(model)
     module = fx.GraphModule(model, graph, type(model).__name__)
     take_modes(module, modes, model.training)
-    try:
-        with torch.no_grad(), preserve_mode(module, training=False), preserve_random_state(module):
-            run = _Writes(module)
-            found = run.run(*arguments(module, to_device(few, device_of(model))))
-    except Exception as error:  # whatever the model's own code raises where its graph takes another way
-        raise UntraceableError(f"its graph does not run: {type(error).__name__}: {error}") from error
-    if not _same(expected, found):
-        raise UntraceableError("its graph gives another output than the model: a forward pass that depends on data")
-    _settle_writes(module, run)
+    for part in module.modules():
+        if type(part) is nn.Module:
+            part.__class__ = Inlined
+    _note_shapes_and_writes(module, batch)
+    if (difference := reference.difference(module)) is not None:
+        raise UntraceableError(f"its graph does not do what the model does: {difference}")
     return module
 
 
-def _run(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    with torch.no_grad(), preserve_mode(model, training=False), preserve_random_state(model):
-        return batch, forward(model, to_device(batch, device_of(model)))
+class Inlined(nn.Module):
+    """What is left of a module whose operations a graph calls itself: a place for its parts."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Nothing calls it.
+
+        Raises:
+            RuntimeError: always.
+
+        """
+        raise RuntimeError("this module's operations are part of the network's graph; call the network")
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "a hook here would never run, as the network's graph calls this module's operations and not the module:"
+            " register it before compacting or compiling, which then keeps the module whole, or on one of its layers"
+        )
+
+    register_forward_hook = register_forward_pre_hook = _refuse
+    register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _refuse
 
 
-def _graph(model: nn.Module, *, training: bool) -> fx.Graph:
-    before = {name: (tensor, tensor._version) for name, tensor in state_tensors(model).items()}
+def _reference(model: nn.Module, batch: Any) -> Reference:
     try:
-        with preserve_mode(model, training=training), preserve_random_state(model):
-            graph = _Tracer().trace(model)
+        return Reference(model, batch)
+    except CannotRunError as error:
+        # A model that runs in one mode on the whole example, and nowhere else, is no caller's mistake.
+        first_that_runs(model, [lambda n=n: _run(model, shorten(batch, n)) for n in (2, None)])
+        raise UntraceableError(f"a graph of it cannot be compared with it: {error}") from error
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    copy = copied(model)
+    errors = []
+    for training in (False, True):
+        try:
+            with torch.no_grad(), preserve_mode(copy, training=training), preserve_random_state(copy):
+                return forward(copy, to_device(batch, device_of(copy)))
+        except Exception as error:  # whatever the model's own code raises
+            errors.append(error)
+    raise errors[0]
+
+
+def _graph(model: nn.Module) -> fx.Graph:
+    """One graph for both modes. What needs two is kept whole, the innermost module at a time."""
+    whole: dict[str, str] = {}
+    while True:
+        known = len(whole)
+        train, evaluate = (_graph_in(model, whole, training=training) for training in (True, False))
+        if len(whole) > known:
+            continue  # written down as if more could be
+        owner = _merge(train, evaluate)
+        if owner is None:
+            return train
+        if not owner:
+            raise UntraceableError("its forward pass is another one in train mode than in eval mode")
+        whole[owner] = "does other operations in train mode than in eval mode"
+
+
+def _graph_in(model: nn.Module, whole: dict[str, str], *, training: bool) -> fx.Graph:
+    try:
+        with differentiable(), preserve_mode(model, training=training), preserve_random_state(model):
+            return Tracer(whole).trace(model)
+    except Refusal as refusal:
+        raise UntraceableError(f"its forward pass {refusal}") from refusal
     except Exception as error:  # torch.fx raises whatever the model's code raises on its proxies
         first = str(error).strip().partition("\n")[0]
         raise UntraceableError(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
-    for name, tensor in state_tensors(model).items():
-        old, version = before.get(name, (None, 0))
-        if tensor is not old or tensor._version != version:
-            raise UntraceableError(f"its forward pass writes to {name} itself")
-    return graph
 
 
-def _same_in_both_modes(train: fx.Graph, evaluate: fx.Graph) -> fx.Graph:
-    """The graph of train mode, in which functions that take `training=` read it from the module."""
-    different = "its forward pass is another one in train mode than in eval mode"
-    if len(train.nodes) != len(evaluate.nodes):
-        raise UntraceableError(different)
+def _merge(train: fx.Graph, evaluate: fx.Graph) -> str | None:
+    """Let functions that take `training=` read it from the module, in the graph of train mode.
+
+    Returns:
+        None, or the name of the module that owns the first operation in which the graphs differ otherwise.
+
+    """
     partner: dict[fx.Node, fx.Node] = {}
     depends: list[fx.Node] = []
-    for one, two in zip(train.nodes, evaluate.nodes, strict=True):
+    for one, two in zip_longest(train.nodes, evaluate.nodes):
+        if one is None or two is None:
+            return (one or two).meta["owner"]
         partner[two] = one
-        args, kwargs = fx.map_arg((two.args, two.kwargs), partner.__getitem__)
+        args, kwargs = fx.map_arg((two.args, two.kwargs), lambda node: partner.get(node, node))
         training = one.kwargs.get("training"), kwargs.get("training")
-        if (one.op, one.target, one.args) != (two.op, two.target, args):
-            raise UntraceableError(different)
-        if dict(one.kwargs) | {"training": None} != dict(kwargs) | {"training": None}:
-            raise UntraceableError(different)
+        same = (one.op, one.target, one.args) == (two.op, two.target, args)
+        same &= dict(one.kwargs) | {"training": None} == dict(kwargs) | {"training": None}
+        if not same or (training[0] != training[1] and training != (True, False)):
+            return _common([one.meta["owner"], two.meta["owner"]])
         if training == (True, False):
             depends.append(one)
-        elif training[0] != training[1]:
-            raise UntraceableError(different)
     for node in depends:
         with train.inserting_before(node):
-            node.update_kwarg("training", train.create_node("get_attr", "training"))
-    return train
+            flag = train.create_node("get_attr", "training")
+            flag.meta["owner"] = ""
+            node.update_kwarg("training", flag)
+    return None
+
+
+def _common(owners: list[str]) -> str:
+    """The innermost module that holds both."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(*(owner.split(".") for owner in owners), strict=False))
+    return ".".join(first for first, _ in same)
+
+
+def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
+    errors = []
+    for examples in (2, None):
+        few = to_device(shorten(batch, examples), device_of(module))
+        for training in (False, True):
+            before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            try:
+                with torch.no_grad(), preserve_mode(module, training=training), preserve_random_state(module):
+                    run = _Writes(module)
+                    run.run(*arguments(module, few))
+            except Exception as error:  # whatever the model's own code raises where its graph takes another way
+                errors.append(error)
+            else:
+                _settle_writes(module, run)
+                return
+            finally:
+                with torch.no_grad():
+                    for name, buffer in module.named_buffers():
+                        buffer.copy_(before[name])
+    raise UntraceableError(f"its graph does not run: {type(errors[0]).__name__}: {errors[0]}")
 
 
 def _settle_writes(module: fx.GraphModule, run: _Writes) -> None:
@@ -204,14 +264,3 @@ def _settle_writes(module: fx.GraphModule, run: _Writes) -> None:
                 for user in later:
                     user.replace_input_with(source, writer)
     module.recompile()
-
-
-def _same(one: Any, two: Any) -> bool:
-    flat: list[list[Tensor]] = [[], []]
-    for tree, found in zip((one, two), flat, strict=True):
-        if isinstance(tree, Mapping):
-            tree = list(tree.values())
-        map_tensors(lambda tensor, found=found: found.append(tensor) or tensor, tree)
-    return len(flat[0]) == len(flat[1]) and all(
-        a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in zip(*flat, strict=True)
-    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
-from skeletal.core.model.preserve import device_of, with_parameters
+from skeletal.core.model.preserve import device_of, set_mode, with_parameters
 from skeletal.core.model.tensors import Tensors
 
 
@@ -33,7 +33,7 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
 
     """
     mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
-    model.eval()
+    set_mode(model, False)
 
     def attempt(examples: int | None, dtype: torch.dtype | None) -> tuple[bool | None, str]:
         state = stand_ins(model, mask, dtype, 0.0, torch.Generator().manual_seed(0))

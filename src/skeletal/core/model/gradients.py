@@ -12,7 +12,14 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.core.model.batches import Cycle, Loss, evaluate, examples, forward, pieces, to_device
 from skeletal.core.model.distributed import average_over_ranks, everyone, rank
 from skeletal.core.model.precision import autocast, in_float32
-from skeletal.core.model.preserve import device_of, differentiable, preserve_random_state, state_of, with_parameters
+from skeletal.core.model.preserve import (
+    device_of,
+    differentiable,
+    preserve_random_state,
+    set_mode,
+    state_of,
+    with_parameters,
+)
 from skeletal.core.model.recompute import recomputing
 from skeletal.core.model.tensors import Tensors, all_finite, widen
 
@@ -129,7 +136,7 @@ class Derivatives:
         self, weights: Tensors, batches: Iterator[Any], backward: Callable[[Tensors, Tensor], None], what: str
     ) -> tuple[Tensors, float]:
         """Sum up what `backward(leaves, loss)` leaves in the leaves' `.grad`, over the batches; no one else has one."""
-        self.model.train(self.bn_mode == "train")  # whatever a callback has left behind
+        set_mode(self.model, self.bn_mode == "train")  # whatever a callback has left behind
         state = state_of(self.model, without=weights)
         parameters = dict(self.model.named_parameters())
         leaves = {name: value.to(parameters[name].dtype).detach().requires_grad_() for name, value in weights.items()}

@@ -1,7 +1,5 @@
 """Use a caller's model, and leave it and the random state as they were found."""
 
-import random
-import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,6 +8,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from skeletal.core.model.random_state import RandomState, seed_all
+from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 
 Value = TypeVar("Value")
@@ -18,28 +18,43 @@ Value = TypeVar("Value")
 @contextmanager
 def preserve_random_state(model: nn.Module) -> Iterator[None]:
     """Put the global random states of torch, Python and numpy back as they were."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy else None
+    before = RandomState()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
             yield
     finally:
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(numpy_state)
+        before.restore()
 
 
 @contextmanager
 def preserve_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Train or eval mode; every module gets its own mode back, as parts of a network may have been frozen."""
+    """Train or eval mode; every module gets its own mode back, as parts of a network may have been frozen.
+
+    Flags are set, and `train()` is not called: a model's own may do more, as merging adapters into weights. Below a
+    module that has its own and is in the mode already, flags stay as that has set them.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    set_mode(model, training)
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def acts_on_mode(module: nn.Module) -> bool:
+    """Whether a module's class has a `train` or `eval` of its own."""
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Set the flags of train or eval mode, as `preserve_mode` does, for good."""
+    if acts_on_mode(module) and module.training == training:
+        return
+    module.training = training
+    for part in module.children():
+        set_mode(part, training)
 
 
 @contextmanager
@@ -53,14 +68,16 @@ def differentiable() -> Iterator[None]:
 def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
     """Set train or eval mode and seed every global random generator; restore all of it after.
 
-    Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`).
+    Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
+    forward pass leaves in attributes, as cached tables or activations, is taken off again.
     """
-    with preserve_random_state(model), preserve_mode(model, training=training):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        if numpy := sys.modules.get("numpy"):
-            numpy.random.seed(seed % 2**32)
-        yield
+    before = Snapshot(model)
+    try:
+        with preserve_random_state(model), preserve_mode(model, training=training):
+            seed_all(seed)
+            yield
+    finally:
+        before.restore()
 
 
 def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:

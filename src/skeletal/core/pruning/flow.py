@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from skeletal.core.diagnosis.structure import STATISTICS
 from skeletal.core.model.batches import forward, map_inputs, to_device
-from skeletal.core.model.preserve import device_of, differentiable, state_of, with_parameters
+from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors
 
 
@@ -26,7 +26,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
         ValueError: the inputs are not floating-point numbers, or no scale avoids an overflow.
 
     """
-    model.eval()
+    set_mode(model, False)
     parameters = {name for name, _ in model.named_parameters()}
     state = {}
     for name, value in state_of(model, without=weights).items():

@@ -1,0 +1,241 @@
+"""Whether one network is a drop-in for another: same outputs, gradients, buffers and random draws, in both modes.
+
+Both run on a few examples, in double precision where the model allows it. What is compared went through the same
+operations in the same order, so that any difference above rounding is one of function; the tolerance is that of
+the type, or ten times what two runs of the original differ by, where that is more.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.diagnosis.probing import shorten
+from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
+from skeletal.core.model.preserve import device_of, differentiable, preserve_random_state
+from skeletal.core.model.random_state import RandomState, seed_all
+from skeletal.core.model.snapshot import copied
+
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+_TINY = 1e-30
+_HOWS: tuple[tuple[int | None, torch.dtype | None], ...] = ((2, torch.float64), (None, torch.float64), (None, None))
+
+Kept = Mapping[str, Tensor]
+"""by parameter name, the positions, in the flat original, of the entries that the other network has as a vector"""
+
+
+class CannotRunError(ValueError):
+    """The original does not run on the example in one of the modes."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one forward and backward pass has made and left."""
+
+    shape: Any
+    """of the output tree: types and keys, everything but tensors"""
+    tensors: dict[str, Tensor | None]
+    """outputs, gradients, and the state after, each by a name that a message can use"""
+    drawn: RandomState
+
+
+class Reference:
+    """An original network's passes on a few examples, to compare others with.
+
+    Args:
+        model: the masked original; copied.
+        batch: as `skeletal.core.model.batches.forward` takes it.
+
+    Raises:
+        CannotRunError: no way of running it works in both modes; the message names the mode.
+
+    """
+
+    def __init__(self, model: nn.Module, batch: Any) -> None:
+        self._model = model
+        error: CannotRunError | None = None
+        for examples, dtype in _HOWS:
+            try:
+                self._batch = _batch(batch, examples, dtype, device_of(model))
+                self._dtype = dtype
+                self._expected = self._passes(model)
+            except CannotRunError as failed:
+                error = error or failed
+            else:
+                return
+        assert error is not None
+        raise error
+
+    def difference(self, candidate: nn.Module, kept: Kept | None = None) -> str | None:
+        """The first thing that another network does otherwise, in words; None if it is a drop-in.
+
+        Args:
+            candidate: with the same parameters, or part of them; copied.
+            kept: of the parameters that it has as vectors.
+
+        """
+        try:
+            found = self._passes(candidate)
+        except CannotRunError as error:
+            return str(error)
+        again: dict[str, _Run] = {}
+        for mode, expected in self._expected.items():
+            if expected.shape != found[mode].shape:
+                return f"{mode}, it returns another structure"
+            for name, value in found[mode].tensors.items():
+                if name not in expected.tensors:
+                    return f"{mode}, it has {name}, which the original has not"
+                want = _part(expected.tensors[name], (kept or {}).get(name.partition("of ")[2]))
+                if _same_bits(want, value):
+                    continue
+                if not again:
+                    again = self._passes(self._model)
+                second = _part(again[mode].tensors.get(name), (kept or {}).get(name.partition("of ")[2]))
+                if not _close(want, second, value):
+                    return f"{mode}, {name} differs"
+            missing = expected.tensors.keys() - found[mode].tensors.keys()
+            if changed := [name for name in missing if _matters(name, expected.tensors[name])]:
+                return f"{mode}, {min(changed)} is missing"
+            if expected.drawn != found[mode].drawn:
+                return f"{mode}, it draws other random numbers"
+        return None
+
+    def _passes(self, model: nn.Module) -> dict[str, _Run]:
+        """In train mode twice, as state moves on, in eval mode, and in eval mode without gradients."""
+        model = copied(model)
+        if self._dtype is not None:
+            model.to(self._dtype)
+        for parameter in model.parameters():
+            parameter.grad = None
+        runs = {}
+        with preserve_random_state(model):
+            for seed, (mode, training, gradients) in enumerate(_MODES):
+                try:
+                    model.train(training)
+                    runs[mode] = _run(model, self._batch, seed, gradients)
+                except Exception as error:  # whatever the model's own code raises
+                    first = str(error).strip().partition("\n")[0]
+                    raise CannotRunError(f"{mode}, it does not run: {type(error).__name__}: {first}") from error
+        return runs
+
+
+_MODES = (
+    ("in train mode", True, True),
+    ("in the second step", True, True),
+    ("in eval mode", False, True),
+    ("in eval mode without gradients", False, False),
+)
+
+
+def _run(model: nn.Module, batch: Any, seed: int, gradients: bool) -> _Run:
+    seed_all(seed)
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not gradients or tensor.layout != torch.strided:
+            return tensor.clone()
+        leaves.append(tensor.clone().requires_grad_())
+        return leaves[-1] * 1  # not a leaf: a first layer may write to it
+
+    tensors: dict[str, Tensor | None] = {}
+    with differentiable(), torch.set_grad_enabled(gradients):
+        outputs = forward(model, map_inputs(leaf, batch))
+        shape: list[Any] = []
+        found = list(_flat(outputs, shape))
+        tensors |= {f"output {i}": value.detach() for i, value in enumerate(found)}
+        if gradients:
+            generator = torch.Generator().manual_seed(seed)
+            projection = [_projection(value, generator) for value in found if value.requires_grad]
+            if projection:
+                torch.stack(projection).sum().backward()
+            tensors |= {f"the gradient of input {i}": value.grad for i, value in enumerate(leaves)}
+            for name, parameter in model.named_parameters():
+                tensors[f"the gradient of {name}"], parameter.grad = parameter.grad, None
+    tensors |= {f"the value of {name}": value.detach().clone() for name, value in model.named_parameters()}
+    tensors |= {f"the buffer of {name}": value.detach().clone() for name, value in model.named_buffers()}
+    return _Run(shape, tensors, RandomState())
+
+
+def _projection(value: Tensor, generator: torch.Generator) -> Tensor:
+    value = torch.view_as_real(value) if value.is_complex() else value
+    value = value.to_dense() if value.layout != torch.strided else value
+    weights = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    return (value.to(torch.promote_types(value.dtype, torch.float32)) * weights.to(value)).sum().double()
+
+
+def _flat(tree: Any, shape: list[Any]) -> Iterator[Tensor]:
+    """The tensors of an output, and into `shape` all that is to be equal beside them."""
+    if isinstance(tree, Tensor):
+        shape.append((type(tree).__name__, str(tree.dtype), tuple(tree.shape), tree.requires_grad))
+        yield tree
+    elif isinstance(tree, Mapping):
+        shape.append((type(tree), list(tree)))
+        for value in tree.values():
+            yield from _flat(value, shape)
+    elif isinstance(tree, tuple | list):
+        shape.append((type(tree), len(tree)))
+        for value in tree:
+            yield from _flat(value, shape)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        shape.append(type(tree))
+        for field in fields(tree):
+            yield from _flat(getattr(tree, field.name), shape)
+    else:
+        shape.append(tree if isinstance(tree, int | float | str | bool | None) else type(tree))
+
+
+def _batch(batch: Any, examples: int | None, dtype: torch.dtype | None, device: torch.device) -> Any:
+    """A few examples, two at least, as batch norm needs them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def prepared(tensor: Tensor) -> Tensor:
+        tensor = tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+        if examples is not None and tensor.dim() and len(tensor) == 1 and tensor.layout == torch.strided:
+            tensor = torch.cat([tensor, tensor])
+        if tensor.is_floating_point() and tensor.numel() and (tensor == tensor.flatten()[0]).all():
+            tensor = tensor + torch.rand(tensor.shape, generator=generator).to(tensor)  # zeros, ones: a mere shape
+        return tensor
+
+    few = shorten(to_device(batch, device), examples)
+    if isinstance(few, Mapping):
+        return map_tensors(prepared, few)
+    return map_tensors(prepared, few[0]), few[1]
+
+
+def _part(value: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    return value if value is None or kept is None else _strided(value).flatten()[kept]
+
+
+def _strided(value: Tensor) -> Tensor:
+    return value if value.layout == torch.strided else value.to_dense()
+
+
+def _same_bits(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    if one.layout != two.layout or one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    return torch.equal(_strided(one), _strided(two))
+
+
+def _close(want: Tensor | None, second: Tensor | None, value: Tensor | None) -> bool:
+    """Whether a value is the one wanted, but for rounding and for what the original itself does not repeat."""
+    if want is None or value is None or second is None:
+        return want is value
+    if want.layout != value.layout or want.shape != value.shape or want.dtype != value.dtype:
+        return False
+    want, second, value = (_strided(tensor) for tensor in (want, second, value))
+    if not (want.is_floating_point() or want.is_complex()):
+        return torch.equal(want, value)
+    unknown = want.isnan() & value.isnan() | (want == value)  # infinities, too
+    off, noise = ((other - want).masked_fill(unknown, 0).abs().double() for other in (value, second))
+    size = want.masked_fill(unknown & ~want.isfinite(), 0).abs().max().item() if want.numel() else 0.0
+    real = torch.float64 if want.is_complex() else want.dtype
+    return bool((off <= 10 * noise + _ROUNDING.get(real, 1e-4) * size + _TINY).all())
+
+
+def _matters(name: str, value: Tensor | None) -> bool:
+    """Whether what only the original has can have an effect: a gradient, not a value that stands there unused."""
+    return value is not None and not name.startswith(("the value", "the buffer"))

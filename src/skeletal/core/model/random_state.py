@@ -1,0 +1,41 @@
+"""The global random states of torch's CPU generator, Python and numpy."""
+
+import random
+import sys
+
+import torch
+
+
+class RandomState:
+    """All three as they are now; equal to another if both are. numpy's counts if numpy is loaded."""
+
+    def __init__(self) -> None:
+        self._torch, self._python = torch.get_rng_state(), random.getstate()
+        numpy = sys.modules.get("numpy")
+        self._numpy = numpy.random.get_state() if numpy else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RandomState) or self._python != other._python:
+            return False
+        return torch.equal(self._torch, other._torch) and _plain(self._numpy) == _plain(other._numpy)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def restore(self) -> None:
+        """Make them so again."""
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def seed_all(seed: int) -> None:
+    """Seed all three, and torch's generators on other devices."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
+
+
+def _plain(state: object) -> object:
+    return None if not isinstance(state, tuple) else [v.tobytes() if hasattr(v, "tobytes") else v for v in state]

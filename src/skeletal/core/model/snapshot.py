@@ -1,0 +1,160 @@
+"""All that hangs on a model beside the values of its parameters and buffers: noted, put back, copied."""
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_CONTAINERS = (dict, list, set, deque)
+_REGISTRIES = ("", "_parameters", "_buffers", "_modules")
+_FOREIGN = 3
+"""how many objects of other classes deep an attribute is followed: caches and tables, not whole trainers"""
+
+
+class _Found(NamedTuple):
+    """A container or tensor, and where it hangs."""
+
+    value: Any
+    owner: nn.Module
+    attribute: str
+    """of the owner, through which it was reached; "" for the owner's own `__dict__`"""
+
+
+class _Held(NamedTuple):
+    where: _Found
+    before: Any
+
+
+class Snapshot:
+    """The attributes of a model and of all its modules as they are now, and the contents of what they hold.
+
+    Lists, dicts, sets and plain objects are followed; hooks, registries, caches and modules outside the registries are
+    among them. Of tensors that are neither parameters nor buffers the values are kept, too: those two are left
+    to whoever lends the model stand-ins for them (see `preserve.state_of`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        own = {id(tensor) for module in model.modules() for tensor in _registered(module)}
+        self._containers: list[_Held] = []
+        self._tensors: list[tuple[_Found, tuple[Any, ...], Tensor]] = []
+        self._of: dict[int, list[_Held]] = {}
+        for found in _reachable(model):
+            if not isinstance(found.value, Tensor):
+                held = _Held(found, copy.copy(found.value))
+                self._containers.append(held)
+                self._of.setdefault(id(found.owner), []).append(held)
+            elif id(found.value) not in own and not found.value.is_meta:
+                self._tensors.append((found, _version(found.value), found.value.detach().clone()))
+
+    def restore(self) -> None:
+        """Put back what has changed."""
+        for where, before in self._containers:
+            if not _alike(where.value, before):
+                where.value.clear()
+                where.value.extend(before) if isinstance(before, list | deque) else where.value.update(before)
+        for (tensor, _, _), version, value in self._tensors:
+            if _version(tensor) == version:
+                continue
+            if (tensor.shape, tensor.dtype, tensor.device) != (value.shape, value.dtype, value.device):
+                tensor.data = value
+            else:
+                with torch.no_grad():
+                    tensor.detach().copy_(value)
+
+    def written(self, module: nn.Module, but: str = "\0") -> str | None:
+        """The first attribute of one of the model's modules that is another now, or has other contents.
+
+        Args:
+            module: the model or a part of it; parts of its own are not looked at.
+            but: names that begin so do not count.
+
+        """
+        for where, before in self._of.get(id(module), ()):
+            if not _alike(where.value, before):
+                if where.attribute not in _REGISTRIES:
+                    return where.attribute
+                if names := [name for name in _different(where.value, before) if not name.startswith(but)]:
+                    return names[0]
+        for where, version, _ in self._tensors:
+            if where.owner is module and _version(where.value) != version:
+                return where.attribute
+        return None
+
+
+def copied(model: Model) -> Model:
+    """A deep copy. Tensors with a graph behind them, which a forward pass left in attributes, become plain values."""
+    memo = {
+        id(value): value.detach().clone()
+        for value, _, _ in _reachable(model)
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _registered(module: nn.Module) -> Iterator[Tensor]:
+    for registry in (module._parameters, module._buffers):
+        yield from (tensor for tensor in registry.values() if tensor is not None)
+
+
+def _reachable(model: nn.Module) -> Iterator[_Found]:
+    """Every container, module's and object's dict, and tensor that can be reached, once."""
+    seen: set[int] = set()
+    pending: list[tuple[_Found, int]] = [(_Found(model, model, ""), 0)]
+    while pending:
+        found, depth = pending.pop()
+        value = found.value
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            pending.append((_Found(value.__dict__, value, ""), 0))
+            continue
+        if isinstance(value, (Tensor, *_CONTAINERS)):
+            yield found
+        if isinstance(value, dict):
+            inside = [(key if found.attribute == "" else found.attribute, part) for key, part in value.items()]
+        elif isinstance(value, (*_CONTAINERS, tuple)):
+            inside = [(found.attribute, part) for part in value]
+        elif depth < _FOREIGN and _is_plain(value):
+            inside, depth = [(found.attribute, vars(value))], depth + 1
+        else:
+            continue
+        pending += [(_Found(part, found.owner, str(name)), depth) for name, part in inside if _may_hold(part)]
+
+
+def _may_hold(value: Any) -> bool:
+    return not isinstance(value, str | bytes | int | float | complex | type | None)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an object is of somebody's own class: no function, no module of Python, nothing of torch's machinery."""
+    library = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__dict__") and not callable(value) and library not in ("builtins", "torch", "logging")
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Whether two containers hold the very same objects in the same order."""
+    if len(one) != len(two):
+        return False
+    if isinstance(one, dict):
+        return all(a == b and one[a] is two[b] for a, b in zip(one, two, strict=True))
+    if isinstance(one, set):
+        return one == two
+    return all(a is b for a, b in zip(one, two, strict=True))
+
+
+def _different(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Keys that were added, removed or have another value."""
+    return [name for name in {**before, **now} if now.get(name, now) is not before.get(name, before)]
+
+
+def _version(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor is written to, or gets other memory."""
+    inside = 0 if tensor.is_inference() else tensor._version
+    plain = tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)
+    return inside, tensor.data_ptr() if plain else 0, tensor.dtype, tuple(tensor.shape)
