@@ -274,7 +274,7 @@ def test_linear_layer(size):
     assert out.dtype == HALF and out.shape == expected.shape
     assert torch.allclose(out.float(), expected, rtol=0.02, atol=0.02)
     slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(HALF)
-    found = torch.autograd.grad(out, (ours, sparse.weight, sparse.bias), slope)
+    found = torch.autograd.grad(out, (ours, sparse.values, sparse.bias), slope)
     wanted = torch.autograd.grad(expected, (theirs, dense.weight, dense.bias), slope.float())
     for one, two in zip(found, (wanted[0], wanted[1][mask], wanted[2]), strict=True):
         assert one.dtype == torch.float32 and torch.allclose(one, two, rtol=0.02, atol=0.1)
@@ -292,7 +292,7 @@ def test_layers_without_kept_weights():
             layer.bias.detach().to(HALF).float()[:, None].expand(4, 16 if out.dim() == 4 else 1),
         )
         out.sum().backward()
-        assert not x.grad.any() and sparse.weight.numel() == 0
+        assert not x.grad.any() and sparse.values.numel() == 0
 
 
 # Whole networks. The truth is the masked network in float64.

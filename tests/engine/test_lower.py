@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.engine.lower import lower, make_sparse
+from skeletal.engine.exchange import make_sparse
+from skeletal.engine.lower import lower
 from skeletal.engine.modules.layers import Sparse
 from tests.cases import random_mask
 from tests.engine.blocks import mask_of, network

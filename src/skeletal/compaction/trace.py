@@ -203,7 +203,7 @@ def _merge(train: fx.Graph, evaluate: fx.Graph) -> str | None:
     depends: list[fx.Node] = []
     for one, two in zip_longest(train.nodes, evaluate.nodes):
         if one is None or two is None:
-            return (one or two).meta["owner"]
+            return next(node.meta["owner"] for node in (one, two) if node is not None)
         partner[two] = one
         args, kwargs = fx.map_arg((two.args, two.kwargs), lambda node: partner.get(node, node))
         training = one.kwargs.get("training"), kwargs.get("training")

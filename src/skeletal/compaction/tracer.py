@@ -1,12 +1,15 @@
 """Write a network's forward pass down, module by module, and keep whole what a graph cannot hold.
 
-A graph holds operations on tensors and nothing else. While a module's forward pass is written down, this looks at what
-would be lost: gradients or autocast switched (each operation is compared with the state at the module's entry), random
-numbers drawn and attributes written right now instead of in every pass, hooks, modes that do more than a flag. The
-innermost module that does such a thing, or that torch.fx cannot follow, becomes one node which calls it as it is.
+A graph holds operations on tensors and nothing else. Where code switches gradients off, as `no_grad` does, operations
+that do so are put into the graph. What else would be lost is looked for while a module's forward pass is written down:
+autocast regions and inference mode (the state at each operation is compared with that at the module's entry),
+functions with a backward pass of their own, random numbers drawn and attributes written right now instead of in every
+pass, hooks, modes that do more than a flag. The innermost module that does such a thing, or that torch.fx cannot
+follow, becomes one node, which calls it as it is.
 """
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -65,6 +68,7 @@ class Tracer(fx.Tracer):
         self.whole = whole
         self._surroundings = [_surroundings()]
         self._owners = [""]
+        self._gradients = True  # as the last node has left them
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Write down a network's forward pass.
@@ -101,14 +105,17 @@ class Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         randomness, stack = RandomState(), list(self.module_stack.items())
+        gradients = self._gradients, torch.is_grad_enabled()
         self._surroundings.append(_surroundings())
         self._owners.append(path)
         try:
             result = self._into(m, forward, args, kwargs)
-            self._check(m, randomness)
+            self._check(m, randomness, gradients[1])
             return result
         except (Exception, Refusal) as error:
             self._undo(last, randomness, stack)
+            self._gradients = gradients[0]
+            torch.set_grad_enabled(gradients[1])
             self.whole[path] = reason_of(error)
             return super().call_module(m, forward, args, kwargs)
         finally:
@@ -125,6 +132,7 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Write down one operation, and in which module it stands."""
         self._check_surroundings()
+        self._follow_gradients()
         node = super().create_node(*args, **kwargs)
         node.meta["owner"] = self._owners[-1]
         if node.op == "call_module" and (why := self.whole.get(str(node.target))):
@@ -132,15 +140,37 @@ class Tracer(fx.Tracer):
         return node
 
     def _module_getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return super()._module_getattr(attr, attr_val, {})  # a node that is undone must not come back from a cache
+        written: Any = super()
+        return written._module_getattr(attr, attr_val, {})  # a node that is undone must not come back from a cache
+
+    def _follow_gradients(self) -> None:
+        """Switch gradients off, or back to what they were, in the graph where the model's code has done so."""
+        if (now := torch.is_grad_enabled()) == self._gradients:
+            return
+        if not now and _in_a_function():
+            raise Refusal("applies an autograd.Function")
+        self._gradients = now
+        if now:
+            self._write_down(torch._C._set_grad_enabled, self._outside)
+        else:
+            self._outside = self._write_down(torch.is_grad_enabled)
+            self._write_down(torch._C._set_grad_enabled, False)
+
+    def _write_down(self, function: Any, *args: Any) -> fx.Node:
+        node = super().create_node("call_function", function, args, {})
+        node.meta["owner"] = self._owners[-1]
+        return node
 
     def _check_surroundings(self) -> None:
-        if (now := _surroundings()) != self._surroundings[-1]:
-            raise Refusal(_switched(self._surroundings[-1], now))
+        before, now = self._surroundings[-1], _surroundings()
+        if before[1:] != now[1:]:
+            raise Refusal("has an autocast region" if before[1] == now[1] else "enters inference mode")
 
-    def _check(self, module: nn.Module, randomness: RandomState) -> None:
+    def _check(self, module: nn.Module, randomness: RandomState, gradients: bool = True) -> None:
         """Whether a module has done something while it was traced that it would have to do in every pass."""
         self._check_surroundings()
+        if torch.is_grad_enabled() != gradients:
+            raise Refusal("leaves gradients switched off")
         if RandomState() != randomness:
             raise Refusal("draws random numbers that are no tensors of the batch's size")
         for name, part in module.named_modules():
@@ -156,7 +186,6 @@ class Tracer(fx.Tracer):
         self.module_stack.clear()
         self.module_stack.update(stack)
         randomness.restore()
-        torch.set_grad_enabled(self._surroundings[-1][0])
         self._restore(self.root)
 
     def _restore(self, root: nn.Module) -> None:
@@ -176,17 +205,25 @@ def more_than_its_forward(module: nn.Module) -> str:
     return ""
 
 
+def _in_a_function() -> bool:
+    """Whether the code that is running is the forward pass of an autograd.Function."""
+    kinds, codes = [torch.autograd.Function], set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if (function := kind.__dict__.get("forward")) is not None:
+            codes.add(getattr(getattr(function, "__func__", function), "__code__", None))
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _surroundings() -> tuple[Any, ...]:
     """What an operation's result depends on beside its arguments."""
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     kinds = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth, *kinds
-
-
-def _switched(before: tuple[Any, ...], now: tuple[Any, ...]) -> str:
-    if before[:2] != now[:2]:
-        if now[0] and not now[1]:
-            return "switches gradients on"
-        return "switches gradients off (no_grad, inference_mode or an autograd.Function)"
-    return "has an autocast region"

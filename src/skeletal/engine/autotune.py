@@ -43,18 +43,18 @@ def median_ms(call: Callable[[], Any], hopeless: float = math.inf) -> float:
 def layer_times(layer: Sparse, shape: tuple[int, ...]) -> tuple[float, float]:
     """Milliseconds of a layer on inputs of a shape, forward and backward: sparse and dense."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(layer.weight.dtype)
+    x = torch.randn(shape, generator=generator).to(layer.values.dtype)
     path = layer.path
     try:
         layer.path = "sparse"
         if isinstance(layer, SparseConv2d):
             source, target = layer.grids(*shape[2:])
-            packed = ToBlocks(source.halo, layer.weight.dtype)(x)
+            packed = ToBlocks(source.halo, layer.values.dtype)(x)
             storage = packed.storage.requires_grad_()
 
             def sparse() -> None:
                 out, _ = layer(Blocked(storage, source, shape[0]), target.halo)
-                torch.autograd.grad(out.storage, (storage, layer.weight), out.storage)
+                torch.autograd.grad(out.storage, (storage, layer.values), out.storage)
         else:
 
             def sparse() -> None:
@@ -74,7 +74,7 @@ def layer_times(layer: Sparse, shape: tuple[int, ...]) -> tuple[float, float]:
 def _there_and_back(layer: Sparse, x: Tensor) -> None:
     x = x.detach().requires_grad_()
     out = layer(x)
-    torch.autograd.grad(out, (x, layer.weight), out.detach())
+    torch.autograd.grad(out, (x, layer.values), out.detach())
 
 
 def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:

@@ -21,40 +21,18 @@ from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine.availability import available
+from skeletal.engine.decay import param_groups, warn_of_lost_decay
+from skeletal.engine.network import Network
 from skeletal.engine.report import EngineReport, LayerTimes
+from skeletal.engine.user_state import Handed, from_user, to_user
 
 if TYPE_CHECKING:  # the kernels are loaded where a check has found that they work
-    from skeletal.engine.lower import Lowered
     from skeletal.engine.modules.layers import Sparse
 
 PATHS = ("auto", "sparse", "dense")
 _DENSE_LAST = "dense, channels last"
 _FULL = "float32 maps"
 """how the name of a way ends that keeps its maps in float32 under autocast to bfloat16"""
-
-
-class Network(nn.Module):
-    """The modules of a network under their own names, run by code of ours."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.training = module.training
-        self._parameters, self._buffers = module._parameters, module._buffers
-        self._modules = dict(module._modules)
-        self.code = ""
-
-    def install(self, lowered: "Lowered") -> None:
-        """Take over code, with the modules it needs beside the network's own."""
-        from skeletal.engine.lower import PART
-
-        for name in [name for name in self._modules if name.startswith(PART)]:
-            del self._modules[name]
-        for name, part in lowered.parts.items():
-            self.add_module(name, part.train(self.training))
-        self._function, self.code = lowered.forward, lowered.code
-
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        return self._function(self, *arguments, **options)
 
 
 class Compiled(nn.Module):
@@ -74,12 +52,14 @@ class Compiled(nn.Module):
         module, replaced = compacted.model, []
         self._graph, self.network = None, module
         if available():
-            from skeletal.engine.lower import make_sparse
+            from skeletal.engine.exchange import exchange
 
-            replaced = make_sparse(module, compacted.mask)
+            replaced, note = exchange(module, compacted.mask, example)
+            self._removed += f"\n{note}" if note else ""
             if isinstance(module, fx.GraphModule):
                 self._graph, self.network = module.graph, Network(module)
         self._replaced = tuple(replaced)
+        self.handed = Handed()
         self._held_masks = {
             name: keep for name, keep in compacted.mask.items() if name.rpartition(".")[0] not in replaced
         }
@@ -89,20 +69,41 @@ class Compiled(nn.Module):
         self._steps: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
         self.chosen = "sparse"
-        self.register_state_dict_post_hook(_to_user)
-        self.register_load_state_dict_pre_hook(_from_user)
+        self.register_state_dict_post_hook(to_user)
+        self.register_load_state_dict_pre_hook(from_user)
 
     def _hold(self) -> None:
         """Masked weights of layers that only run dense (attention, 1d convolutions) are held at 0 as usual."""
+        warn_of_lost_decay([layer.values for layer in self.sparse_layers().values()])
         if self._held_masks:
             Skeleton(self._held_masks, self.network)
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """What the original network takes and returns."""
+        self._take_over()
         if self.chosen == _DENSE_LAST:
             arguments = tuple(_channels_last(argument) for argument in arguments)
-        with _precision(arguments, options, self.parameters()):
+        # The graph may switch gradients off; an error must not leave them so.
+        with _precision(arguments, options, self.parameters()), torch.set_grad_enabled(torch.is_grad_enabled()):
             return self.network(*arguments, **options)
+
+    def _take_over(self) -> None:
+        """Load what was written into the last `state_dict` of this network, as into any module's own memory."""
+        if written := self.handed.written():
+            self.load_state_dict(self.to_dense().state_dict() | written)
+
+    def param_groups(self, weight_decay: float, no_decay: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: weight decay for weights, none for norms and biases.
+
+        As the usual recipes have it (no decay where `ndim <= 1`), told by the dense weights' dimensions: kept values
+        are vectors.
+
+        Args:
+            weight_decay: of the first group.
+            no_decay: names of further parameters without any.
+
+        """
+        return param_groups(self, weight_decay, no_decay)
 
     # What a user sees of parameters and buffers has the original network's names.
 
@@ -110,12 +111,14 @@ class Compiled(nn.Module):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under the original network's names; masked weights are vectors of kept values."""
+        self._take_over()
         return self.network.named_parameters(prefix, recurse, remove_duplicate)
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """Buffers under the original network's names."""
+        self._take_over()
         return self.network.named_buffers(prefix, recurse, remove_duplicate)
 
     def sparse_layers(self) -> dict[str, "Sparse"]:
@@ -128,6 +131,7 @@ class Compiled(nn.Module):
 
         Kept weights that cannot have an effect, whose channels were removed, have the value they had.
         """
+        self._take_over()
         values = {name: tensor.detach() for name, tensor in state_tensors(self.network).items()}
         for name, layer in self.sparse_layers().items():
             values[f"{name}.weight"] = layer.dense_weight().detach()
@@ -166,7 +170,7 @@ class Compiled(nn.Module):
             return True
         from skeletal.engine.codegen.packed_bf16 import COMPUTES
 
-        return all(layer.weight.device.type == "cpu" and layer.weight.dtype in COMPUTES for layer in layers)
+        return all(layer.values.device.type == "cpu" and layer.values.dtype in COMPUTES for layer in layers)
 
     def repeat(self, paths: Mapping[str, str], chosen: str) -> None:
         """Take each layer's path as it was chosen before, under the name `chosen`; nothing is measured."""
@@ -191,7 +195,7 @@ class Compiled(nn.Module):
         key = autotune.cache_key(
             [
                 examples,
-                [(name, layer.shape, layer.weight.numel(), layer.weight.dtype) for name, layer in layers.items()],
+                [(name, layer.shape, layer.values.numel(), layer.values.dtype) for name, layer in layers.items()],
             ]
         )
         choice = autotune.remembered(key)
@@ -240,7 +244,7 @@ class Compiled(nn.Module):
     def report(self) -> EngineReport:
         """What runs how, and the times it was chosen by."""
         layers = tuple(
-            LayerTimes(name, layer.shape, layer.weight.numel(), layer.path, *self._times.get(name, (None, None)))
+            LayerTimes(name, layer.shape, layer.values.numel(), layer.path, *self._times.get(name, (None, None)))
             for name, layer in self.sparse_layers().items()
         )
         return EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
@@ -346,35 +350,6 @@ def _again(
     compiled = Compiled(compact(dense, whole, example), whole, example)
     compiled.repeat(paths, chosen)
     return compiled.train(training)
-
-
-def _to_user(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """In place of the network's own entries, those of the original."""
-    for name in [name for name in state if name.startswith(f"{prefix}network.")]:
-        del state[name]
-    state.update(module.to_dense().state_dict(prefix=prefix))
-
-
-def _from_user(
-    module: Any,
-    state: dict[str, Any],
-    prefix: str,
-    _: Any,
-    __: bool,
-    missing: list[str],
-    unexpected: list[str],
-    ___: Any,
-) -> None:
-    """In place of entries of the original network, the compact one's own."""
-    given = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
-    values, not_there, too_many = module._original.take(given)
-    missing += [prefix + name for name in not_there]
-    unexpected += [prefix + name for name in too_many]
-    sparse = {f"{name}.weight": layer for name, layer in module.sparse_layers().items()}
-    for name in module.network.state_dict():
-        if name in values:
-            value = values[name]
-            state[f"{prefix}network.{name}"] = value.flatten()[sparse[name].kept] if name in sparse else value
 
 
 def _input_shapes(graph: fx.Graph) -> dict[str, tuple[int, ...]]:

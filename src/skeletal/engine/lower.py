@@ -6,8 +6,7 @@ does not, they become a tensor again. Batch norm, addition and ReLU join the con
 
 import copy
 import operator
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from skeletal.engine.codegen.packed_bf16 import COMPUTES
+from skeletal.compaction.tracer import has_hooks
 from skeletal.engine.modules import blocked
 from skeletal.engine.modules.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
 from skeletal.engine.modules.conv_norm import ConvNorm
-from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
+from skeletal.engine.modules.layers import Sparse, SparseConv2d
 
 _ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
 _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -32,44 +31,6 @@ PART = "blocked_"
 """How the names of modules begin that are called beside the network's own."""
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
-
-
-_KINDS: dict[Any, Any] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
-
-
-def make_sparse(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
-    """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced.
-
-    Not those whose weight another module shares, nor those with hooks or parametrizations.
-    """
-    replaced = []
-    uses = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
-    for name, layer in list(module.named_modules()):
-        weight = f"{name}.weight" if name else "weight"
-        kind: Any = _KINDS.get(type(layer))
-        if kind is None or weight not in masks or not name or not _plain(layer) or uses[id(layer.weight)] > 1:
-            continue
-        if isinstance(layer, nn.Conv2d) and (
-            layer.padding_mode != "zeros" or (layer.padding == "same" and _uneven(layer))
-        ):
-            continue
-        path, _, leaf = name.rpartition(".")
-        parent: Any = module.get_submodule(path)
-        setattr(parent, leaf, kind(layer, masks[weight]))
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0  # it would pass dense weights to a kernel for inference
-        replaced.append(name)
-    return replaced
-
-
-def _plain(layer: Any) -> bool:
-    """Whether a layer is nothing but itself: no hooks, no parametrization, real numbers."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return not hooks and not nn.utils.parametrize.is_parametrized(layer) and layer.weight.dtype in COMPUTES
-
-
-def _uneven(layer: Any) -> bool:
-    return any(d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
 
 
 @dataclass(frozen=True)
@@ -126,6 +87,10 @@ class _Lowering:
 
     def run(self) -> Lowered:
         for node in self.old_graph.nodes:
+            if node.target is torch._C._set_grad_enabled:  # what comes before must not run after it
+                for value in [*self.values.values()]:
+                    if value.pending is not None:
+                        self._run(value)
             value = self._blocked(node)
             self.values[node] = value if value is not None else _Value(self.graph.node_copy(node, self._plain), False)
         root = nn.Module()
@@ -143,7 +108,8 @@ class _Lowering:
         for node in self.old_graph.nodes:
             layer = self._module(node)
             size = self._size(node.args[0]) if node.args else None
-            if isinstance(layer, SparseConv2d) and layer.path == "sparse" and size is not None:
+            sparse = isinstance(layer, SparseConv2d) and layer.path == "sparse" and not has_hooks(layer)
+            if sparse and size is not None:
                 for grid in layer.grids(*size):
                     key = grid.height, grid.width
                     found[key] = max(found.get(key, 0), grid.halo)
@@ -164,6 +130,8 @@ class _Lowering:
     def _blocked(self, node: fx.Node) -> _Value | None:
         """The node on blocked maps, or None where it does not know them or has none before it."""
         layer = self._module(node)
+        if layer is not None and has_hooks(layer):
+            return None
         inputs = [argument for argument in node.args if isinstance(argument, fx.Node)]
         if isinstance(layer, SparseConv2d) and layer.path == "sparse" and self._size(node) and len(inputs) == 1:
             x = self._in_blocks(inputs[0])
@@ -278,7 +246,7 @@ class _Lowering:
         if not value.blocked:
             assert value.node is not None
             layer = next(layer for layer in self.old.modules() if isinstance(layer, Sparse))
-            part = self._part(ToBlocks(self._halo(node), layer.weight.dtype, layer.bf16))
+            part = self._part(ToBlocks(self._halo(node), layer.values.dtype, layer.bf16))
             return _Value(self.graph.call_module(part, (value.node,)), True)
         return value
 

@@ -53,7 +53,7 @@ def _results(maps: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
                 out = sparse(own)
             assert sparse.bias is not None
             slope = torch.randn(out.shape, generator=generator).bfloat16().float()
-            found = torch.autograd.grad(out, (own, sparse.weight, sparse.bias), slope.to(out.dtype))
+            found = torch.autograd.grad(out, (own, sparse.values, sparse.bias), slope.to(out.dtype))
 
             double = x.double().requires_grad_()
             weight, bias = (layer.weight * mask).detach().double().requires_grad_(), sparse.bias.detach().double()

@@ -141,7 +141,7 @@ def test_norm_and_addition_are_as_near_as_without_the_unit(some_threads, monkeyp
         first = SparseConv2d(nn.Conv2d(3, 35, 1), torch.ones(35, 3, 1, 1, dtype=torch.bool))
         sparse = SparseConv2d(nn.Conv2d(35, 67, 3, stride, 1, bias=False), WIDE.mask)
         for layer in (first, sparse):  # of which the unit would take rounded ones
-            layer.weight.data = layer.weight.data.to(HALF).float()
+            layer.values.data = layer.values.data.to(HALF).float()
         norms = nn.BatchNorm2d(35), nn.BatchNorm2d(67)
         size = 37, 67, *sparse.geometry.output(6, 9)
         x, other, slope = (torch.randn(size_).to(HALF).float() for size_ in ((37, 3, 6, 9), size, size))
@@ -151,7 +151,7 @@ def test_norm_and_addition_are_as_near_as_without_the_unit(some_threads, monkeyp
             middle, _ = ConvNorm(first, norms[0], 1, relu=True)(block(x))
             out, _ = ConvNorm(sparse, norms[1], 1, relu)(middle, block(other) if added else None)
             assert_clean(out.storage, out.grid, 37)
-            of = [x, sparse.weight, first.weight, *norms[1].parameters(), *([other] if added else [])]
+            of = [x, sparse.values, first.values, *norms[1].parameters(), *([other] if added else [])]
             images = to_images(out)
             found = torch.autograd.grad(images, of, slope.to(images.dtype))
         outcomes[way] = [images.detach(), *found, norms[1].running_mean, norms[1].running_var]

@@ -106,7 +106,7 @@ def test_all_or_nothing(keep):
     sparse = SparseLinear(dense, torch.full((4, 6), keep))
     dense.weight.data *= keep
     same(sparse, dense, sparse.mask, torch.randn(5, 6, dtype=torch.float64))
-    assert sparse.weight.numel() == 24 * keep and torch.equal(sparse.mask, torch.full((4, 6), keep))
+    assert sparse.values.numel() == 24 * keep and torch.equal(sparse.mask, torch.full((4, 6), keep))
 
 
 def test_gradcheck_of_layers():
@@ -333,7 +333,7 @@ def test_inputs_need_not_be_contiguous(how):
     ):
         close(one, two)
     close(
-        torch.autograd.grad(out, sparse.weight, slope)[0],
+        torch.autograd.grad(out, sparse.values, slope)[0],
         torch.autograd.grad(expected, dense.weight, slope)[0][SMALL.mask],
     )
     flat, full, _ = linear(5)
@@ -407,8 +407,8 @@ def test_copies_share_tables_and_nothing_else():
     sparse(SMALL.images)
     copied = copy.deepcopy(sparse)
     assert [*copied._plans.values()] == [*sparse._plans.values()] and copied._plans is not sparse._plans
-    copied.weight.data.zero_()
-    assert sparse.weight.ne(0).any()
+    copied.values.data.zero_()
+    assert sparse.values.ne(0).any()
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -499,7 +499,7 @@ def test_max_pooling_of_maps_that_are_still_to_be_normalised(arguments, relu):
     assert_clean(found.storage, found.grid, found.examples)
     assert torch.equal(found.storage, expected.storage)
     slope = torch.sin(torch.arange(expected.storage.numel(), dtype=torch.float64)).view_as(expected.storage)
-    one, two = (torch.autograd.grad(x.storage, sparse.weight, slope, retain_graph=True)[0] for x in (found, expected))
+    one, two = (torch.autograd.grad(x.storage, sparse.values, slope, retain_graph=True)[0] for x in (found, expected))
     assert torch.equal(one, two)
 
 
@@ -554,7 +554,7 @@ def test_who_sets_the_gradient_of_a_sum_to_zero(readers, joined):
         parts.append(blocked.global_mean(z))
         expected.append(theirs.mean((2, 3), keepdim=True))
     assert z.gate.kept == READERS[readers]
-    found = gradients(torch.cat([part.flatten() for part in parts]), images, other, first.weight)
+    found = gradients(torch.cat([part.flatten() for part in parts]), images, other, first.values)
     truth = gradients(torch.cat([part.flatten() for part in expected]), images, other, dense_first.weight)
     for one, two in zip(found, truth, strict=True):
         close(one, two[square.mask] if one.shape != two.shape else two, readers)

@@ -40,7 +40,7 @@ class ConvNorm(nn.Module):
         extra = None if other is None else beside(other, plan.target, x.examples).storage
         of_batch = norm.training or norm.running_mean is None
         statistics = self._statistics(plan.target.height * plan.target.width * x.examples, of_batch)
-        numbers = convolution.weight, convolution.bias, norm.weight, norm.bias, extra
+        numbers = convolution.values, convolution.bias, norm.weight, norm.bias, extra
         if not of_batch and not torch.is_grad_enabled():
             out = convolve_normalised(plan, x.raw, *numbers, x.affine, statistics, self.relu, x.examples)
             return Blocked(out, plan.target, x.examples), x

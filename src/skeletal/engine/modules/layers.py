@@ -2,6 +2,8 @@
 
 A layer takes two paths to the same function: *sparse*, with the kernels of this package, and *dense*, which writes the
 values into a dense weight for torch's own kernels. `layer.path` switches at any time; parameters are the same.
+
+They stand in for torch's layers in code that does not know them: same arguments and attributes, a dense `weight`.
 """
 
 import math
@@ -21,6 +23,12 @@ from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import Grid, blocks_for
 from skeletal.engine.plan.plan import Plan
 
+_OF_A_CONVOLUTION = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "transposed",
+    "output_padding", "padding_mode",
+)  # fmt: skip
+"""attributes that code may read of a convolution"""
+
 
 class Sparse(nn.Module):
     """What convolution and linear layer share: values at the kept positions of a weight.
@@ -38,9 +46,31 @@ class Sparse(nn.Module):
         self.path = "sparse"
         self.bf16 = True  # whether maps lie in bfloat16 under autocast to it
         self.kept = mask.flatten().nonzero().flatten()  # not a buffer: DDP would send it with every step
-        requires_grad = weight.requires_grad
-        self.weight = nn.Parameter(weight.detach().flatten()[self.kept].clone(), requires_grad)
+        values = weight.detach().flatten()[self.kept].clone()
+        self._parameters["weight"] = nn.Parameter(values, weight.requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+
+    @property
+    def values(self) -> nn.Parameter:
+        """The parameter: kept values, in the order of the mask, registered as `weight`."""
+        return self._parameters["weight"]  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as code that knows a dense layer reads it: dense, differentiable, 0 where it is pruned."""
+        return self.dense_weight()
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """The parameter registered under a name."""
+        return self.values if target == "weight" else super().get_parameter(target)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                "the weight of a layer over kept weights is made of its kept values: write to `values`, or to the dense"
+                " network and compile that"
+            )
+        super().__setattr__(name, value)
 
     @property
     def mask(self) -> Tensor:
@@ -51,19 +81,19 @@ class Sparse(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The weight as a dense tensor, differentiable."""
-        return Spread.apply(self.weight, self.kept.to(self.weight.device), self.shape)
+        return Spread.apply(self.values, self.kept.to(self.values.device), self.shape)
 
     def storage_type(self) -> torch.dtype:
         """What the sparse path stores maps in."""
-        return storage_type(self.weight.dtype, self.bf16)
+        return storage_type(self.values.dtype, self.bf16)
 
     def tensor_type(self) -> torch.dtype:
         """The type of its outputs as tensors, as torch's own layers have it under autocast."""
-        return storage_type(self.weight.dtype, True)
+        return storage_type(self.values.dtype, True)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"{self.shape}, kept={self.weight.numel()}, path={self.path!r}"
+        return f"{self.shape}, kept={self.values.numel()}, path={self.path!r}"
 
 
 class SparseConv2d(Sparse):
@@ -83,6 +113,8 @@ class SparseConv2d(Sparse):
             padding = tuple(r // 2 for r in reach) if padding == "same" else (0, 0)
         self.geometry = Shape(layer.stride, padding, layer.dilation, layer.groups, layer.kernel_size)  # type: ignore[arg-type]
         self._plans: dict[tuple[Grid, int, bool], Plan] = {}
+        for name in _OF_A_CONVOLUTION:
+            setattr(self, name, getattr(layer, name))
 
     def fit(self, x: Blocked, halo: int) -> tuple[Blocked, Plan]:
         """Maps and the tables for them, with halos that suffice, `halo` at least for the output."""
@@ -106,11 +138,11 @@ class SparseConv2d(Sparse):
             self._plans[key] = Plan(self.mask, self.geometry, source, target, in_parts=in_parts)
         return self._plans[key]
 
-    def forward(self, x: Any, halo: int = 0) -> Any:
-        if isinstance(x, Tensor):
-            return self._on_images(x)
-        x, plan = self.fit(x, halo)
-        out, passed = Convolve.apply(x.raw, self.weight, self.bias, x.affine, x.gate, plan, x.examples)
+    def forward(self, input: Any, halo: int = 0) -> Any:
+        if isinstance(input, Tensor):
+            return self._on_images(input)
+        x, plan = self.fit(input, halo)
+        out, passed = Convolve.apply(x.raw, self.values, self.bias, x.affine, x.gate, plan, x.examples)
         return Blocked(out, plan.target, x.examples), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _on_images(self, x: Tensor) -> Tensor:
@@ -134,9 +166,11 @@ class SparseLinear(Sparse):
 
     def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
         super().__init__(layer.weight, mask, layer.bias)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self._plans: dict[int, Plan] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if self.path == "dense" or x.device.type != "cpu":
             return F.linear(x, self.dense_weight(), self.bias)
         if x.shape[-1] != self.shape[1]:
@@ -150,7 +184,7 @@ class SparseLinear(Sparse):
             self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
         plan = self._plans[blocks]
         rows = x if x.dim() == 2 else x.reshape(examples, self.shape[1])
-        out = Multiply.apply(rows.to(dtype), self.weight, self.bias, plan)
+        out = Multiply.apply(rows.to(dtype), self.values, self.bias, plan)
         return (out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape[0])).to(self.tensor_type())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":

@@ -1,0 +1,98 @@
+"""Put layers over kept weights in the place of torch's own, where that is sure to change nothing."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from skeletal.compaction.agreement import CannotRunError, Reference
+from skeletal.compaction.tracer import has_hooks
+from skeletal.core.model.snapshot import copied
+from skeletal.engine.codegen.packed_bf16 import COMPUTES
+from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
+
+_KINDS: dict[Any, Any] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
+
+
+def exchange(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> tuple[list[str], str]:
+    """Exchange what can be exchanged, in place.
+
+    A graph calls its layers in ways that are known. Other code, of a network that could not be traced or of a part that
+    was kept whole, may do anything with a layer: read its weight, ask for its class, write to it. There layers are
+    exchanged only if the network, run with them, agrees with itself before (see `Reference`).
+
+    Returns:
+        The names of the layers that were exchanged, and why others were not, or "".
+
+    """
+    unknown = _called_by_other_code(module)
+    if not any(unknown(name) for name in _exchangeable(module, masks)):
+        return make_sparse(module, masks), ""
+    why = _why_not(module, masks, example)
+    if why is None:
+        return make_sparse(module, masks), ""
+    what = "in parts kept whole " if isinstance(module, fx.GraphModule) else ""
+    note = f"layers {what}keep dense weights, held at 0: with others, {why}"
+    return make_sparse(module, masks, but=unknown), note
+
+
+def _called_by_other_code(module: nn.Module) -> Callable[[str], bool]:
+    if not isinstance(module, fx.GraphModule):
+        return lambda name: True
+    targets = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    return lambda name: name not in targets
+
+
+def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> str | None:
+    trial = copied(module)
+    make_sparse(trial, masks)
+    kept = {}
+    for name, layer in trial.named_modules():
+        if isinstance(layer, Sparse):
+            layer.path, kept[f"{name}.weight"] = "dense", layer.kept
+    try:
+        return Reference(module, example).difference(trial, kept)
+    except CannotRunError as error:
+        return str(error)
+
+
+def make_sparse(
+    module: nn.Module, masks: Mapping[str, Tensor], but: Callable[[str], bool] = lambda name: False
+) -> list[str]:
+    """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced.
+
+    Not those whose weight another module shares, nor those with hooks or parametrizations, nor `but` these.
+    """
+    names = [name for name in _exchangeable(module, masks) if not but(name)]
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        layer: Any = module.get_submodule(name)
+        setattr(module.get_submodule(path), leaf, _KINDS[type(layer)](layer, masks[f"{name}.weight"]))
+    return names
+
+
+def _exchangeable(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+    uses = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
+    return [
+        name
+        for name, layer in module.named_modules()
+        if name
+        and type(layer) in _KINDS
+        and f"{name}.weight" in masks
+        and _plain(layer)
+        and uses[id(layer.weight)] == 1
+    ]
+
+
+def _plain(layer: Any) -> bool:
+    """Whether a layer is nothing but itself, of real numbers, and pads with zeros on both sides alike."""
+    if has_hooks(layer) or nn.utils.parametrize.is_parametrized(layer) or layer.weight.dtype not in COMPUTES:
+        return False
+    return not isinstance(layer, nn.Conv2d) or (
+        layer.padding_mode == "zeros" and not (layer.padding == "same" and _uneven(layer))
+    )
+
+
+def _uneven(layer: Any) -> bool:
+    return any(d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))

@@ -1,0 +1,55 @@
+"""The modules of a traced network, run by code of ours."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+if TYPE_CHECKING:  # loaded where a check has found that kernels work
+    from skeletal.engine.lower import Lowered
+
+
+class Network(nn.Module):
+    """The modules of a network under their own names, run by code of ours.
+
+    Modules with hooks are called as they are; a hook that is registered, or removed, later has the code made anew.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.training = module.training
+        self._parameters, self._buffers = module._parameters, module._buffers
+        self._modules = dict(module._modules)
+        self.graph = module.graph
+        self.code = ""
+        self._hooks: list[dict[int, Any]] = []
+        self._hooked: list[bool] = []
+
+    def install(self, lowered: "Lowered") -> None:
+        """Take over code, with the modules it needs beside the network's own."""
+        from skeletal.engine.lower import PART
+
+        for name in [name for name in self._modules if name.startswith(PART)]:
+            del self._modules[name]
+        self._hooks = [
+            hooks
+            for module in self.modules()
+            if module is not self
+            for hooks in (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            )
+        ]
+        self._hooked = [bool(hooks) for hooks in self._hooks]
+        for name, part in lowered.parts.items():
+            self.add_module(name, part.train(self.training))
+        self._function, self.code = lowered.forward, lowered.code
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """What the original network takes and returns."""
+        if [bool(hooks) for hooks in self._hooks] != self._hooked:
+            from skeletal.engine.lower import lower
+
+            self.install(lower(self, self.graph))
+        return self._function(self, *arguments, **options)

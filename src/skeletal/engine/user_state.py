@@ -1,0 +1,59 @@
+"""A compiled network's state as its user knows it: the original network's names and shapes, both ways."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+class Handed:
+    """The tensors that `state_dict` has handed out last, to find out whether somebody has written to them.
+
+    Those of an ordinary module are its own memory, and averages of weights (timm's ModelEmaV2 and V3, YOLO's) write to
+    it. Here they are dense copies: what was written is taken over before the network is used again.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, tuple[Tensor, int]] = {}
+
+    def out(self, state: dict[str, Any]) -> None:
+        """Note what is handed out."""
+        self._tensors = {name: (value, value._version) for name, value in state.items() if isinstance(value, Tensor)}
+
+    def written(self) -> dict[str, Tensor]:
+        """What was written to since, by name; all are let go of."""
+        tensors, self._tensors = self._tensors, {}
+        return {name: value for name, (value, version) in tensors.items() if value._version != version}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handed":
+        return Handed()  # the copy has handed out nothing
+
+
+def to_user(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """In place of the network's own entries, those of the original: a hook after `state_dict`."""
+    for name in [name for name in state if name.startswith(f"{prefix}network.")]:
+        del state[name]
+    dense = module.to_dense().state_dict()
+    module.handed.out(dense)
+    state.update({f"{prefix}{name}": value for name, value in dense.items()})
+
+
+def from_user(
+    module: Any,
+    state: dict[str, Any],
+    prefix: str,
+    _: Any,
+    __: bool,
+    missing: list[str],
+    unexpected: list[str],
+    ___: Any,
+) -> None:
+    """In place of entries of the original network, the compact one's own: a hook before `load_state_dict`."""
+    given = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+    values, not_there, too_many = module._original.take(given)
+    missing += [prefix + name for name in not_there]
+    unexpected += [prefix + name for name in too_many]
+    sparse = {f"{name}.weight": layer for name, layer in module.sparse_layers().items()}
+    for name in module.network.state_dict():
+        if name in values:
+            value = values[name]
+            state[f"{prefix}network.{name}"] = value.flatten()[sparse[name].kept] if name in sparse else value
