@@ -106,7 +106,7 @@ def test_measuring_one_mask(cli):
     (["run", "fig12"], ["'fig12'", "fig2"]),
     (["run", "fig2", "--scale", "gpus"], ["gpus", "gpu"]),
     (["run", "fig2", "--only", "x"], ["'x'", "a, b"]),
-    (["run", "fig2", "--methods", "force"], ["'force'", "FORCE"]),
+    (["run", "fig2", "--methods", "forse"], ["'forse'", "FORCE"]),
     (["run", "fig3", "--scale", "smoke"], ["fig3", "smoke", "study list"]),
     (["run", "fig2", "--jobs", "0"], ["at least one worker", "0"]),
     (["run", "fig2", "--epochs", "0"], ["epochs", "at least 1"]),

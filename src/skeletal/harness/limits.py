@@ -30,7 +30,8 @@ def check(record: Any) -> None:
     for name, least in _AT_LEAST.items():
         value = settings.get(name)
         if value is not None and not least <= value < math.inf:  # a NaN is not at least anything
-            raise ValueError(f"{name} is {value}; it has to be at least {least}, and finite")
+            finite = "" if isinstance(value, int) else ", and finite"
+            raise ValueError(f"{name} is {value}; it has to be at least {least}{finite}")
     if (density := settings.get("density")) is not None and not 0 < density <= 1:
         raise ValueError(f"density is {density}; it is the fraction kept, above 0 and at most 1")
     if (sparsity := settings.get("sparsity")) is not None and not 0 <= sparsity < 1:
