@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from skeletal.core.extras import extra
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import rank, ranks
+from skeletal.core.model.gradients import Derivatives
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.schedules import Schedule
 from skeletal.engine.prune import prune
@@ -16,7 +18,8 @@ from skeletal.harness import data as data_sets
 from skeletal.harness import models
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data
-from skeletal.harness.devices import pick_device
+from skeletal.harness.devices import own_stream, pick_device, tuned
+from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.runs.public_codes import LOSSES
 
 with extra("run"):
@@ -24,6 +27,8 @@ with extra("run"):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 DENSE = "dense"
+WORTH = 20
+"""passes for which one is recorded on a GPU, which takes about a second"""
 
 
 def load_data(setup: Setup) -> Data:
@@ -51,6 +56,13 @@ def pruning_batches(data: Data, setup: Setup, pruning: Pruning) -> Iterable[data
         share = data_sets.Share(rank(), ranks())
         return data_sets.BalancedStream(split, size, setup.seed, data.num_classes, share)
     return data_sets.Stream(data_sets.shared(split), size, setup.seed)
+
+
+def _engine(pruning: Pruning, device: torch.device) -> str | type[Derivatives]:
+    """What takes derivatives: a recorded pass, where there are enough of them to pay for the recording."""
+    passes = (pruning.steps or 1) * (pruning.batches_per_step or 1)
+    dense = pruning.scoring_engine == Derivatives.name and not pruning.recompute
+    return CapturedDerivatives if device.type == "cuda" and dense and passes >= WORTH else pruning.scoring_engine
 
 
 @contextmanager
@@ -98,8 +110,13 @@ def find_mask(
         raise ValueError("the method dense has no mask: there is nothing to prune; train it with `skeletal train`")
     assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
     assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
-    model.to(pick_device(setup.device))
-    with _step_bar(pruning.method, progress and rank() == 0, on_step) as step:
+    device = pick_device(setup.device)
+    model.to(device)
+    with (
+        tuned(device),
+        own_stream(device),
+        _step_bar(pruning.method, progress and rank() == 0, on_step) as step,
+    ):
         mask = prune(
             model,
             pruning_batches(data, setup, pruning),
@@ -112,7 +129,7 @@ def find_mask(
             average=pruning.average,
             bn_mode=pruning.bn_mode,
             precision=pruning.precision,
-            engine=pruning.scoring_engine,
+            engine=_engine(pruning, device),
             micro_batch=pruning.micro_batch,
             recompute=pruning.recompute,
             on_collapse=pruning.on_collapse,
