@@ -50,9 +50,8 @@ def test_random_layers_draw_what_they_draw_without_a_recording():
 
     settings, batches = {"method": "force", "steps": 4}, doubled(images(3))
     losses: list[list[float]] = [[], []]
-    skeletal.prune(
-        network().cuda(), batches, density=0.2, on_collapse="keep", on_step=lambda s: losses[0].append(s.loss), **settings
-    )  # fmt: skip
+    plain = settings | {"density": 0.2, "on_collapse": "keep"}
+    skeletal.prune(network().cuda(), batches, on_step=lambda s: losses[0].append(s.loss), **plain)
     captured(network(), batches, on_step=lambda s: losses[1].append(s.loss), **settings)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
@@ -63,11 +62,6 @@ def test_a_command_scores_by_graphs(monkeypatch):
     monkeypatch.setattr(CapturedDerivatives, "_visit", lambda self, *a: taken.append(visit(self, *a)) or taken[-1])
     setup = Setup(device="cuda")
     data = finding.load_data(setup)
-    mask = finding.find_mask(
-        finding.create_model(setup, data),
-        data,
-        setup,
-        resolve(Pruning(density=0.05, steps=25), "quick"),
-        progress=False,
-    )
+    model, pruning = finding.create_model(setup, data), resolve(Pruning(density=0.05, steps=25), "quick")
+    mask = finding.find_mask(model, data, setup, pruning, progress=False)
     assert len(taken) == 25 and mask.kept == round(0.05 * mask.total)
