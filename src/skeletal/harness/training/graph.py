@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -21,6 +21,10 @@ WARM_UPS = 3  # steps before recording, in which cuDNN chooses its algorithms an
 COMPARED = 2  # recorded steps: the second shows that the counter moves on and that weights have moved
 FLOAT32_ROUNDING = 0.02  # of an update, relative; TF32 keeps 10 bits, and sums have another order each time
 MOST = 0.5  # an update that differs by more than this is another one, whatever the precision
+
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""recordings that came to nothing"""
 
 
 class MismatchError(RuntimeError):
@@ -49,12 +53,23 @@ class GraphRecorder:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(self._device)
-        with (
-            _own_generator_state(self._device),
-            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
-        ):
-            step()
+        try:
+            with (
+                _own_generator_state(self._device),
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                step()
+        except BaseException:
+            self._leave_capture(graph)
+            raise
         return graph.replay
+
+    def _leave_capture(self, graph: torch.cuda.CUDAGraph) -> None:
+        # When a capture fails, torch leaves its allocator as it is while capturing, and asks the dead graph later on.
+        _failed.append(graph)
+        leave: Any = getattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None)
+        with suppress(RuntimeError):  # it has left by itself
+            leave(torch.cuda.current_device(), self._pool)
 
     def synchronize(self) -> None:
         """See `Recorder`."""
