@@ -149,6 +149,7 @@ def test_a_recording_that_is_not_what_it_records_is_found(tmp_path):
     assert folder(tmp_path).metrics()[0]["step"].startswith("eager: not captured (step ")
 
 
+@pytest.mark.filterwarnings("ignore")  # what the compiler has to say of this card
 def test_a_compiled_network_in_the_graph(tmp_path):
     close(run(), run(replace(TRAINING, compile="yes"), folder=folder(tmp_path)))
     assert folder(tmp_path).metrics()[0]["step"] == "graph, compiled"

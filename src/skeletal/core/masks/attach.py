@@ -76,6 +76,8 @@ class _Held:
         self.let_go()
         self.weight = weakref.ref(weight)
         self._where = part_like(self._all, weight)
+        if weight.dim() == 4 and local(weight).is_contiguous(memory_format=torch.channels_last):
+            self._where = self._where.contiguous(memory_format=torch.channels_last)  # read in the weights' order
         self.zero()
 
     def let_go(self) -> None:
