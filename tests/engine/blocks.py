@@ -8,10 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.compaction.channels import find_channels
-from skeletal.compaction.rules import Norm
 from skeletal.compaction.slices import cut, gather
-from skeletal.compaction.trace import trace
 from tests.cases import random_mask
 
 ACTIVATIONS = (
@@ -225,7 +222,7 @@ def assert_exact(model: nn.Module, mask: skeletal.Mask, x: Tensor, steps: int = 
     mask.attach(masked)
     small = skeletal.compact(model, mask, x)
     assert small.report.whole is None, small.report.whole
-    alive = _read_statistics(model, mask, x)
+    read = _read_statistics(masked, x)
     skeletal.Mask(small.mask).attach(small.model)
     pairs = [masked, small.model]
     optimizers = [torch.optim.SGD(m.parameters(), lr, momentum=0.9, weight_decay=0.01) for m in pairs]
@@ -239,9 +236,10 @@ def assert_exact(model: nn.Module, mask: skeletal.Mask, x: Tensor, steps: int = 
                 close(torch.zeros_like(slope) if small_slope is None else small_slope, slope, "input gradient")
             _same_gradients(masked, small, step)
         for name, buffer in small.model.named_buffers():
-            if (read := alive.get(name.rpartition(".")[0])) is not None and buffer.dim():
-                expected = cut(masked.get_buffer(name), small.slices[name])
-                close(buffer[read], expected[read], f"{name}, step {step}")
+            norm = name.rpartition(".")[0]
+            if norm in read and buffer.dim():
+                expected, left = (cut(whole, small.slices[name]) for whole in (masked.get_buffer(name), read[norm]))
+                close(buffer[left], expected[left], f"{name}, step {step}")
         if step < steps:
             for optimizer in optimizers:
                 optimizer.step()
@@ -249,16 +247,35 @@ def assert_exact(model: nn.Module, mask: skeletal.Mask, x: Tensor, steps: int = 
     return small
 
 
-def _read_statistics(model: nn.Module, mask: skeletal.Mask, x: Tensor) -> dict[str, Tensor]:
-    """Which of the channels that a batch norm has left are read; the others may be left to fill a group."""
-    copied = copy.deepcopy(model)
-    ids = {id(copied.get_parameter(name)): keep for name, keep in mask.items()}
-    found = find_channels(trace(copied, (x, None)), ids)
-    return {
-        rule.target: found.read[node][found.keep[node]]
-        for node, rule in found.known.rules.items()
-        if isinstance(rule, Norm)
-    }
+def _read_statistics(masked: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Which channels of each batch norm are read, all channels of the masked network: those that move the output, from
+    wherever they are. The others may be left to fill a group, and nothing is said of them.
+    """
+    network = copy.deepcopy(masked).eval()
+    norms = {name: norm for name, norm in network.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    moved = {}
+
+    def move(norm: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        by = moved[norm] if norm.weight is None else moved[norm] * norm.weight
+        return output + by[:, None, None]
+
+    for norm in norms.values():
+        norm.register_forward_hook(move)
+    read = {name: torch.zeros(norm.num_features, dtype=torch.bool) for name, norm in norms.items()}
+    generator = torch.Generator().manual_seed(0)
+    for far in (0.0, 1.0, 1.0, 5.0, 5.0):  # so that activations are met open
+        for norm in norms.values():
+            start = far * torch.randn(norm.num_features, generator=generator, dtype=x.dtype)
+            moved[norm] = start.requires_grad_()
+        output = network(x)
+        if not norms or not output.requires_grad:
+            continue
+        output = output * torch.randn(output.shape, generator=generator, dtype=x.dtype)
+        slopes = torch.autograd.grad(output.sum(), list(moved.values()), allow_unused=True)
+        for name, slope in zip(norms, slopes, strict=True):
+            if slope is not None:
+                read[name] |= slope != 0
+    return read
 
 
 def _same_gradients(masked: nn.Module, small, step: int) -> None:

@@ -13,7 +13,7 @@ from skeletal.engine.codegen.packed_bf16 import LANES, examples_of
 from skeletal.engine.kernels import arena
 from skeletal.engine.plan import plan
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 BATCHES = (1, 2, 3, LANES - 1, LANES, LANES + 1, 2 * LANES, 2 * LANES + 5, 40)
 MASKS = ("none", "all", "few", "half", "half", "no first output", "no last input", "one")
@@ -85,7 +85,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @contextmanager
 def small_windows() -> Iterator[None]:
-    """Cut the input channels into parts as only wide layers do."""
+    """Tiling the input channels into parts as only wide layers do."""
     with mock.patch.object(plan, "_WINDOW", 256), mock.patch.object(plan, "_WORTH", 1):
         yield
 
@@ -112,7 +112,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def assert_clean(storage: Tensor, grid: Grid, examples: int) -> None:
+def assert_clean(storage: Tensor, grid: MapGrid, examples: int) -> None:
     """Zeros around the maps, and where there is no example."""
     rest, lanes = storage.detach().clone(), examples_of(storage.dtype)
     assert rest.shape == (-(-examples // lanes), storage.shape[1], grid.numbers(storage.dtype)[3])

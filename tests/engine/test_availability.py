@@ -13,7 +13,7 @@ from skeletal.engine import available
 from skeletal.engine import self_check as checks
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels.fused_batch_norm import shared_backward
-from skeletal.engine.ops import convolution
+from skeletal.engine.ops import calls
 
 ASK = "from skeletal.engine import available; found = available(); print(bool(found)); print(found)"
 TRAIN = """
@@ -121,18 +121,18 @@ def test_wrong_numbers_are_seen(monkeypatch, wrong, direction):
         share(kernel, units, *arguments)
         if (kernel is shared_backward) == (direction == "backward"):
             where = arguments[1][4 if direction == "backward" else 2]  # the gradient of x, or the output
-            convolution_memory[where[0]].mul_(wrong)
+            memory[where[0]].mul_(wrong)
 
-    convolution_memory = {}
-    empty = convolution.arena.empty
+    memory = {}
+    empty = calls.arena.empty
 
     def remembering(shape, dtype):
         tensor = empty(shape, dtype)
-        convolution_memory[tensor.data_ptr()] = tensor
+        memory[tensor.data_ptr()] = tensor
         return tensor
 
-    monkeypatch.setattr(convolution.arena, "empty", remembering)
-    monkeypatch.setattr(convolution, "share", miscompiled)
+    monkeypatch.setattr(calls.arena, "empty", remembering)
+    monkeypatch.setattr(calls, "share", miscompiled)
     reason = checks.mismatch(torch.float32)
     what = "convolution's gradient of its input" if direction == "backward" else "convolution is off"
     assert reason is not None and what in reason

@@ -17,10 +17,10 @@ from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, ToBlocks, t
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
 from skeletal.engine.ops.affine import Affine
-from skeletal.engine.ops.convolution import run_convolution, run_gradients
+from skeletal.engine.ops.calls import run_convolution, run_gradients
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid, pack, unpack
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.plan.grid import MapGrid, pack, unpack
+from skeletal.engine.plan.plan import ConvPlan
 from tests.cases import Tokens, convnet, images, mlp, random_mask, tokens
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, threads
 from tests.engine.test_lower import NETS, Flattened, made
@@ -48,9 +48,9 @@ def same_bits(one, two):
 
 def single(channels=1):
     """A 1x1 convolution of one weight for each channel."""
-    grid = Grid(5, 9, 0)
+    grid = MapGrid(5, 9, 0)
     mask = torch.eye(channels, dtype=torch.bool)[:, :, None, None]
-    return Plan(mask, Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid), grid
+    return ConvPlan(mask, Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid), grid
 
 
 @pytest.mark.parametrize("factor", [1.0, 1 + 2**-9, -0.7, 1.0000001])
@@ -77,8 +77,10 @@ def read_through_a_window(numbers):
     The gradient of a weight is what it reads, where the gradient of the output is 1 for one example.
     """
     channels = numbers.shape[1]
-    grid = Grid(1, 1, 0)
-    plan = Plan(torch.ones(1, channels, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid)
+    grid = MapGrid(1, 1, 0)
+    plan = ConvPlan(
+        torch.ones(1, channels, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid
+    )
     stored = numbers.to(HALF)
     affine = Affine(np.ones(channels, np.float32), np.zeros(channels, np.float32), False)
     x, found = pack(stored.view(2, channels, 1, 1), grid), []
@@ -124,9 +126,9 @@ def test_what_is_not_finite_stays_so_in_windows():
 
 def planned(case):
     ahead, back = case.shape.halos(case.height, case.width)
-    source = Grid(case.height, case.width, ahead)
-    target = Grid(*case.shape.output(case.height, case.width), back)
-    return Plan(case.mask, case.shape, source, target, in_parts=False)
+    source = MapGrid(case.height, case.width, ahead)
+    target = MapGrid(*case.shape.output(case.height, case.width), back)
+    return ConvPlan(case.mask, case.shape, source, target, in_parts=False)
 
 
 @given(cases(), st.booleans(), st.booleans(), st.booleans())
@@ -146,10 +148,10 @@ def test_kernels_are_those_of_float32_on_rounded_maps(case, affine, added, relu)
             out = run_convolution(
                 plan, packed, values, case.examples, **after, other=beside if added else None, relu=relu
             )
-            of_x, of_values = run_gradients(plan, beside, packed, values, case.examples, passed=packed)
+            grad_x, grad_values = run_gradients(plan, beside, packed, values, case.examples, passed=packed)
             assert_clean(out, plan.target, case.examples)
-            assert_clean(of_x, plan.source, case.examples)
-            found.append((out, of_x, of_values))
+            assert_clean(grad_x, plan.source, case.examples)
+            found.append((out, grad_x, grad_values))
     half, full = found
     for i, grid in ((0, plan.target), (1, plan.source)):
         same_bits(unpack(half[i], grid, case.examples), unpack(full[i], grid, case.examples).to(HALF))
@@ -162,7 +164,7 @@ def test_statistics_are_of_what_is_stored(convolved):
     sparse = SparseConv2d(SMALL.layer.float(), SMALL.mask)
     channels = SMALL.outputs if convolved else SMALL.inputs
     norm = nn.BatchNorm2d(channels, momentum=1.0)
-    x = Blocked(pack(SMALL.images.to(HALF), Grid(5, 7, 1)), Grid(5, 7, 1), 37)
+    x = Blocked(pack(SMALL.images.to(HALF), MapGrid(5, 7, 1)), MapGrid(5, 7, 1), 37)
     out, _ = ConvNorm(sparse if convolved else None, norm, 1, relu=False)(x)
     stored = unpack(out.raw if convolved else x.raw, out.grid, 37).double()
     assert stored.shape[1] == channels
@@ -188,7 +190,7 @@ def test_max_pooling_with_ties_and_nan(arguments, examples):
     numbers = torch.randint(-2, 3, (examples, 3, 7, 6), generator=torch.Generator().manual_seed(0)).to(HALF)
     ours, theirs = (numbers.clone().requires_grad_() for _ in range(2))
     with rubbish():
-        out = BlockedMaxPool(layer, halo=1)(Blocked(pack_grad(ours, 0), Grid(7, 6, 0), examples))
+        out = BlockedMaxPool(layer, halo=1)(Blocked(pack_grad(ours, 0), MapGrid(7, 6, 0), examples))
         found, expected = to_images(out), layer(theirs)
         assert_clean(out.storage, out.grid, examples)
         same_bits(found, expected)
@@ -196,7 +198,7 @@ def test_max_pooling_with_ties_and_nan(arguments, examples):
         same_bits(*(torch.autograd.grad(y, x, slope)[0] for y, x in ((found, ours), (expected, theirs))))
     numbers.view(-1)[3::11] = float("nan")
     same_bits(
-        to_images(BlockedMaxPool(layer, 1)(Blocked(pack(numbers, Grid(7, 6, 1)), Grid(7, 6, 1), examples))),
+        to_images(BlockedMaxPool(layer, 1)(Blocked(pack(numbers, MapGrid(7, 6, 1)), MapGrid(7, 6, 1), examples))),
         layer(numbers),
     )
 
@@ -211,7 +213,7 @@ def pack_grad(images, halo):
 def test_means_are_added_up_in_float32(examples):
     numbers = torch.full((examples, 2, 16, 16), 1.0).to(HALF).requires_grad_()  # sums of 256, past bfloat16's 8 bits
     with rubbish():
-        x = Blocked(pack_grad(numbers, 1), Grid(16, 16, 1), examples)
+        x = Blocked(pack_grad(numbers, 1), MapGrid(16, 16, 1), examples)
         means = blocked.global_mean(x)
         (slope,) = torch.autograd.grad(means.sum(), numbers)
     same_bits(means, torch.ones(examples, 2, 1, 1).to(HALF))

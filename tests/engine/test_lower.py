@@ -487,7 +487,7 @@ def test_the_masked_original_is_the_truth():
                 assert_close(both(batch()), model(batch()), kind.__name__)
 
 
-class Spread(Net):
+class ScatterWeights(Net):
     """Maps of one size for the example only: pooling leaves one pixel of 6 x 6, the size of the mean."""
 
     def __init__(self):
@@ -500,7 +500,7 @@ class Spread(Net):
 
 
 def test_sizes_that_were_alike_by_chance_are_refused():
-    model, mask = made(Spread, 1.0)
+    model, mask = made(ScatterWeights, 1.0)
     both = Lowering(model, mask, batch())
     both.train(False)
     both.compare(batch())

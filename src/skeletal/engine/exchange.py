@@ -47,10 +47,10 @@ def _called_by_other_code(module: nn.Module) -> Callable[[str], bool]:
 def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> str | None:
     trial = copied(module)
     make_sparse(trial, masks)
-    kept = {}
+    kept: dict[str, Tensor] = {}
     for name, layer in trial.named_modules():
         if isinstance(layer, Sparse):
-            layer.path, kept[f"{name}.weight"] = "dense", layer.kept
+            layer.path, kept[f"{name}.weight"] = "dense", layer.positions
     try:
         return Reference(module, example).difference(trial, kept)
     except CannotRunError as error:

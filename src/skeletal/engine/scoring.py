@@ -15,6 +15,7 @@ from skeletal.core.model.distributed import everyone
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.preserve import differentiable, preserve_random_state
 from skeletal.core.model.tensors import Tensors
+from skeletal.engine.availability import available
 from skeletal.engine.codegen import amx
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.compile import Compiled
@@ -115,7 +116,7 @@ class SkeletonDerivatives(Derivatives):
                 return None, f"{', '.join(compacted.mask.keys() - mask.keys())} has several names"
             compiled = Compiled(compacted, Mask(mask), example)
             if not compiled.sparse_layers():
-                return None, "no layer of it runs on sparse kernels"
+                return None, available().reason or "no layer of it runs on sparse kernels"
             compiled.use("sparse")
         shared = self.batches, self.count, self.loss, self.bn_mode, self.average
         inner = Derivatives(compiled.network, *shared, precision=self.precision, micro_batch=self.micro_batch)
@@ -144,7 +145,7 @@ def _unsuited(model: nn.Module, names: Iterable[str]) -> str:
 
 
 def _places(compiled: Compiled, compacted: Compact) -> dict[str, tuple[Tensor | slice, tuple[int, ...]]]:
-    sparse = {f"{name}.weight": layer.kept for name, layer in compiled.sparse_layers().items()}
+    sparse = {f"{name}.weight": layer.positions for name, layer in compiled.sparse_layers().items()}
     places = {}
     for name, keep in compacted.original_mask.items():
         if name in compacted.mask:  # else no operation uses it

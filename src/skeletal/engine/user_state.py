@@ -56,4 +56,4 @@ def from_user(
     for name in module.network.state_dict():
         if name in values:
             value = values[name]
-            state[f"{prefix}network.{name}"] = value.flatten()[sparse[name].kept] if name in sparse else value
+            state[f"{prefix}network.{name}"] = value.flatten()[sparse[name].positions] if name in sparse else value

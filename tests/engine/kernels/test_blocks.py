@@ -1,6 +1,7 @@
 """The matrix unit's kernels, against convolutions in float64 and against the kernels for single weights."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -15,12 +16,12 @@ from skeletal.engine.modules.blocked import ToBlocks, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 from skeletal.engine.ops.affine import Affine
-from skeletal.engine.ops.convolution import run_convolution, run_gradients
-from skeletal.engine.ops.launch_args import frame_of
+from skeletal.engine.ops.calls import run_convolution, run_gradients
+from skeletal.engine.ops.launch_args import launch_args
 from skeletal.engine.plan import plan as plans
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid, pack, unpack
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.plan.grid import MapGrid, pack, unpack
+from skeletal.engine.plan.plan import ConvPlan
 from skeletal.engine.plan.weight_blocks import SIDE
 from tests.engine.sparse_cases import Case, assert_clean, cases, rubbish, threads
 
@@ -52,11 +53,13 @@ def wide_cases(draw):
     return Case(case.shape, case.examples, inputs, outputs, case.height, case.width, case.kept, case.seed)
 
 
-def planned(case, full=True):
+def planned(case):
+    """Tables for the matrix unit, however little is kept."""
     ahead, back = case.shape.halos(case.height, case.width)
-    target = Grid(*case.shape.output(case.height, case.width), back)
-    plan = Plan(case.mask, case.shape, Grid(case.height, case.width, ahead), target, in_parts=False)
-    plan.__dict__["is_full"] = full and plan.kept > 0
+    target = MapGrid(*case.shape.output(case.height, case.width), back)
+    plan = ConvPlan(case.mask, case.shape, MapGrid(case.height, case.width, ahead), target, in_parts=False)
+    with mock.patch.object(plans, "_FULL", 0.0):
+        assert plan.is_full == (plan.kept > 0)
     return plan
 
 
@@ -89,12 +92,12 @@ def test_is_a_convolution(case, affine, added, relu, before):
             plan, packed, values, case.examples,
             affine=ready, **after, other=pack(other, plan.target) if added else None, relu=relu,
         )  # fmt: skip
-        of_x, of_values = run_gradients(
+        grad_x, grad_values = run_gradients(
             plan, pack(other, plan.target), packed, values, case.examples,
-            affine=ready, passed=pack(passed, plan.source) if added else None, gated=relu,
+            affine=ready, passed=pack(passed, plan.source) if added else None, relu_backward=relu,
         )  # fmt: skip
     assert_clean(out, plan.target, case.examples)
-    assert_clean(of_x, plan.source, case.examples)
+    assert_clean(grad_x, plan.source, case.examples)
 
     read = x.float()
     if ready is not None:
@@ -116,16 +119,16 @@ def test_is_a_convolution(case, affine, added, relu, before):
     near(unpack(out, plan.target, case.examples), truth.relu() if relu else truth, size, count)
 
     slope = other.double()
-    of_read, of_weight = torch.autograd.grad(made, (read, leaf), slope)
+    of_read, grad_weight = torch.autograd.grad(made, (read, leaf), slope)
     sizes = torch.autograd.grad(F.conv2d(read, leaf.abs(), None, *rest), read, slope.abs())[0].abs()
     if added:
         of_read, sizes = of_read + passed.double(), sizes + passed.double().abs()
     if relu:
         of_read = of_read * (x > 0)
-    near(unpack(of_x, plan.source, case.examples), of_read, sizes, case.outputs * s.kernel[0] * s.kernel[1])
+    near(unpack(grad_x, plan.source, case.examples), of_read, sizes, case.outputs * s.kernel[0] * s.kernel[1])
     sizes = torch.autograd.grad(F.conv2d(read.detach().abs(), leaf, None, *rest), leaf, slope.abs())[0]
     pixels = case.examples * plan.target.height * plan.target.width
-    near(of_values, of_weight[case.mask], sizes[case.mask], pixels + slack * 2**18)
+    near(grad_values, grad_weight[case.mask], sizes[case.mask], pixels + slack * 2**18)
 
 
 @needs_unit
@@ -183,10 +186,10 @@ def test_gradients_that_nobody_asks_for():
     values, x = WIDE.layer.weight.detach()[WIDE.mask].float(), pack(WIDE.images.to(HALF), plan.source)
     slope = pack(WIDE.random(1, 37, 67, 6, 9)[0].to(HALF), plan.target)
     both = run_gradients(plan, slope, x, values, 37)
-    of_x, none = run_gradients(plan, slope, x, values, 37, wanted=(True, False))
-    assert none is None and torch.equal(of_x, both[0])
-    none, of_values = run_gradients(plan, slope, x, values, 37, wanted=(False, True))
-    assert none is None and torch.equal(of_values, both[1])
+    grad_x, none = run_gradients(plan, slope, x, values, 37, wanted=(True, False))
+    assert none is None and torch.equal(grad_x, both[0])
+    none, grad_values = run_gradients(plan, slope, x, values, 37, wanted=(False, True))
+    assert none is None and torch.equal(grad_values, both[1])
 
 
 class Wide(nn.Module):
@@ -235,25 +238,39 @@ def test_trains_as_without_the_unit(always, monkeypatch, some_threads):
     assert losses[0.0] == pytest.approx(losses[2.0], rel=0.05, abs=0.02)
 
 
+def results(network, x, half):
+    """Output, and gradients of the first and the last layer."""
+    with torch.autocast("cpu", HALF, enabled=half):
+        out = network(x)
+    (out.float() if half else out).square().sum().backward()
+    parameters = dict(network.named_parameters())
+    return [
+        t.double().flatten() for t in (out.detach(), *(parameters[n].grad for n in ("stem.0.weight", "head.3.weight")))
+    ]
+
+
 @pytest.mark.parametrize("half", [True, False], ids=["bfloat16", "float32"])
 def test_a_network_with_all_its_weights(half, monkeypatch, tmp_path):
+    """As near to float64 as torch is in the same precision: in bfloat16 each of the two rounds in its own way, and on
+    the way back to the first layer one rounding comes to a tenth of the gradient, whoever makes it.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    torch.manual_seed(0)
-    model = Wide()
-    x = torch.randn(8, 3, 8, 8)
-    fast = skeletal.compile(model, None, x, path="sparse", dtype=HALF if half else torch.float32)
-    assert fast.mask.density == 1
-    assert sum(p.numel() for p in fast.parameters()) == sum(p.numel() for p in model.parameters())
-    found = []
-    for network in (fast, model):
-        with torch.autocast("cpu", HALF, enabled=half):
-            out = network(x)
-        out.float().square().sum().backward()
-        found.append((out.detach().float(), dict(network.named_parameters())["stem.0.weight"].grad.flatten()))
-    for one, two in zip(*found, strict=True):
-        assert (one - two).norm() < (0.1 if half else 1e-3) * two.norm()
-    for name, value in fast.to_dense().named_parameters():
-        assert torch.equal(value, model.get_parameter(name)), name
+    off = {"fast": [], "torch": []}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = Wide()
+        x = torch.randn(8, 3, 8, 8)
+        fast = skeletal.compile(model, None, x, path="sparse", dtype=HALF if half else torch.float32)
+        assert fast.mask.density == 1
+        assert sum(p.numel() for p in fast.parameters()) == sum(p.numel() for p in model.parameters())
+        truth = results(copy.deepcopy(model).double(), x.double(), half=False)
+        for name, network in (("fast", fast), ("torch", model)):
+            found = results(network, x, half)
+            off[name].append([float((one - two).norm() / two.norm()) for one, two in zip(found, truth, strict=True)])
+        for name, value in fast.to_dense().named_parameters():
+            assert torch.equal(value, model.get_parameter(name)), name
+    fast, reference = (torch.tensor(values).square().mean(0).sqrt() for values in off.values())
+    assert (fast < 1.25 * reference + 1e-5).all(), f"{fast} from the truth, torch {reference}"
 
 
 @needs_unit
@@ -269,32 +286,32 @@ def test_weights_are_rounded_as_under_autocast():
 
 
 def test_only_what_keeps_much_goes_there(monkeypatch):
-    grid, shape = Grid(4, 4, 0), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
+    grid, shape = MapGrid(4, 4, 0), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
 
     def full(kept, present=True):
         monkeypatch.setattr(amx, "available", lambda: present)
         mask = torch.zeros(2 * SIDE, SIDE, 1, 1, dtype=torch.bool)
         mask.view(-1)[:kept] = True
-        return Plan(mask, shape, grid, grid).is_full
+        return ConvPlan(mask, shape, grid, grid).is_full
 
     least = round(plans._FULL * SIDE * SIDE)
     assert full(least + 1) and not full(least - 1) and not full(0)
     assert full(SIDE * SIDE) and not full(SIDE * SIDE, present=False)
     assert not full(SIDE * SIDE + 1) or plans._FULL <= 0.5  # a second square, nearly empty
     monkeypatch.setattr(amx, "available", lambda: True)
-    plan = Plan(torch.ones(SIDE, SIDE, 1, 1, dtype=torch.bool), shape, grid, grid)
-    assert plan.is_full and plan.squares.count == plan.squares_back.count == 1
-    assert frame_of(plan, HALF).full and not frame_of(plan, torch.float32).full
+    plan = ConvPlan(torch.ones(SIDE, SIDE, 1, 1, dtype=torch.bool), shape, grid, grid)
+    assert plan.is_full and plan.weight_blocks.count == plan.weight_blocks_back.count == 1
+    assert launch_args(plan, HALF).full and not launch_args(plan, torch.float32).full
 
 
-def test_a_plan_in_squares_holds_each_weight_once():
+def test_a_plan_in_blocks_holds_each_weight_once():
     mask = torch.rand(70, 40, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.3
-    grid = Grid(5, 5, 1)
-    plan = Plan(mask, Shape((2, 2), (1, 1), (1, 1), 1, (3, 3)), grid, Grid(3, 3, 1))
-    for squares in (plan.squares, plan.squares_back):
-        assert sorted(squares.order) == list(range(plan.kept))
-        assert len(set(squares.places)) == plan.kept
-        assert (squares.places // SIDE**2 == torch.arange(squares.count).repeat_interleave(
-            torch.from_numpy(squares.starts).diff()).numpy()).all()  # fmt: skip
-        assert squares.pointers[0, 0] == 0 and squares.pointers[-1, -1] == squares.count
-        assert (squares.pointers[1:, 0] == squares.pointers[:-1, -1]).all()
+    grid = MapGrid(5, 5, 1)
+    plan = ConvPlan(mask, Shape((2, 2), (1, 1), (1, 1), 1, (3, 3)), grid, MapGrid(3, 3, 1))
+    for blocks in (plan.weight_blocks, plan.weight_blocks_back):
+        assert sorted(blocks.order) == list(range(plan.kept))
+        assert len(set(blocks.positions)) == plan.kept
+        assert (blocks.positions // SIDE**2 == torch.arange(blocks.count).repeat_interleave(
+            torch.from_numpy(blocks.starts).diff()).numpy()).all()  # fmt: skip
+        assert blocks.pointers[0, 0] == 0 and blocks.pointers[-1, -1] == blocks.count
+        assert (blocks.pointers[1:, 0] == blocks.pointers[:-1, -1]).all()

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from skeletal.engine.ops import launch_args
-from skeletal.engine.ops.affine import Affine, Settle
-from skeletal.engine.ops.convolution import run_convolution, run_gradients
+from skeletal.engine.ops.affine import Affine, Materialize
+from skeletal.engine.ops.calls import run_convolution, run_gradients
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid, pack, unpack
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.plan.grid import MapGrid, pack, unpack
+from skeletal.engine.plan.plan import ConvPlan
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, small_windows, threads
 
 DENSE = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 37, 6, 5, 7, 9, "half", 0)
@@ -25,8 +25,8 @@ STRIDED = Case(Shape((2, 2), (1, 1), (1, 1), 1, (3, 3)), 19, 4, 7, 7, 8, "half",
 def planned(case, extra=0):
     """The tables of a case, with halos `extra` wider than needed."""
     ahead, back = case.shape.halos(case.height, case.width)
-    source = Grid(case.height, case.width, ahead + extra)
-    return Plan(case.mask, case.shape, source, Grid(*case.shape.output(case.height, case.width), back + extra))
+    source = MapGrid(case.height, case.width, ahead + extra)
+    return ConvPlan(case.mask, case.shape, source, MapGrid(*case.shape.output(case.height, case.width), back + extra))
 
 
 def conv2d(case, x, weight, bias=None):
@@ -60,14 +60,14 @@ def test_three_kernels_equal_torch(case, extra, parted, dtype):
             with small_windows():
                 _ = plan.forward, plan.backward  # made now, and kept
         out = run_convolution(plan, x, values, case.examples)
-        of_x, of_values = run_gradients(plan, gradient, x, values, case.examples)
+        grad_x, grad_values = run_gradients(plan, gradient, x, values, case.examples)
         halves = [run_gradients(plan, gradient, x, values, case.examples, wanted=w)[w[1]] for w in ((1, 0), (0, 1))]
     close(unpack(out, plan.target, case.examples), expected.detach(), "output")
-    close(unpack(of_x, plan.source, case.examples), images.grad, "input gradient")
-    close(of_values / len(slope), weight.grad[case.mask] / len(slope), "weight gradient")
-    assert torch.equal(halves[0], of_x) and torch.equal(halves[1], of_values)
+    close(unpack(grad_x, plan.source, case.examples), images.grad, "input gradient")
+    close(grad_values / len(slope), weight.grad[case.mask] / len(slope), "weight gradient")
+    assert torch.equal(halves[0], grad_x) and torch.equal(halves[1], grad_values)
     assert_clean(out, plan.target, case.examples)
-    assert_clean(of_x, plan.source, case.examples)
+    assert_clean(grad_x, plan.source, case.examples)
 
 
 @given(cases(), st.booleans(), st.booleans(), st.booleans())
@@ -108,7 +108,7 @@ def test_addition_to_the_input_gradient(case):
 
 @settings(max_examples=150)
 @given(cases(), st.integers(0, 2), st.sampled_from([1, 2000, 1 << 30]), st.booleans(), st.integers(1, 3))
-def test_maps_read_through_a_window_are_those_that_were_settled(case, extra, window, relu, count):
+def test_maps_read_through_a_line_buffer_are_those_that_were_materialized(case, extra, window, relu, count):
     """Whatever its size, whoever goes down which part of a map: the same bits."""
     plan = planned(case, extra)
     values = case.layer.weight.detach()[case.mask]
@@ -116,11 +116,11 @@ def test_maps_read_through_a_window_are_those_that_were_settled(case, extra, win
     scale, shift = case.random(1, case.inputs)[0], case.random(case.inputs)
     affine = Affine(scale.numpy(), shift.numpy(), relu)
     slope = pack(case.random(case.examples, case.outputs, plan.target.height, plan.target.width), plan.target)
-    x = Settle.apply(raw, affine, plan.source, case.examples)
+    x = Materialize.apply(raw, affine, plan.source, case.examples)
     expected = case.images * scale[:, None, None] + shift[:, None, None]
     close(unpack(x, plan.source, case.examples), torch.relu(expected) if relu else expected)
     found = []
-    with rubbish(), threads(count), mock.patch.object(launch_args, "_WINDOW", window):
+    with rubbish(), threads(count), mock.patch.object(launch_args, "_BUFFER", window):
         for maps, before in ((raw, affine), (x, None)):
             out = run_convolution(plan, maps, values, case.examples, affine=before)
             found.append([out, *run_gradients(plan, slope, maps, values, case.examples, affine=before)])
@@ -139,17 +139,19 @@ def test_parts_are_as_many_as_the_window_asks_for():
 @pytest.mark.parametrize("width", range(1, 20))
 def test_tiles_cover_every_pixel_once(width):
     for height in (1, 2, 3):
-        grid = Grid(height, width, 1)
-        plan = Plan(torch.ones(1, 1, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid)
-        assert plan.cut.tiles[:, 4].sum() == height * width
+        grid = MapGrid(height, width, 1)
+        plan = ConvPlan(torch.ones(1, 1, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), grid, grid)
+        assert plan.tiling.tiles[:, 4].sum() == height * width
         ones = torch.ones(1, 1, height, width, dtype=torch.float64)
         found = run_convolution(plan, pack(ones, grid), torch.ones(1, dtype=torch.float64), 1)
         assert torch.equal(unpack(found, grid, 1), ones)
 
 
 def test_offsets_beyond_32_bits_are_refused():
-    huge = Grid(20_000, 20_000, 0)
-    plan = Plan(torch.ones(1, 2, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), huge, Grid(1, 1, 0))
+    huge = MapGrid(20_000, 20_000, 0)
+    plan = ConvPlan(
+        torch.ones(1, 2, 1, 1, dtype=torch.bool), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1)), huge, MapGrid(1, 1, 0)
+    )
     with pytest.raises(ValueError, match=r"2 channels .*20000.* 32-bit"):
         _ = plan.forward
 

@@ -18,7 +18,7 @@ from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 from skeletal.engine.ops.images import Pack
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid, pack, unpack
+from skeletal.engine.plan.grid import MapGrid, pack, unpack
 from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish
 
 SMALL = Case(Shape((1, 2), (1, 1), (1, 1), 2, (3, 2)), 3, 4, 6, 4, 5, "half", 3)
@@ -59,9 +59,9 @@ def same(sparse, dense, mask, x):
     ours, theirs = (x.detach().clone().requires_grad_() for _ in range(2))
     out, expected = sparse(ours), dense(theirs)
     close(out, expected, "output")
-    of_x, of_values, *of_bias = gradients(out, ours, *sparse.parameters())
+    grad_x, grad_values, *of_bias = gradients(out, ours, *sparse.parameters())
     dense_x, of_weight, *dense_bias = gradients(expected, theirs, *dense.parameters())
-    for one, two in ((of_x, dense_x), (of_values, of_weight[mask]), *zip(of_bias, dense_bias, strict=True)):
+    for one, two in ((grad_x, dense_x), (grad_values, of_weight[mask]), *zip(of_bias, dense_bias, strict=True)):
         close(one, two, "gradient")
 
 
@@ -304,7 +304,7 @@ def test_mean_sum_and_concatenation(examples):
 @given(st.integers(0, 2 * LANES + 1), st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(0, 3))
 def test_packing_is_undone_by_unpacking(examples, channels, height, width, halo):
     images = torch.randn(examples, channels, height, width)
-    grid = Grid(height, width, halo)
+    grid = MapGrid(height, width, halo)
     storage = pack(images, grid)
     assert torch.equal(unpack(storage, grid, examples), images)
     assert_clean(storage, grid, examples)
@@ -503,7 +503,7 @@ def test_max_pooling_of_maps_that_are_still_to_be_normalised(arguments, relu):
     assert torch.equal(one, two)
 
 
-READERS = {  # and whether the gate is kept
+READERS = {  # and whether the fusion is kept
     "a convolution": True,
     "a convolution, which hands it on": True,
     "a convolution of which only what it hands on counts": True,
@@ -553,7 +553,7 @@ def test_who_sets_the_gradient_of_a_sum_to_zero(readers, joined):
     if "mean" in readers:
         parts.append(blocked.global_mean(z))
         expected.append(theirs.mean((2, 3), keepdim=True))
-    assert z.gate.kept == READERS[readers]
+    assert z.fusion.fuses == READERS[readers]
     found = gradients(torch.cat([part.flatten() for part in parts]), images, other, first.values)
     truth = gradients(torch.cat([part.flatten() for part in expected]), images, other, dense_first.weight)
     for one, two in zip(found, truth, strict=True):
@@ -575,7 +575,7 @@ LAYOUTS = {
 def test_images_of_any_layout_and_type_into_blocks(layout, given, stored):
     numbers = torch.randn(37, 3, 5, 6, generator=torch.Generator().manual_seed(0)) * 50
     images = LAYOUTS[layout](numbers.abs().to(given) if given == torch.uint8 else numbers.to(given))
-    grid = Grid(*images.shape[2:], 1)
+    grid = MapGrid(*images.shape[2:], 1)
     storage = Pack.apply(images, grid, stored)
     assert_clean(storage, grid, 37)
     assert torch.equal(unpack(storage, grid, 37), images.to(stored))

@@ -10,10 +10,11 @@ import platform
 from functools import lru_cache
 from typing import Any
 
-from llvmlite import binding, ir
-from numba.core import cgutils, config, types
+from llvmlite import ir
+from numba.core import cgutils, types
 
 from skeletal.engine.codegen.compiling import intrinsic
+from skeletal.engine.codegen.target import host_features, target_features
 
 _BYTE, _WORD = ir.IntType(8), ir.IntType(64)
 _ROWS, _WIDTH = 16, 64  # of a register, the width in bytes
@@ -21,8 +22,9 @@ _SIZE = _ROWS * _WIDTH
 _SUMS, _LEFT, _RIGHT = range(4), (4, 5), (6, 7)
 _PERMISSION, _REQUEST, _TILES = 158, 0x1023, 18  # Linux: arch_prctl, ARCH_REQ_XCOMP_PERM, the state of the registers
 _SYSTEM = platform.system() == "Linux" and platform.machine() == "x86_64"
-_OWN = not any(getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES"))  # else numba compiles for another CPU
-_PRESENT = _SYSTEM and _OWN and all(binding.get_host_cpu_features().get(name) for name in ("amx-tile", "amx-bf16"))
+_PRESENT = _SYSTEM and all(
+    features.get(name) for features in (host_features(), target_features()) for name in ("amx-tile", "amx-bf16")
+)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ Cell = list[Any]
 class Emitter:
     """What the loops share: where a tile's pixels lie, and vectors of what is computed in.
 
-    Maps are arrays of float32 or float64, or of int32 or uint32, whose slots hold two bfloat16 (see `slots`).
+    Maps are arrays of float32 or float64, or of int32 or uint32, whose slots hold two bfloat16 (see `packed_bf16`).
     """
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> None:
@@ -143,11 +143,11 @@ class Emitter:
         slots = self.builder.load(pointer, align=self.bytes)
         return list(widen(self.builder, slots, tight)) if self.paired else [slots]
 
-    def store(self, cell: Cell, pointer: Any, tight: bool = False, *, past: bool = False) -> None:
-        """Write a cell; with `past` past the caches, where it begins at a multiple of its size."""
+    def store(self, cell: Cell, pointer: Any, tight: bool = False, *, nontemporal: bool = False) -> None:
+        """Write a cell; with `nontemporal` past the caches, where it begins at a multiple of its size."""
         slots = narrow(self.builder, cell[0], cell[1], tight) if self.paired else cell[0]
-        stored = self.builder.store(slots, pointer, align=LANES * self.bytes if past else self.bytes)
-        if past:
+        stored = self.builder.store(slots, pointer, align=LANES * self.bytes if nontemporal else self.bytes)
+        if nontemporal:
             stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
 
     def load_all(self, pointers: list[Any], tight: bool = False) -> list[Any]:
@@ -158,7 +158,7 @@ class Emitter:
         for i, pointer in enumerate(pointers):
             self.store(numbers[i * self.halves : (i + 1) * self.halves], pointer)
 
-    def ask_for(self, position: int, at: Any) -> None:
+    def prefetch(self, position: int, at: Any) -> None:
         """Have the cell at a slot of an argument brought into the cache; it may lie outside of the array."""
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
@@ -170,12 +170,17 @@ class Emitter:
         """The cell at a slot of an argument."""
         return self.load(self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position))
 
-    def store_at(self, position: int, at: Any, cell: Cell, *, past: bool = False) -> None:
-        self.store(cell, self.cell(self.builder.gep(self.data(position), [at])), self.is_tight(position), past=past)
+    def store_at(self, position: int, at: Any, cell: Cell, *, nontemporal: bool = False) -> None:
+        self.store(
+            cell,
+            self.cell(self.builder.gep(self.data(position), [at])),
+            self.is_tight(position),
+            nontemporal=nontemporal,
+        )
 
     def load_places(self, array: Any, at: Any) -> Cell:
         """The bytes that belong to the numbers of the cell at slot `at`, each vector's together."""
-        places = self.builder.load(self._places(array, at), align=1)
+        places = self.builder.load(self._coordinates(array, at), align=1)
         if not self.paired:
             return [places]
         upper = self.builder.lshr(places, ir.Constant(places.type, [8] * LANES))
@@ -183,9 +188,9 @@ class Emitter:
 
     def store_places(self, cell: Cell, array: Any, at: Any) -> None:
         places = interleave(self.builder, *cell) if self.paired else cell[0]
-        self.builder.store(places, self._places(array, at), align=1)
+        self.builder.store(places, self._coordinates(array, at), align=1)
 
-    def _places(self, array: Any, at: Any) -> Any:
+    def _coordinates(self, array: Any, at: Any) -> Any:
         start = self.builder.gep(array, [self.builder.mul(at, constant(self.halves))])
         return self.builder.bitcast(start, ir.VectorType(ir.IntType(8 * self.halves), LANES).as_pointer())
 

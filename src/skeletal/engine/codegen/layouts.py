@@ -1,4 +1,4 @@
-"""Cells of maps in bfloat16 as the matrix unit takes them, and back, as vector instructions; see `emitter`.
+"""Cells of maps in bfloat16 as the matrix unit takes them, and back, as vector instructions; see `ir_builder`.
 
 Arrays are int32, of slots with two examples each; starts and strides count slots.
 """
@@ -23,7 +23,7 @@ def _put(emit: Emitter, slots: Any, position: int, at: Any) -> None:
 
 
 @intrinsic
-def exchange(typing, source, one, other, step, target, to, to_other, to_step, cells, ahead):
+def pair_channels(typing, source, one, other, step, target, to, to_other, to_step, cells, ahead):
     """Cells of two channels, of even and odd examples by turns, become cells of even and of odd examples, of the two
     channels by turns; and the other way round.
 
@@ -43,7 +43,7 @@ def exchange(typing, source, one, other, step, target, to, to_other, to_step, ce
             from_, into = builder.mul(j, step_), builder.mul(j, to_step_)
             places = [builder.add(start, from_) for start in (one_, other_)]
             for place in places:
-                emit.ask_for(0, builder.add(place, ahead_))
+                emit.prefetch(0, builder.add(place, ahead_))
             first, second = (_cells(emit, 0, place) for place in places)
             even = builder.or_(builder.and_(first, low), builder.shl(second, half))
             odd = builder.or_(builder.lshr(first, half), builder.and_(second, high))
@@ -58,10 +58,10 @@ def exchange(typing, source, one, other, step, target, to, to_other, to_step, ce
 
 
 @intrinsic
-def turn(typing, source, start, channel, target, to, to_step, cells, ahead):
-    """Of `LANES` channels, `channel` slots apart: cells become squares of slots with the channels innermost.
+def transpose_cells(typing, source, start, channel, target, to, to_step, cells, ahead):
+    """Of `LANES` channels, `channel` slots apart: cells become square blocks of slots with the channels innermost.
 
-    A cell lies after the other in the source; the squares `to_step` slots apart. `ahead` as of `exchange`.
+    A cell lies after the other in the source; the blocks `to_step` slots apart. `ahead` as of `pair_channels`.
     """
     index = types.int64
     signature = types.void(source, index, index, target, index, index, index, index)
@@ -75,10 +75,10 @@ def turn(typing, source, start, channel, target, to, to_step, cells, ahead):
             at = builder.add(start_, builder.mul(j, ir.Constant(INDEX, LANES)))
             places = [builder.add(at, builder.mul(channel_, ir.Constant(INDEX, i))) for i in range(LANES)]
             for place in places:
-                emit.ask_for(0, builder.add(place, ahead_))
+                emit.prefetch(0, builder.add(place, ahead_))
             rows = [_cells(emit, 0, place) for place in places]
             width = LANES // 2
-            while width:  # exchange the upper right with the lower left quarter of squares of this size, and so on
+            while width:  # exchange the upper right with the lower left quarter of blocks of this size, and so on
                 lower = [i if not i & width else LANES + i - width for i in range(LANES)]
                 upper = [i + width if not i & width else LANES + i for i in range(LANES)]
                 for i in range(LANES):
@@ -102,21 +102,23 @@ def turn(typing, source, start, channel, target, to, to_step, cells, ahead):
 
 @intrinsic
 def finish(
-    typing, sums, at, out, to, column, cells, scale, shift, other, added, relu, valid, gate, gated, ahead,
+    typing, sums, at, out, to, column, cells, scale, shift, other, added, relu, valid, relu_output, relu_backward,
+    ahead,
 ):  # fmt: skip
     """Write sums of the matrix unit, (cells, even and odd examples, LANES) from `at` on, as cells `column` slots apart.
 
-    What happens to them before is as of `tiles.product`. `ahead` as of `exchange`, in `other` and `gate`. Returns the
-    sum of what was written, and that of its squares. It goes to memory past the caches: it is more than they hold.
+    What happens to them before is as of `tiles.product`. `ahead` as of `pair_channels`, in `other` and `relu_output`.
+    Returns the sum of what was written, and that of its squares. It goes to memory past the caches: it is more than
+    they hold.
     """
     index, number = types.int64, sums.dtype
     signature = types.UniTuple(number, 2)(
-        sums, index, out, index, index, index, number, number, other, index, index, index, gate, index, index
+        sums, index, out, index, index, index, number, number, other, index, index, index, relu_output, index, index
     )
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder, signature, arguments, out.dtype)
-        _, at_, _, to_, column_, cells_, scale_, shift_, _, added_, relu_, valid_, _, gated_, ahead_ = arguments
+        _, at_, _, to_, column_, cells_, scale_, shift_, _, added_, relu_, valid_, _, relu_backward_, ahead_ = arguments
         a, b, present = emit.spread(scale_), emit.spread(shift_), emit.before(valid_)
 
         def body(j: Any, totals: list[Any]) -> list[Any]:
@@ -129,14 +131,14 @@ def finish(
                 found.append(builder.call(emit.fma, [vector, a, b]))
 
             def beside(position: int) -> list[Any]:
-                emit.ask_for(position, builder.add(to, ahead_))
+                emit.prefetch(position, builder.add(to, ahead_))
                 return emit.load_at(position, to)
 
             found = emit.where(added_, found, lambda: list(map(builder.fadd, found, beside(8))))
             found = emit.where(relu_, found, lambda: emit.positive(found))
-            found = emit.where(gated_, found, lambda: emit.open(found, beside(12)))
+            found = emit.where(relu_backward_, found, lambda: emit.open(found, beside(12)))
             found = emit.masked(present, found)
-            emit.store_at(2, to, found, past=True)
+            emit.store_at(2, to, found, nontemporal=True)
             total, squares = totals
             for vector in found:
                 total, squares = builder.fadd(total, vector), builder.call(emit.fma, [vector, vector, squares])

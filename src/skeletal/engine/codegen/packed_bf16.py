@@ -1,15 +1,14 @@
 """What maps are made of in memory: float32, float64, or bfloat16, which numba does not know and LLVM does.
 
 A bfloat16 is the upper half of a float32. Kernels read such maps as bits and widen them, compute in float32, and round
-to the nearest, ties to even, where they write; NaN stays NaN. LLVM takes the CPU's own instruction for that, if there
-is one.
+to the nearest, ties to even, where they write; NaN stays NaN. The CPU's own instruction does that, if there is one.
 
 Kernels that go over single numbers see a bfloat16 map as int16. Kernels of tiles see *slots* of 32 bits, int32: a slot
 holds two neighbours, the first in its lower half, so that an instruction each takes a vector of slots apart and no
 number changes its lane. A slot is as wide as a float32, and as many slots make a cell (see `grid`), so one table of
 offsets, which count slots, serves both.
 
-*Tight* slots, uint32, are read more often than they are written, and only by kernels (see `rolling`). Their upper
+*Tight* slots, uint32, are read more often than they are written, and only by kernels (see `line_buffer`). Their upper
 number is the whole slot read as float32, with the lower number as its last digits: it takes no instruction to get it
 out. It is written such that this is as near to the truth as a bfloat16 would be.
 """
@@ -20,19 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import overload
 from numba.np.arrayobj import populate_array
 from torch import Tensor
 
 from skeletal.engine.codegen.compiling import intrinsic
+from skeletal.engine.codegen.target import target_features
 
-_FEATURES = binding.get_host_cpu_features()
-
-LANES = 16 if _FEATURES.get("avx512f") else 8
+LANES = 16 if target_features().get("avx512f") else 8
 """Slots side by side in memory: as many float32 as one vector register holds, twice that on short ones. A slot is a
 float32, a float64 or two bfloat16, each of another example."""
+
+_ROUNDS = bool(target_features().get("avx512bf16"))
+"""Whether the CPU rounds to bfloat16. Where it does not LLVM calls a function for it that is not in this process."""
 
 _HALF, _WORD = ir.IntType(16), ir.IntType(32)
 
@@ -78,23 +79,23 @@ def _array(tensor: Tensor | None, like: Tensor | None, bits: torch.dtype) -> np.
     return (tensor.view(bits) if tensor.dtype == torch.bfloat16 else tensor).numpy().reshape(-1)
 
 
-Place = tuple[int, int]
+Pointer = tuple[int, int]
 """Where numbers or slots lie in memory, and how many: what costs nothing to find out, and little to hand over."""
-NOWHERE: Place = (0, 0)
+NULL: Pointer = (0, 0)
 
 
-def numbers_at(tensor: Tensor | None) -> Place:
+def numbers_pointer(tensor: Tensor | None) -> Pointer:
     """Of the numbers of a contiguous tensor; of none without one."""
     if tensor is None:
-        return NOWHERE
+        return NULL
     assert tensor.is_contiguous()
     return tensor.data_ptr(), tensor.numel()
 
 
-def slots_at(tensor: Tensor | None) -> Place:
+def slots_pointer(tensor: Tensor | None) -> Pointer:
     """Of its slots."""
-    place, size = numbers_at(tensor)
-    return place, size // 2 if tensor is not None and tensor.dtype == torch.bfloat16 else size
+    address, size = numbers_pointer(tensor)
+    return address, size // 2 if tensor is not None and tensor.dtype == torch.bfloat16 else size
 
 
 def tight(slots: np.ndarray) -> np.ndarray:
@@ -173,7 +174,31 @@ def interleave(builder: Any, lower: Any, upper: Any) -> Any:
 
 
 def _rounded(builder: Any, value: Any) -> Any:
-    return builder.bitcast(builder.fptrunc(value, _like(value.type, _BFloat())), _like(value.type, _HALF))
+    """The bits of float32 as bfloat16: the nearest, ties to even, NaN a quiet NaN."""
+    if _ROUNDS:
+        return builder.bitcast(builder.fptrunc(value, _like(value.type, _BFloat())), _like(value.type, _HALF))
+    width = value.type.count if isinstance(value.type, ir.VectorType) else 1
+    kind = ir.FunctionType(_like(value.type, _HALF), [value.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"skeletal_round_{width}")
+    if function.is_declaration:
+        _define_rounding(function)
+    return builder.call(function, [value])
+
+
+def _define_rounding(function: Any) -> None:
+    """In integers, in a function of its own: written into each tile it would take minutes to compile."""
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block())
+    value = function.args[0]
+    number = partial(_constant, _like(value.type, _WORD))
+    bits = builder.bitcast(value, _like(value.type, _WORD))
+    upper = builder.lshr(bits, number(16))
+    half = builder.add(builder.and_(upper, number(1)), number(0x7FFF))  # ties to even
+    nearest = builder.lshr(builder.add(bits, half), number(16))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    found = builder.select(is_nan, builder.or_(upper, number(0x40)), nearest)
+    builder.ret(builder.trunc(found, function.function_type.return_type))
 
 
 @intrinsic
@@ -200,8 +225,8 @@ def _write(typing, array, index, value):
 
 
 @intrinsic
-def array_at(typing, place, like):
-    """A flat array of what lies at a `Place`, of the type of another. It does not keep that memory alive."""
+def array_at(typing, pointer, like):
+    """A flat array of what lies at a `Pointer`, of the type of another. It does not keep that memory alive."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.return_type
@@ -214,7 +239,7 @@ def array_at(typing, place, like):
         )
         return array._getvalue()
 
-    return types.Array(like.dtype, 1, "C")(place, like), generate
+    return types.Array(like.dtype, 1, "C")(pointer, like), generate
 
 
 def lanes(array: Any) -> int:

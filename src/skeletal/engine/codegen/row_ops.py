@@ -1,4 +1,4 @@
-"""Rows of pixels through batch norm and ReLU, there and back, as vector instructions; see `emitter`.
+"""Rows of pixels through batch norm and ReLU, there and back, as vector instructions; see `ir_builder`.
 
 In compiled Python loops LLVM proves too little about what may overlap, and goes number by number.
 """
@@ -15,10 +15,10 @@ from skeletal.engine.codegen.packed_bf16 import LANES
 
 
 @intrinsic
-def affine(typing, way, x, out, other, start, target, cells, a, b, valid, ahead):
+def affine(typing, mode, x, out, other, start, target, cells, a, b, valid, ahead):
     """`out = a x + b`, for the cells from slot `start` on, and 0 for examples from the number `valid` of a cell on.
 
-    With `way` 1 or 3 not below 0, with 2 or 3 plus `other` before that. The cells of `out` begin at slot `target`. The
+    With `mode` 1 or 3 not below 0, with 2 or 3 plus `other` before that. The cells of `out` begin at slot `target`. The
     cells of x `ahead` slots further will soon be asked for.
     """
     index = types.int64
@@ -26,14 +26,14 @@ def affine(typing, way, x, out, other, start, target, cells, a, b, valid, ahead)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder, signature, arguments, x.dtype)
-        way_, _, _, _, start_, target_, cells_, a_, b_, valid_, ahead_ = arguments
+        mode_, _, _, _, start_, target_, cells_, a_, b_, valid_, ahead_ = arguments
         factor, constant, present = emit.spread(a_), emit.spread(b_), emit.before(valid_)
 
         def case(added: bool, relu: bool) -> None:
             def body(j: Any, _: list[Any]) -> list[Any]:
                 step = builder.mul(j, ir.Constant(INDEX, LANES))
                 at, to = builder.add(start_, step), builder.add(target_, step)
-                emit.ask_for(1, builder.add(at, ahead_))
+                emit.prefetch(1, builder.add(at, ahead_))
                 found = [builder.call(emit.fma, [number, factor, constant]) for number in emit.load_at(1, at)]
                 if added:
                     found = [builder.fadd(*pair) for pair in zip(found, emit.load_at(3, at), strict=True)]
@@ -44,17 +44,17 @@ def affine(typing, way, x, out, other, start, target, cells, a, b, valid, ahead)
 
             emit.over(ir.Constant(INDEX, 0), cells_, [], body)
 
-        emit.choose(way_, [partial(case, added, relu) for added in (False, True) for relu in (False, True)])
+        emit.choose(mode_, [partial(case, added, relu) for added in (False, True) for relu in (False, True)])
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic
-def affine_gradient(typing, way, x, z, gradient, out, other, start, target, cells, a, b, p, q, r, valid, ahead):
+def affine_gradient(typing, mode, x, z, gradient, out, other, start, target, cells, a, b, p, q, r, valid, ahead):
     """`out = p g + q x + r`, for the cells from slot `start` on, and 0 for examples from `valid` on.
 
-    The cells of `out` begin at slot `target`. g is the gradient before a ReLU: with `way` 0 there is none; with 1 it
+    The cells of `out` begin at slot `target`. g is the gradient before a ReLU: with `mode` 0 there is none; with 1 it
     was open where `a x + b` is above 0; with 2 where z is; with 3 also `other = g`. `ahead` as of `affine`.
     """
     index = types.int64
@@ -63,36 +63,36 @@ def affine_gradient(typing, way, x, z, gradient, out, other, start, target, cell
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder, signature, arguments, x.dtype)
         start_, target_, cells_, valid_, ahead_ = *arguments[6:9], *arguments[14:]
-        factor, constant, by_gradient, by_x, rest = (emit.spread(number) for number in arguments[9:14])
+        factor, constant, gradient_factor, x_factor, rest = (emit.spread(number) for number in arguments[9:14])
         present = emit.before(valid_)
 
-        def case(way: int) -> None:
+        def case(mode: int) -> None:
             def body(j: Any, _: list[Any]) -> list[Any]:
                 step = builder.mul(j, ir.Constant(INDEX, LANES))
                 at, to = builder.add(start_, step), builder.add(target_, step)
-                for position in (1, 2, 3) if way > 1 else (1, 3):
-                    emit.ask_for(position, builder.add(at, ahead_))
+                for position in (1, 2, 3) if mode > 1 else (1, 3):
+                    emit.prefetch(position, builder.add(at, ahead_))
                 numbers, slopes = emit.load_at(1, at), emit.load_at(3, at)
-                results = emit.load_at(2, at) if way > 1 else []
-                if way == 1:
+                results = emit.load_at(2, at) if mode > 1 else []
+                if mode == 1:
                     results = [builder.call(emit.fma, [number, factor, constant]) for number in numbers]
-                if way:
+                if mode:
                     slopes = emit.open(slopes, results)
                 # The order of the two sums decides the last bit, which is to stay what it has always been.
-                pairs = [(by_x, numbers), (by_gradient, slopes)]
-                pairs = pairs[::-1] if way == 1 else pairs
+                pairs = [(x_factor, numbers), (gradient_factor, slopes)]
+                pairs = pairs[::-1] if mode == 1 else pairs
                 found = []
                 for i in range(emit.halves):
                     (outer, first), (inner, second) = [(factor, vectors[i]) for factor, vectors in pairs]
                     found.append(builder.call(emit.fma, [outer, first, builder.call(emit.fma, [inner, second, rest])]))
                 emit.store_at(4, to, emit.masked(present, found))
-                if way == 3:
+                if mode == 3:
                     emit.store_at(5, at, slopes)
                 return []
 
             emit.over(ir.Constant(INDEX, 0), cells_, [], body)
 
-        emit.choose(arguments[0], [partial(case, way) for way in range(4)])
+        emit.choose(arguments[0], [partial(case, mode) for mode in range(4)])
         return context.get_dummy_value()
 
     return signature, generate

@@ -34,26 +34,26 @@ _KINDS = [(rows, columns, stride) for rows, columns in SHAPES for stride in STRI
 @intrinsic
 def product(
     typing, kind, add, x, x_start, x_row, x_column, out, out_start, out_row, out_column, offsets, values, begin, end,
-    after, scale, shift, other, added, relu, valid, gate, gated,
+    after, scale, shift, other, added, relu, valid, relu_output, relu_backward,
 ):  # fmt: skip
     """`out[tile] = Σ_j values[j] x[offsets[j] + tile]`, for j in [begin, end); with `add` 1, `+=`.
 
     `kind` says the tile's shape (see `kind_of`); rows and columns of a tile lie `x_row` and `x_column` slots apart
     in x, and `out_row` and `out_column` in `out`. With `after` 1 the sums become `sum * scale + shift`, plus what is at
-    their place in `other` if `added`, not below 0 if `relu`, 0 where what is at their place in `gate` is not above 0 if
-    `gated`, and 0 for examples from the number `valid` of a cell on.
+    their place in `other` if `added`, not below 0 if `relu`, 0 where what is at their place in `relu_output` is not
+    above 0 if `relu_backward`, and 0 for examples from the number `valid` of a cell on.
     """
     index = types.int64
     signature = types.void(
         index, index, x, index, index, index, out, index, index, index, offsets, values, index, index,
-        index, values.dtype, values.dtype, other, index, index, index, gate, index,
+        index, values.dtype, values.dtype, other, index, index, index, relu_output, index,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder, signature, arguments, x.dtype)
         kind_, add_, _, x_at, x_row_, x_column_, _, out_at, out_row_, out_column_, _, _, begin_, end_ = arguments[:14]
-        after_, scale_, shift_, _, added_, relu_, valid_, _, gated_ = arguments[14:]
-        beside, gates = (builder.gep(emit.data(position), [out_at]) for position in (17, 21))
+        after_, scale_, shift_, _, added_, relu_, valid_, _, relu_backward_ = arguments[14:]
+        beside, outputs_at = (builder.gep(emit.data(position), [out_at]) for position in (17, 21))
         start, out_start_ = builder.gep(emit.data(2), [x_at]), builder.gep(emit.data(6), [out_at])
         offset, value = emit.data(10), emit.data(11)
 
@@ -80,8 +80,10 @@ def product(
                     added_, finished, lambda: list(map(builder.fadd, finished, emit.load_all(others)))
                 )
                 finished = emit.where(relu_, finished, lambda: emit.positive(finished))
-                doors = emit.pixels(gates, rows, columns, out_row_, out_column_)
-                finished = emit.where(gated_, finished, lambda: emit.open(finished, emit.load_all(doors)))
+                relu_outputs = emit.pixels(outputs_at, rows, columns, out_row_, out_column_)
+                finished = emit.where(
+                    relu_backward_, finished, lambda: emit.open(finished, emit.load_all(relu_outputs))
+                )
                 return emit.masked(emit.before(valid_), finished)
 
             emit.store_all(emit.where(after_, sums, finish), results)

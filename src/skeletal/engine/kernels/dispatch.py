@@ -1,28 +1,28 @@
-"""Which kernels a convolution takes: those for kept weights one by one, or those for squares of them.
+"""Which kernels a convolution takes: those for kept weights one by one, or those for blocks of them.
 
 Both take the same arguments, and are told apart by what stands first in the tables: one order of the weights, or what
-squares have in its place (see `squares.Squares.packed`). The choice is made while they are compiled, so that no machine
+blocks have in its place (see `WeightBlocks.packed`). The choice is made while they are compiled, so that no machine
 has to compile what it cannot run.
 """
 
 from skeletal.engine.codegen.compiling import is_tuple, overload
 from skeletal.engine.codegen.fork import fork, held, part_of
-from skeletal.engine.kernels.blocks import convolve_squares, fill, gather, gradients_of_squares
-from skeletal.engine.kernels.sparse import add_up, convolve, gradients, take
+from skeletal.engine.kernels.blocks import convolve_blocks, fill_blocks, gather_gradients, gradients_of_blocks
+from skeletal.engine.kernels.sparse import add_up, convolve, gather, gradients
 
 
 def arrange(boards, threads, values, order, weights):
-    """Kept values as the kernels take them, into `weights` as far as that reaches."""
+    """Kept values as the kernels gather them, into `weights` as far as that reaches."""
     raise NotImplementedError("for kernels only")
 
 
 def run_convolve(boards, threads, units, order, arguments):
-    """`kernels.convolve`, by several threads."""
+    """`sparse.convolve`, by several threads."""
     raise NotImplementedError("for kernels only")
 
 
 def run_gradients(boards, threads, units, order, arguments):
-    """`kernels.gradients`, by several threads."""
+    """`sparse.gradients`, by several threads."""
     raise NotImplementedError("for kernels only")
 
 
@@ -34,21 +34,21 @@ def add_all_up(boards, threads, sums, order, gradient):
 @overload(arrange)
 def _arrange(boards, threads, values, order, weights):
     def singly(boards, threads, values, order, weights):
-        take(values, order[: len(weights)], weights)
+        gather(values, order[: len(weights)], weights)
 
-    def by_squares(boards, threads, values, order, weights):
+    def in_blocks(boards, threads, values, order, weights):
         arguments = values, order, weights
-        squares = len(order[1]) - 1 if len(weights) else 0
-        fork(boards, threads, squares, part_of(fill, arguments), held(arguments))
+        count = len(order[1]) - 1 if len(weights) else 0
+        fork(boards, threads, count, part_of(fill_blocks, arguments), held(arguments))
 
-    return by_squares if is_tuple(order) else singly
+    return in_blocks if is_tuple(order) else singly
 
 
-def _either(singly, by_squares):
+def _either(singly, in_blocks):
     """How a call of one of two kernels is compiled."""
 
     def run(boards, threads, units, order, arguments):
-        kernel = by_squares if is_tuple(order) else singly
+        kernel = in_blocks if is_tuple(order) else singly
 
         def call(boards, threads, units, order, arguments):
             fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
@@ -58,8 +58,8 @@ def _either(singly, by_squares):
     return run
 
 
-overload(run_convolve)(_either(convolve, convolve_squares))
-overload(run_gradients)(_either(gradients, gradients_of_squares))
+overload(run_convolve)(_either(convolve, convolve_blocks))
+overload(run_gradients)(_either(gradients, gradients_of_blocks))
 
 
 @overload(add_all_up)
@@ -68,9 +68,9 @@ def _add_all_up(boards, threads, sums, order, gradient):
         arguments = sums, order, gradient
         fork(boards, threads, sums.shape[1], part_of(add_up, arguments), held(arguments))
 
-    def by_squares(boards, threads, sums, order, gradient):
+    def in_blocks(boards, threads, sums, order, gradient):
         arguments = sums, order, gradient
-        squares = len(order[1]) - 1 if sums.shape[1] else 0
-        fork(boards, threads, squares, part_of(gather, arguments), held(arguments))
+        count = len(order[1]) - 1 if sums.shape[1] else 0
+        fork(boards, threads, count, part_of(gather_gradients, arguments), held(arguments))
 
-    return by_squares if is_tuple(order) else singly
+    return in_blocks if is_tuple(order) else singly

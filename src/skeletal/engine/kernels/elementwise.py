@@ -1,7 +1,7 @@
 """Batch norm, addition, ReLU and means on blocked maps (see `grid`), each in as few passes as it takes.
 
-Units are planes: one channel of one block of examples. Arrays are flat and count numbers (see `slots`), and all maps of
-one call lie on one grid, unless said otherwise.
+Units are planes: one channel of one block of examples. Arrays are flat and count numbers (see `packed_bf16`), and all
+maps of one call lie on one grid, unless said otherwise.
 """
 
 from skeletal.engine.codegen.compiling import compiled
@@ -28,14 +28,14 @@ def scale_shift(x, out, grid, channels, scale, shift, other, relu, examples, fir
     """`out = x * scale + shift (+ other)`, by channel, not below 0 with `relu`; arrays and grid count slots."""
     height, width, halo, plane = grid
     row = (width + 2 * halo) * LANES
-    way = 2 * (other.size > 0) + relu
+    mode = 2 * (other.size > 0) + relu
     for unit in range(first, last):
         block, channel = unit // channels, unit % channels
         clear_border(out, unit * plane, height, width, halo, plane)
         valid = present(x, examples, block)
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * LANES
-            affine(way, x, out, other, start, start, width, scale[channel], shift[channel], valid, plane)
+            affine(mode, x, out, other, start, start, width, scale[channel], shift[channel], valid, plane)
 
 
 @compiled
@@ -88,16 +88,16 @@ def shared_reduce_gradient(boards, threads, units, *arguments):
 
 @compiled
 def apply_gradient(
-    x, z, gradient, out, other, grid, channels, scale, shift, relu, by_gradient, by_x, constant, examples,
+    x, z, gradient, out, other, grid, channels, scale, shift, relu, gradient_factor, x_factor, constant, examples,
     first, last, thread,
 ):  # fmt: skip
-    """`out = by_gradient * g + by_x * x + constant`, by channel, and `other = g`; g is the gradient before the ReLU.
+    """`out = gradient_factor * g + x_factor * x + constant`, by channel, and `other = g`.
 
-    Arrays and grid count slots.
+    g is the gradient before the ReLU. Arrays and grid count slots.
     """
     height, width, halo, plane = grid
     row = (width + 2 * halo) * LANES
-    way = relu * (1 + (z.size > 0) * (1 + (other.size > 0)))
+    mode = relu * (1 + (z.size > 0) * (1 + (other.size > 0)))
     for unit in range(first, last):
         block, channel = unit // channels, unit % channels
         clear_border(out, unit * plane, height, width, halo, plane)
@@ -107,8 +107,8 @@ def apply_gradient(
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * LANES
             affine_gradient(
-                way, x, z, gradient, out, other, start, start, width, scale[channel], shift[channel],
-                by_gradient[channel], by_x[channel], constant[channel], valid, plane,
+                mode, x, z, gradient, out, other, start, start, width, scale[channel], shift[channel],
+                gradient_factor[channel], x_factor[channel], constant[channel], valid, plane,
             )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def shared_mean(boards, threads, units, *arguments):
 
 @compiled
 def mean_gradient(gradient, out, grid, first, last, thread):
-    """Spread each mean's gradient over its plane."""
+    """ScatterWeights each mean's gradient over its plane."""
     height, width, halo, plane = grid
     row = (width + 2 * halo) * lanes(out)
     for unit in range(first, last):

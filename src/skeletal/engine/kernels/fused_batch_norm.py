@@ -9,20 +9,21 @@ import math
 from skeletal.engine.codegen.compiling import compiled
 from skeletal.engine.codegen.fork import fork, held, part_of
 from skeletal.engine.codegen.packed_bf16 import LANES, array_at, lanes
+from skeletal.engine.kernels.arguments import Epilogue, Maps, NormGradient, Prologue, Source, Target
 from skeletal.engine.kernels.dispatch import add_all_up, arrange, run_convolve, run_gradients
 from skeletal.engine.kernels.elementwise import reduce_gradient, scale_shift
 
 
 @compiled
 def factors(
-    sums, count, of_batch, running_mean, running_variance, rate, eps, weight, bias, added, numbers, scale, shift
+    sums, count, from_batch, running_mean, running_variance, rate, eps, weight, bias, added, numbers, scale, shift
 ):
     """What batch norm multiplies by and adds, for each channel.
 
     Args:
         sums: (parts, channels, 2), of the values and of their squares.
         count: of values in a channel.
-        of_batch: whether mean and variance are the batch's, else the running ones.
+        from_batch: whether mean and variance are the batch's, else the running ones.
         running_mean, running_variance: moved towards the batch's by `rate`, unless that is 0.
         rate, eps: as of batch norm.
         weight, bias: as of batch norm; empty for 1 and 0.
@@ -32,14 +33,14 @@ def factors(
 
     """
     channels = numbers.shape[1]
-    if of_batch:
+    if from_batch:
         numbers[:2] = 0
         for part in range(sums.shape[0]):
             for channel in range(channels):
                 numbers[0, channel] += sums[part, channel, 0]
                 numbers[1, channel] += sums[part, channel, 1]
     for channel in range(channels):
-        if of_batch:
+        if from_batch:
             mean = numbers[0, channel] / count
             variance = numbers[1, channel] / count - mean * mean
             if variance < 0:
@@ -60,7 +61,7 @@ def factors(
 
 
 @compiled
-def slopes(sums, count, of_batch, numbers, by_x, constant, of_weight, of_bias):
+def slopes(sums, count, from_batch, numbers, x_factor, constant, grad_weight, grad_bias):
     """How the gradient goes back through batch norm: by x and constant, for each channel, and those of its parameters.
 
     `sums` are (blocks * channels, 2), see `elementwise.reduce_gradient`; the rest as of `factors`.
@@ -73,18 +74,19 @@ def slopes(sums, count, of_batch, numbers, by_x, constant, of_weight, of_bias):
             total += sums[unit, 0]
             product += sums[unit, 1]
         slope = (product - mean * total) * inverse
-        of_weight[channel], of_bias[channel] = slope, total
-        by_x[channel] = constant[channel] = 0
-        if of_batch:
+        grad_weight[channel], grad_bias[channel] = slope, total
+        x_factor[channel] = constant[channel] = 0
+        if from_batch:
             times_x = -exact * inverse * slope / count
-            by_x[channel] = times_x
+            x_factor[channel] = times_x
             constant[channel] = -exact * total / count - times_x * mean
 
 
 @compiled
-def _twin(place, slots_like, numbers_like):
-    """The place of the numbers in slots."""
-    return place[0], place[1] * (lanes(numbers_like) // LANES)
+def _numbers_at(pointer, kinds):
+    """An array of the numbers in slots that lie at a `Pointer`."""
+    size = pointer[1] * (lanes(kinds[2]) // LANES)
+    return array_at((pointer[0], size), kinds[2])
 
 
 @compiled
@@ -95,134 +97,108 @@ def _rows(array, count):
 
 @compiled
 def shared_forward(
-    boards,
-    threads,
-    units,
-    kinds,
-    maps,
-    numbers,
-    weights,
-    tables,
-    frame,
-    before,
-    sums,
-    normalised,
-    state,
-    then,
+    boards, threads, units, kinds, maps, numbers, weights, tables, launch, before, sums, normalised, state, then,
     settings,
-):
+):  # fmt: skip
     """A convolution, and where batch norm follows what that does by channel and perhaps by number; by several threads.
 
     Args:
-        kinds: empty arrays, like slots, slots of windows, numbers of maps, values.
-        maps: places of slots: x, windows and output of the convolution, what is added to it; output of `scale_shift`,
+        kinds: empty arrays, like slots, slots of buffers, numbers of maps, values.
+        maps: pointers to slots: x, buffers and output of the convolution, what is added to it; output of `scale_shift`,
             if that is to follow, and what is added there.
-        numbers: places of values: kept ones, the convolution's scale and shift, running mean and variance, weight and
+        numbers: pointers to values: kept ones, the convolution's scale and shift, running mean and variance, weight and
             bias of batch norm.
         weights: memory for the kept values in the order of the tables.
-        tables: that order, and see `kernels.convolve`.
-        frame: see `frames.Frame`.
-        before, sums: see `kernels.convolve`; sums are its moments.
+        tables: that order, and see `sparse.convolve`.
+        launch: see `launch_args.LaunchArgs`.
+        before, sums: see `sparse.convolve`; sums are its moments.
         normalised: whether batch norm follows: 1 after the convolution, 2 on its way, in the place of scale and shift.
         state: count, whether statistics are the batch's, rate, eps and numbers of `factors`.
         then: scale and shift of batch norm, which are written.
         settings: whether the convolution ends with ReLU, and batch norm does, examples, splits.
 
     """
-    slots_like, windows_like, numbers_like, values_like = kinds
+    slots_like, buffers_like, _, values_like = kinds
     order = tables[0]
-    x_maps, x_block, grid_slots, grid, out_block, channels = frame
+    x_maps, x_block, grid_slots, grid, out_block, channels = launch
     relu, relu_then, examples, splits = settings
     values, factor, constant, mean, variance, weight, bias = numbers
-    count, of_batch, rate, eps, found = state
+    count, from_batch, rate, eps, found = state
     arrange(boards, threads, array_at(values, values_like), order, weights)
     scale, shift = array_at(factor, values_like), array_at(constant, values_like)
     means, variances = array_at(mean, values_like), array_at(variance, values_like)
     weights_then, biases = array_at(weight, values_like), array_at(bias, values_like)
     if normalised == 2:
         factors(
-            sums, count, of_batch, means, variances, rate, eps, weights_then, biases, shift, found, then[0], then[1]
+            sums, count, from_batch, means, variances, rate, eps, weights_then, biases, shift, found, then[0], then[1]
         )
         scale, shift = then
-    out = array_at(maps[2], slots_like)
+    out, other = array_at(maps[2], slots_like), array_at(maps[3], slots_like)
     convolving = (
-        array_at(maps[0], slots_like), x_block, x_maps, before, _rows(array_at(maps[1], windows_like), threads),
-        out, out_block, weights, tables[1:], array_at(_twin(maps[2], slots_like, numbers_like), numbers_like), grid,
-        scale, shift, array_at(maps[3], slots_like), relu, sums, examples, splits,
+        Source(array_at(maps[0], slots_like), x_block, Maps(*x_maps), _rows(array_at(maps[1], buffers_like), threads)),
+        Prologue(*before), Target(out, out_block, _numbers_at(maps[2], kinds), grid), weights, tables[1:],
+        Epilogue(scale, shift, other, relu, other[:0]), sums, examples, splits,
     )  # fmt: skip
     run_convolve(boards, threads, units, order, convolving)
     if normalised == 1:
         factors(
-            sums, count, of_batch, means, variances, rate, eps, weights_then, biases, values_like, found,
+            sums, count, from_batch, means, variances, rate, eps, weights_then, biases, values_like, found,
             then[0], then[1],
         )  # fmt: skip
-        settled = array_at(maps[4], slots_like)
-        settling = (
-            out,
-            settled,
-            grid_slots,
-            channels,
-            then[0],
-            then[1],
-            array_at(maps[5], slots_like),
-            relu_then,
-            examples,
-        )
-        fork(boards, threads, settled.size // grid_slots[3], part_of(scale_shift, settling), held(settling))
+        materialized, added = array_at(maps[4], slots_like), array_at(maps[5], slots_like)
+        normalising = out, materialized, grid_slots, channels, then[0], then[1], added, relu_then, examples
+        fork(boards, threads, materialized.size // grid_slots[3], part_of(scale_shift, normalising), held(normalising))
 
 
 @compiled
 def shared_backward(
-    boards, threads, units, kinds, maps, numbers, weights, tables, tables_back, frame, before, sums, normalised, state,
+    boards, threads, units, kinds, maps, numbers, weights, tables, tables_back, launch, before, sums, normalised, state,
     then, back, settings,
 ):  # fmt: skip
     """The way back through batch norm, if there was one, and the convolution, by several threads.
 
     Args:
         kinds, normalised, then, before, weights: as of `shared_forward`, and kept values in the order of tables_back.
-        maps: places of slots: the gradient and windows for it, x and windows for it, the gradient of x and what is
+        maps: pointers to slots: the gradient and buffers for it, x and buffers for it, the gradient of x and what is
             added to it; of batch norm its input, where needed its output, and the gradient of what was added.
-        numbers: places of values: kept ones; what is written: their gradients, sums for those, gradients of weight and
-            bias of batch norm.
-        tables, tables_back, frame: see `frames.Frame`, `kernels.gradients`.
+        numbers: pointers to values: kept ones; what is written: their gradients, sums for those, gradients of weight
+            and bias of batch norm.
+        tables, tables_back, launch: see `launch_args.LaunchArgs`, `sparse.gradients`.
         sums: memory for `reduce_gradient`.
         state: as of `shared_forward`.
-        back: by_x and constant, which are written, empty without batch norm.
+        back: x_factor and constant, which are written, empty without batch norm.
         settings: ReLU after batch norm, examples, splits, kept weights and lanes of their sums, whether the gradient of
-            x is gated.
+            x counts only where x is above 0.
 
     """
-    slots_like, windows_like, numbers_like, values_like = kinds
-    gradient_maps, gradient_block, gradient_grid, x_maps, x_block, x_grid = frame
-    relu, examples, splits, kept, lanes_of_sums, gated = settings
-    gradient, windows, x, x_windows, of_x, passed, y, z, of_other = maps
-    values, of_values, places, of_weight, of_bias = numbers
-    count, of_batch, _, _, found = state
+    slots_like, buffers_like, _, values_like = kinds
+    gradient_maps, gradient_block, gradient_grid, x_maps, x_block, x_grid = launch
+    relu, examples, splits, kept, lanes_of_sums, relu_backward = settings
+    gradient, buffers, x, x_buffers, grad_x, passed, y, z, grad_other = maps
+    values, grad_values, memory, grad_weight, grad_bias = numbers
+    count, from_batch, _, _, found = state
     if normalised:
         reducing = (
-            array_at(_twin(y, slots_like, numbers_like), numbers_like),
-            array_at(_twin(z, slots_like, numbers_like), numbers_like),
-            array_at(_twin(gradient, slots_like, numbers_like), numbers_like),
+            _numbers_at(y, kinds), _numbers_at(z, kinds), _numbers_at(gradient, kinds),
             gradient_grid, gradient_maps[4], then[0], then[1], relu, sums,
         )  # fmt: skip
         fork(boards, threads, sums.shape[0], part_of(reduce_gradient, reducing), held(reducing))
         slopes(
-            sums, count, of_batch, found, back[0], back[1],
-            array_at(of_weight, values_like), array_at(of_bias, values_like),
+            sums, count, from_batch, found, back[0], back[1],
+            array_at(grad_weight, values_like), array_at(grad_bias, values_like),
         )  # fmt: skip
     arrange(boards, threads, array_at(values, values_like), tables_back[0], weights)
-    norm = (
-        array_at(y, slots_like), array_at(z, slots_like), array_at(of_other, slots_like), relu,
+    norm = NormGradient(
+        array_at(y, slots_like), array_at(z, slots_like), array_at(grad_other, slots_like), relu,
         then[0], then[1], then[0], back[0], back[1],
     )  # fmt: skip
-    parts = array_at(places, values_like).reshape((threads, kept, lanes_of_sums))
+    parts = array_at(memory, values_like).reshape((threads, kept, lanes_of_sums))
+    buffers_of, x_buffers_of = array_at(buffers, buffers_like), array_at(x_buffers, buffers_like)
     sending = (
-        array_at(gradient, slots_like), gradient_block, gradient_maps, norm,
-        _rows(array_at(windows, windows_like), threads),
-        array_at(x, slots_like), x_block, x_maps, before, _rows(array_at(x_windows, windows_like), threads),
-        tables[1:], parts, array_at(of_x, slots_like), x_block, weights, tables_back[1:],
-        array_at(passed, slots_like), gated, array_at(_twin(of_x, slots_like, numbers_like), numbers_like), x_grid,
-        examples, splits,
+        Source(array_at(gradient, slots_like), gradient_block, Maps(*gradient_maps), _rows(buffers_of, threads)), norm,
+        Source(array_at(x, slots_like), x_block, Maps(*x_maps), _rows(x_buffers_of, threads)), Prologue(*before),
+        tables[1:], parts, Target(array_at(grad_x, slots_like), x_block, _numbers_at(grad_x, kinds), x_grid),
+        weights, tables_back[1:], array_at(passed, slots_like), relu_backward, examples, splits,
     )  # fmt: skip
     run_gradients(boards, threads, units, tables[0], sending)
-    add_all_up(boards, threads, parts, tables[0], array_at(of_values, values_like))
+    add_all_up(boards, threads, parts, tables[0], array_at(grad_values, values_like))

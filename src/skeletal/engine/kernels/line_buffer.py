@@ -1,13 +1,12 @@
 """Rows of maps that are made just before tiles read them, and never reach the memory of a whole map.
 
 What a convolution reads is often one multiply-add and a ReLU away from what lies in memory: batch norm of the layer
-before, or of this one, on the way back. A *window* holds some rows of one block of such maps, ready to be read, in the
+before, or of this one, on the way back. A *buffer* holds some rows of one block of such maps, ready to be read, in the
 cache of the core that works on them. It lies like the map itself, with all its channels a plane apart, so that the
 tables of a plan fit; only the row `base` of the map comes first in it. Rows are counted from 0 at the top of the map,
-those of the halo are negative. A thread goes down a block, and the window with it.
+those of the halo are negative. A thread goes down a block, and the buffer with it.
 
-Arrays are flat and count slots (see `slots`). `maps` are height, width, halo and plane of the maps, their channels,
-and how many rows the window has.
+Arrays are flat and count slots (see `packed_bf16`); `maps` are `arguments.Maps`.
 """
 
 from skeletal.engine.codegen.compiling import compiled
@@ -18,77 +17,87 @@ from skeletal.engine.codegen.row_ops import affine, affine_gradient, move
 @compiled
 def row_of(maps):
     """Slots of a row."""
-    return (maps[1] + 2 * maps[2]) * LANES
+    return (maps.width + 2 * maps.halo) * LANES
 
 
 @compiled
-def rolled_by(maps, base):
-    """By how much a place in a window lies before the same place in a block of maps."""
-    return (base + maps[2]) * row_of(maps)
+def buffer_offset(maps, base):
+    """By how much a place in a buffer lies before the same place in a block of maps."""
+    return (base + maps.halo) * row_of(maps)
 
 
 @compiled
-def rolled(window, maps, base, ready, low, high):
+def _roll(buffer, maps, base, ready, low, high):
     """Make place for rows up to `high`, of which none before `low` will be asked for; the new base and ready.
 
-    Rows from `base` to `ready` are in the window; what is still needed of them stays in it.
+    Rows from `base` to `ready` are in the buffer; what is still needed of them stays in it.
     """
     if low < base or low >= ready:
         return low, low
-    if high - base <= maps[5]:
+    if high - base <= maps.rows:
         return base, ready
     row = row_of(maps)
     cells = (ready - low) * row // LANES
-    for channel in range(maps[4]):
-        move(window, channel * maps[3] + (low - base) * row, channel * maps[3], cells)
+    for channel in range(maps.channels):
+        move(buffer, channel * maps.plane + (low - base) * row, channel * maps.plane, cells)
     return low, ready
 
 
 @compiled
-def _frame(window, maps, row, at):
+def _clear_halo(buffer, maps, row, at):
     """Zero what a row has around the map; whether there is anything else in it."""
-    height, width, halo = maps[0], maps[1], maps[2]
-    inside = 0 <= row < height
-    edge = halo * LANES
+    inside = 0 <= row < maps.height
+    edge = maps.halo * LANES
     if not inside:
         edge = row_of(maps)
     for i in range(at, at + edge):
-        window[i] = 0
+        buffer[i] = 0
     if inside:
-        for i in range(at + edge + width * LANES, at + 2 * edge + width * LANES):
-            window[i] = 0
+        for i in range(at + edge + maps.width * LANES, at + 2 * edge + maps.width * LANES):
+            buffer[i] = 0
     return inside
 
 
 @compiled
-def normalise_rows(x, start, maps, window, base, first, last, scale, shift, relu, valid):
-    """Rows [first, last) of `x * scale + shift`, by channel, not below 0 with `relu`, of the block from `start`."""
-    width, halo, plane = maps[1], maps[2], maps[3]
+def normalised(x, before, block, buffer, base, ready, low, high, valid):
+    """Have rows [low, high) of a block of x in the buffer, after a `Prologue`; the new base and ready."""
+    maps = x.maps
+    base, ready = _roll(buffer, maps, base, ready, low, high)
     row = row_of(maps)
-    for channel in range(maps[4]):
-        for h in range(first, last):
-            to = channel * plane + (h - base) * row
-            if _frame(window, maps, h, to):
-                at = start + channel * plane + (h + halo) * row + halo * LANES
-                affine(relu, x, window, x, at, to + halo * LANES, width, scale[channel], shift[channel], valid, plane)
+    for channel in range(maps.channels):
+        scale, shift = before.scale[channel], before.shift[channel]
+        for h in range(ready, high):
+            to = channel * maps.plane + (h - base) * row
+            if _clear_halo(buffer, maps, h, to):
+                edge = maps.halo * LANES
+                at = x.block * block + channel * maps.plane + (h + maps.halo) * row + edge
+                affine(
+                    before.relu, x.data, buffer, x.data, at, to + edge, maps.width, scale, shift, valid, maps.plane
+                )  # fmt: skip
+    return base, max(ready, high)
 
 
 @compiled
-def slope_rows(norm, gradient, start, maps, window, base, first, last, valid):
-    """Rows [first, last) of a gradient sent back through batch norm; see `elementwise.apply_gradient`.
-
-    `norm` is (x, z, other, relu, scale, shift, by_gradient, by_x, constant); `other` gets the gradient before the ReLU.
-    """
-    x, z, other, relu, scale, shift, by_gradient, by_x, constant = norm
-    width, halo, plane = maps[1], maps[2], maps[3]
+def sent_back(gradient, norm, block, buffer, base, ready, low, high, valid):
+    """The same of a gradient, sent back through batch norm: a `NormGradient`."""
+    maps = gradient.maps
+    base, ready = _roll(buffer, maps, base, ready, low, high)
     row = row_of(maps)
-    way = relu * (1 + (z.size > 0) * (1 + (other.size > 0)))
-    for channel in range(maps[4]):
-        for h in range(first, last):
-            to = channel * plane + (h - base) * row
-            if _frame(window, maps, h, to):
-                at = start + channel * plane + (h + halo) * row + halo * LANES
-                affine_gradient(
-                    way, x, z, gradient, window, other, at, to + halo * LANES, width, scale[channel], shift[channel],
-                    by_gradient[channel], by_x[channel], constant[channel], valid, plane,
-                )  # fmt: skip
+    for channel in range(maps.channels):
+        for h in range(ready, high):
+            to = channel * maps.plane + (h - base) * row
+            if _clear_halo(buffer, maps, h, to):
+                edge = maps.halo * LANES
+                at = gradient.block * block + channel * maps.plane + (h + maps.halo) * row + edge
+                norm_gradient_row(norm, gradient.data, buffer, at, to + edge, maps.width, channel, valid, maps.plane)
+    return base, max(ready, high)
+
+
+@compiled
+def norm_gradient_row(norm, gradient, out, start, target, cells, channel, valid, ahead):
+    """A row of a channel of a gradient through a `NormGradient`; see `row_ops.affine_gradient`."""
+    mode = norm.relu * (1 + (norm.z.size > 0) * (1 + (norm.other.size > 0)))
+    affine_gradient(
+        mode, norm.x, norm.z, gradient, out, norm.other, start, target, cells, norm.scale[channel], norm.shift[channel],
+        norm.gradient_factor[channel], norm.x_factor[channel], norm.constant[channel], valid, ahead,
+    )  # fmt: skip

@@ -24,14 +24,14 @@ def transpose(source, source_stride, rows, columns, target, target_stride, first
     whole = rows // LANES * LANES
     for unit in range(first, last):
         begin, end = unit * _WIDE, min(columns, (unit + 1) * _WIDE)
-        squares = whole if (end - begin) % LANES == 0 else 0
-        for i in range(0, squares, LANES):
+        whole_rows = whole if (end - begin) % LANES == 0 else 0
+        for i in range(0, whole_rows, LANES):
             for j in range(begin, end, LANES):
                 transpose_square(
                     source, i * source_stride + j, source_stride, target, j * target_stride + i, target_stride
                 )
         for j in range(begin, end):
-            for i in range(squares, rows):
+            for i in range(whole_rows, rows):
                 target[j * target_stride + i] = source[i * source_stride + j]
             for i in range(rows, target_stride):
                 target[j * target_stride + i] = 0
@@ -62,9 +62,9 @@ def shared_multiply(boards, threads, units, ahead, arguments, after):
 
 
 @compiled
-def shared_multiply_back(boards, threads, units, ahead, arguments, after, of_bias):
+def shared_multiply_back(boards, threads, units, ahead, arguments, after, grad_bias):
     """`fused_batch_norm.shared_backward`, with `transpose` before and after it; and a bias's gradient, if wanted."""
     fork(boards, threads, _units(ahead[3]), part_of(transpose, ahead), held(ahead))
-    fork(boards, threads, of_bias[2].size, part_of(sum_rows, of_bias), held(of_bias))
+    fork(boards, threads, grad_bias[2].size, part_of(sum_rows, grad_bias), held(grad_bias))
     shared_backward(boards, threads, units, *arguments)
     fork(boards, threads, _units(after[3]), part_of(transpose, after), held(after))

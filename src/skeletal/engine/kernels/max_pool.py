@@ -1,6 +1,6 @@
 """Max pooling on blocked maps, over tables of what lies in each window.
 
-Units are planes: one channel of one block of examples. Arrays are flat and count slots (see `slots`).
+Units are planes: one channel of one block of examples. Arrays are flat and count slots (see `packed_bf16`).
 """
 
 from skeletal.engine.codegen.compiling import compiled
@@ -18,7 +18,7 @@ def max_pool(
     Args:
         x, out, chosen: `chosen` is uint8, of the layout of out.
         channels: of x.
-        before: as of `kernels.convolve`.
+        before: as of `sparse.convolve`.
         plane: of x.
         target: grid of out.
         windows: (pixels of out + 1), into the next two, for each pixel.

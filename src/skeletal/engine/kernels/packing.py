@@ -16,7 +16,7 @@ def pack_planes(images, out, grid, channels, first, last, thread):
 
     Args:
         images: (N, C, H, W), of any strides.
-        out: flat, number by number (see `slots`).
+        out: flat, number by number (see `packed_bf16`).
         grid: height, width, halo, plane of `out`.
         channels: of both.
         first, last: units: planes of a block.

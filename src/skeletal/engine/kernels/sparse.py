@@ -5,14 +5,14 @@ the places that they read. The batch lies innermost, so every step is a whole ve
 depends on stride, padding, dilation or groups: they are in the tables.
 
 Work is cut into *units*: a band of tiles of one block of examples, for a part of the output channels. Arrays are flat;
-starts and strides count slots (see `slots`), or numbers where it says so.
+starts and strides count slots (see `packed_bf16`), or numbers where it says so.
 """
 
 from skeletal.engine.codegen.compiling import compiled
-from skeletal.engine.codegen.fork import fork, held, part_of
 from skeletal.engine.codegen.packed_bf16 import LANES, cell, flush, lanes, nothing, read, restore
 from skeletal.engine.codegen.tiles import inner, inner_once, product
-from skeletal.engine.kernels.line_buffer import normalise_rows, rolled, rolled_by, slope_rows
+from skeletal.engine.kernels.arguments import Epilogue, share_of, unit_of
+from skeletal.engine.kernels.line_buffer import buffer_offset, normalised, sent_back
 
 
 @compiled
@@ -65,38 +65,35 @@ def present(x, examples, block):
 
 
 @compiled
-def _convolve_band(
-    x, x_at, out, out_at, plane, values, offsets, pointers, tiles, band, strides, begin, end,
-    scale, shift, other, relu, valid, gate,
-):  # fmt: skip
+def _convolve_band(x, x_at, target, out_at, plane, values, tables, band, begin, end, epilogue, valid):
     """The tiles of a band, of output channels [begin, end); see `convolve`."""
-    x_row, x_column, out_row, out_column = strides
-    after = int(scale.size + other.size + relu + gate.size > 0)
+    offsets, pointers, tiles, bands, (x_row, x_column, out_row, out_column) = tables
+    out, (scale, shift, other, relu, relu_output) = target.data, epilogue
+    after = int(scale.size + other.size + relu + relu_output.size > 0)
     one, zero = values.dtype.type(1), values.dtype.type(0)
     last_part = pointers.shape[1] - 1
     for part in range(pointers.shape[1]):
         for channel in range(begin, end):
             a, b = (scale[channel], shift[channel]) if scale.size else (one, zero)
-            for tile in range(band[0], band[1]):
+            for tile in range(bands[band, 0], bands[band, 1]):
                 kind, phase = tiles[tile, 0], tiles[tile, 1]
                 x_start, out_start = x_at + tiles[tile, 2], out_at + tiles[tile, 3]
                 product(
                     kind, min(part, 1), x, x_start, x_row, x_column,
                     out, out_start + channel * plane, out_row, out_column, offsets, values,
                     pointers[phase, part, channel], pointers[phase, part, channel + 1],
-                    after * (part == last_part), a, b, other, other.size, relu, valid, gate, gate.size,
+                    after * (part == last_part), a, b, other, other.size, relu, valid,
+                    relu_output, relu_output.size,
                 )  # fmt: skip
 
 
 @compiled
-def _gradient_band(
-    x, x_at, gradient, gradient_at, plane, offsets, pointers, tiles, band, strides, begin, end, sums, per_lane
-):
+def _gradient_band(x, x_at, gradient, gradient_at, plane, tables, band, begin, end, sums, per_lane):
     """What the tiles of a band add to the sums of the kept weights of output channels [begin, end)."""
-    x_row, x_column, gradient_row, gradient_column = strides
+    offsets, pointers, tiles, bands, (x_row, x_column, gradient_row, gradient_column) = tables
     for part in range(pointers.shape[1]):
         for channel in range(begin, end):
-            for tile in range(band[0], band[1]):
+            for tile in range(bands[band, 0], bands[band, 1]):
                 kind, phase = tiles[tile, 0], tiles[tile, 1]
                 x_start, start = x_at + tiles[tile, 2], gradient_at + tiles[tile, 3]
                 some, others = pointers[phase, part, channel], pointers[phase, part, channel + 1]
@@ -113,72 +110,53 @@ def _gradient_band(
 
 
 @compiled
-def convolve(
-    x, x_block, x_maps, before, windows, out, out_block, values, tables, maps,
-    grid, scale, shift, other, relu, moments, examples, splits, first, last, thread,
-):  # fmt: skip
+def convolve(x, before, target, values, tables, epilogue, moments, examples, splits, first, last, thread):
     """Write a sparse convolution of x, with what precedes and what follows it while that is still in the cache.
 
     Args:
-        x, out: flat; a block of examples every `x_block` and `out_block` elements.
-        x_maps, windows: see `rolling`; a window for each thread, used with `before` only.
-        before: scale and shift for each channel of x, applied to what is read, and 1 for a ReLU after that; empty for
-            none.
+        x, before, target, epilogue: `Source`, `Prologue`, `Target` and `Epilogue` of `kernels.arguments`; the line
+            buffers of x are used with a prologue only.
         values: of the kept weights.
         tables: offsets, pointers, tiles, bands and strides, see `plan.Tables`.
-        maps: the memory of `out`, number by number (see `slots`).
-        grid: height, width, halo, plane of `maps`.
-        scale, shift: for each output channel, applied afterwards; empty for none.
-        other: added afterwards, of the layout of `out`; empty for none.
-        relu: 1 ends with it.
         moments: (blocks * bands, output channels, 2), gets sum and sum of squares; empty for none.
         examples: in the whole batch.
         splits: parts of the output channels; a unit is a block of examples, a band of tiles and such a part.
         first, last: units.
-        thread: whose window it is.
+        thread: whose line buffer it is.
 
     """
-    offsets, pointers, tiles, bands, strides = tables
-    factor, constant, relu_before = before
-    size = grid[3]
-    plane = size // (lanes(maps) // LANES)
+    pointers, bands = tables[1], tables[3]
+    size = target.grid[3]
+    plane = size // (lanes(target.numbers) // LANES)
     channels = pointers.shape[2] - 1
-    window = windows[thread]
-    here, base, ready = -1, 0, 0  # what is in the window
-    state = flush(windows)
+    buffer = x.buffers[thread]
+    here, base, ready = -1, 0, 0  # what is in the buffer
+    state = flush(x.buffers)
     for unit in range(first, last):
-        block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
-        begin, end = channels * split // splits, channels * (split + 1) // splits
-        x_at, out_at = block * x_block, block * out_block
-        valid = present(x, examples, block)
-        if factor.size:
+        block, band, split = unit_of(unit, splits, bands.shape[0])
+        begin, end = share_of(channels, split, splits)
+        out_at, numbers_at = block * target.block, block * channels * size
+        valid = present(x.data, examples, block)
+        if before.scale.size:
+            low, high = bands[band, 4], bands[band, 5]
             if block != here:
-                here, base, ready = block, bands[band, 4], bands[band, 4]
-            base, ready = rolled(window, x_maps, base, ready, bands[band, 4], bands[band, 5])
-            if ready < bands[band, 5]:
-                normalise_rows(
-                    x, x_at, x_maps, window, base, ready, bands[band, 5], factor, constant, relu_before, valid
-                )
-                ready = bands[band, 5]
-            _convolve_band(
-                window, -rolled_by(x_maps, base), out, out_at, plane, values, offsets, pointers, tiles, bands[band],
-                strides, begin, end, scale, shift, other, relu, valid, other[:0],
-            )  # fmt: skip
+                here, base, ready = block, low, low
+            base, ready = normalised(x, before, block, buffer, base, ready, low, high, valid)
+            at = -buffer_offset(x.maps, base)
+            _convolve_band(buffer, at, target, out_at, plane, values, tables, band, begin, end, epilogue, valid)
         else:
-            _convolve_band(
-                x, x_at, out, out_at, plane, values, offsets, pointers, tiles, bands[band], strides, begin, end,
-                scale, shift, other, relu, valid, other[:0],
-            )  # fmt: skip
+            at = block * x.block
+            _convolve_band(x.data, at, target, out_at, plane, values, tables, band, begin, end, epilogue, valid)
         if band == 0:
-            clear_borders(maps, block * channels * size, size, grid, begin, end)
+            clear_borders(target.numbers, numbers_at, size, target.grid, begin, end)
         if moments.size:
             rows = bands[band, 2], bands[band, 3]
-            take_moments(maps, block * channels * size, grid, rows, begin, end, moments[unit // splits])
-    restore(windows, state)
+            take_moments(target.numbers, numbers_at, target.grid, rows, begin, end, moments[unit // splits])
+    restore(x.buffers, state)
 
 
 @compiled
-def share_of(bands, bands_back, band, wanted):
+def bands_back_of(bands, bands_back, band, wanted):
     """First and last band of the input's gradient that are made with a band of the output, if that gradient is wanted;
     and first and last row of the output's gradient that both read.
     """
@@ -193,102 +171,89 @@ def share_of(bands, bands_back, band, wanted):
 
 @compiled
 def gradients(
-    gradient, gradient_block, gradient_maps, norm, gradient_windows, x, x_block, x_maps, before, x_windows,
-    tables, sums, out, out_block, values, tables_back, passed, gated, maps, grid, examples, splits, first, last, thread,
+    gradient, norm, x, before, tables, sums, target, values, tables_back, passed, relu_backward, examples, splits,
+    first, last, thread,
 ):  # fmt: skip
     """A convolution's way back: the gradient of its input, and that of its kept weights.
 
     Both read the gradient of the output, which with batch norm after the convolution is made here, row by row.
 
     Args:
-        gradient: of the output, or of what batch norm and ReLU made of it.
-        gradient_maps, gradient_windows, x_maps, x_windows: see `rolling`.
-        norm: as of `rolling.slope_rows`; its last three are empty where the gradient is that of the output already.
+        gradient: `Source`, of the output, or of what batch norm and ReLU made of it.
+        norm: `NormGradient`.
         x, before: as of `convolve`.
         tables: forward ones.
         sums: (threads, kept weights, lanes), with a sum for each lane or, where few tiles meet a weight, one for all;
             each thread writes its own, and `add_up` makes gradients of them. Empty where they are not wanted.
-        out: gets the gradient of x; empty where that is not wanted.
+        target: gets the gradient of x; its data are empty where that is not wanted.
         values, tables_back: for that gradient.
         passed: added to it; empty for none.
-        gated: whether to set it to 0 where x, the result of a ReLU, is not above 0.
-        maps, grid: of `out`, as of `convolve`.
+        relu_backward: whether to set it to 0 where x, the result of a ReLU, is not above 0.
         examples: in the whole batch.
         splits: parts of the channels; a unit is a block of examples, a band of tiles and such a part.
         first, last: units.
-        thread: whose sums and windows they are.
+        thread: whose sums and line buffers they are.
 
     """
-    offsets, pointers, tiles, bands, strides = tables
-    offsets_back, pointers_back, tiles_back, bands_back, strides_back = tables_back
-    by_x, (factor, constant, relu) = norm[7], before
-    size = grid[3]
-    outputs, inputs = pointers.shape[2] - 1, pointers_back.shape[2] - 1
-    plane, plane_back = gradient_maps[3], size // (lanes(maps) // LANES)
+    bands, bands_back = tables[3], tables_back[3]
+    has_norm, has_prologue = norm.x_factor.size, before.scale.size
+    size = target.grid[3]
+    outputs, inputs = tables[1].shape[2] - 1, tables_back[1].shape[2] - 1
+    plane, plane_back = gradient.maps.plane, size // (lanes(target.numbers) // LANES)
     mine = sums[thread].reshape(-1)
     mine[:] = 0
-    none, gate = values[:0], x if gated else x[:0]
-    window, x_window = gradient_windows[thread], x_windows[thread]
+    epilogue = Epilogue(values[:0], values[:0], passed, 0, x.data if relu_backward else x.data[:0])
+    buffer, x_buffer = gradient.buffers[thread], x.buffers[thread]
     here, base, ready, x_base, x_ready = -1, 0, 0, 0, 0
-    state = flush(gradient_windows)
+    state = flush(gradient.buffers)
     for unit in range(first, last):
-        block, band, split = unit // splits // bands.shape[0], unit // splits % bands.shape[0], unit % splits
-        valid = present(gradient, examples, block)
-        first_back, last_back, low, high = share_of(bands, bands_back, band, out.size)
+        block, band, split = unit_of(unit, splits, bands.shape[0])
+        valid = present(gradient.data, examples, block)
+        first_back, last_back, low, high = bands_back_of(bands, bands_back, band, target.data.size)
         if block != here:
             here, base, ready, x_base, x_ready = block, low, low, bands[band, 4], bands[band, 4]
-        at, x_at, out_at = block * gradient_block, block * x_block, block * out_block
-        if by_x.size:
-            base, ready = rolled(window, gradient_maps, base, ready, low, high)
-            if ready < high:
-                slope_rows(norm, gradient, at, gradient_maps, window, base, ready, high, valid)
-                ready = high
-            at = -rolled_by(gradient_maps, base)
-        if factor.size and mine.size:
-            low, high = bands[band, 4], bands[band, 5]
-            x_base, x_ready = rolled(x_window, x_maps, x_base, x_ready, low, high)
-            if x_ready < high:
-                normalise_rows(x, x_at, x_maps, x_window, x_base, x_ready, high, factor, constant, relu, valid)
-                x_ready = high
-            x_at = -rolled_by(x_maps, x_base)
+        at, x_at, out_at = block * gradient.block, block * x.block, block * target.block
+        if has_norm:
+            base, ready = sent_back(gradient, norm, block, buffer, base, ready, low, high, valid)
+            at = -buffer_offset(gradient.maps, base)
         if mine.size:
-            begin, end = outputs * split // splits, outputs * (split + 1) // splits
-            adding = offsets, pointers, tiles, bands[band], strides, begin, end, mine, sums.shape[2] > 1
-            if by_x.size and factor.size:
-                _gradient_band(x_window, x_at, window, at, plane, *adding)
-            elif by_x.size:
-                _gradient_band(x, x_at, window, at, plane, *adding)
-            elif factor.size:
-                _gradient_band(x_window, x_at, gradient, at, plane, *adding)
+            if has_prologue:
+                low, high = bands[band, 4], bands[band, 5]
+                x_base, x_ready = normalised(x, before, block, x_buffer, x_base, x_ready, low, high, valid)
+                x_at = -buffer_offset(x.maps, x_base)
+            begin, end = share_of(outputs, split, splits)
+            adding = plane, tables, band, begin, end, mine, sums.shape[2] > 1
+            if has_norm and has_prologue:
+                _gradient_band(x_buffer, x_at, buffer, at, *adding)
+            elif has_norm:
+                _gradient_band(x.data, x_at, buffer, at, *adding)
+            elif has_prologue:
+                _gradient_band(x_buffer, x_at, gradient.data, at, *adding)
             else:
-                _gradient_band(x, x_at, gradient, at, plane, *adding)
-        begin, end = inputs * split // splits, inputs * (split + 1) // splits
+                _gradient_band(x.data, x_at, gradient.data, at, *adding)
+        begin, end = share_of(inputs, split, splits)
         for i in range(first_back, last_back):
-            sending = offsets_back, pointers_back, tiles_back, bands_back[i], strides_back, begin, end
-            if by_x.size:
-                _convolve_band(
-                    window, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid, gate
-                )
+            sending = target, out_at, plane_back, values, tables_back, i, begin, end, epilogue, valid
+            if has_norm:
+                _convolve_band(buffer, at, *sending)
             else:
-                _convolve_band(
-                    gradient, at, out, out_at, plane_back, values, *sending, none, none, passed, 0, valid, gate
-                )
-        if band == 0 and split == 0 and norm[2].size:
-            clear_borders(norm[2], block * gradient_block, plane, gradient_maps, 0, outputs)
-        if out.size and band == 0:
-            clear_borders(maps, block * inputs * size, size, grid, begin, end)
-    restore(gradient_windows, state)
+                _convolve_band(gradient.data, at, *sending)
+        if band == 0 and split == 0 and norm.other.size:
+            clear_borders(norm.other, block * gradient.block, plane, gradient.maps, 0, outputs)
+        if target.data.size and band == 0:
+            clear_borders(target.numbers, block * inputs * size, size, target.grid, begin, end)
+    restore(gradient.buffers, state)
 
 
 @compiled
-def take(values, order, out):
+def gather(values, order, out):
     """`out = values[order]`."""
     for j in range(len(order)):
         out[j] = values[order[j]]
 
 
 @compiled
-def put(values, order, out):
+def scatter(values, order, out):
     """`out[order] = values`."""
     for j in range(len(order)):
         out[order[j]] = values[j]
@@ -303,9 +268,3 @@ def add_up(sums, order, gradient, first, last, thread):
             for lane in range(sums.shape[2]):
                 total += sums[row, j, lane]
         gradient[order[j]] = total
-
-
-@compiled
-def shared_add_up(boards, threads, units, *arguments):
-    """`add_up` by several threads."""
-    fork(boards, threads, units, part_of(add_up, arguments), held(arguments))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.engine.ops.affine import Affine, Gate, Settle
+from skeletal.engine.ops.affine import Affine, Materialize, ReluGradientFusion
 from skeletal.engine.ops.images import Pack, Unpack
 from skeletal.engine.ops.pooling import GlobalMean, MaxPool, Windows
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,20 @@ class Blocked:
     """A batch of maps in blocks (see `grid`): what sparse layers hand on instead of a tensor (N, C, H, W)."""
 
     raw: Tensor
-    """(blocks, channels, numbers of a plane), of any type of `slots`; to be read with what is still to be done to it"""
-    grid: Grid
+    """(blocks, channels, numbers of a plane); to be read with what is still to be done to it"""
+    grid: MapGrid
     examples: int
     affine: Affine | None = None
     """what is still to be done to `raw`"""
-    gate: Gate | None = None
+    fusion: ReluGradientFusion | None = None
     """of maps that end with a ReLU"""
 
     @cached_property
     def storage(self) -> Tensor:
         """The maps, with nothing left to be done."""
-        if self.gate is not None:
-            self.gate.readers += 1
-        return self.raw if self.affine is None else Settle.apply(self.raw, self.affine, self.grid, self.examples)
+        if self.fusion is not None:
+            self.fusion.readers += 1
+        return self.raw if self.affine is None else Materialize.apply(self.raw, self.affine, self.grid, self.examples)
 
 
 def storage_type(weights: torch.dtype, bf16: bool) -> torch.dtype:
@@ -51,7 +51,7 @@ class ToBlocks(nn.Module):
         self.halo, self.weights, self.bf16 = halo, weights, bf16
 
     def forward(self, x: Tensor) -> Blocked:
-        grid = Grid(x.shape[2], x.shape[3], self.halo)
+        grid = MapGrid(x.shape[2], x.shape[3], self.halo)
         return Blocked(Pack.apply(x, grid, storage_type(self.weights, self.bf16)), grid, len(x))
 
 
@@ -59,7 +59,7 @@ def with_halo(x: Blocked, halo: int) -> Blocked:
     """The same maps with another halo. Networks are planned such that this never happens at the planned size."""
     if x.grid.halo == halo:
         return x
-    grid = Grid(x.grid.height, x.grid.width, halo)
+    grid = MapGrid(x.grid.height, x.grid.width, halo)
     images = to_images(x)
     return Blocked(Pack.apply(images, grid, images.dtype), grid, x.examples)
 
@@ -74,7 +74,7 @@ def global_mean(x: Blocked) -> Tensor:
     return GlobalMean.apply(x.storage, x.grid, x.examples)[:, :, None, None]
 
 
-def beside(x: Blocked, grid: Grid, examples: int) -> Blocked:
+def beside(x: Blocked, grid: MapGrid, examples: int) -> Blocked:
     """Maps on the grid of others.
 
     Raises:
@@ -121,15 +121,15 @@ class BlockedMaxPool(nn.Module):
         pairs = (_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation))
         self.geometry = Shape(*pairs, 1, _pair(layer.kernel_size))
         self.halo = halo
-        self._windows: dict[Grid, Windows] = {}
+        self._windows: dict[MapGrid, Windows] = {}
 
     def forward(self, x: Blocked) -> Blocked:
         if x.grid not in self._windows:
-            target = Grid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
+            target = MapGrid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
             self._windows[x.grid] = Windows(self.geometry, x.grid, target)
         windows = self._windows[x.grid]
-        if x.gate is not None:
-            x.gate.readers += 1
+        if x.fusion is not None:
+            x.fusion.readers += 1
         return Blocked(MaxPool.apply(x.raw, x.affine, windows, x.examples), windows.target, x.examples)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockedMaxPool":

@@ -7,8 +7,8 @@ from torch import nn
 
 from skeletal.engine.modules.blocked import Blocked, beside
 from skeletal.engine.modules.layers import SparseConv2d
+from skeletal.engine.ops import convolution as ops
 from skeletal.engine.ops.batch_norm import Normalise
-from skeletal.engine.ops.convolution import ConvolveNormalise, convolve_normalised
 from skeletal.engine.ops.launch_args import Statistics
 
 
@@ -38,32 +38,30 @@ class ConvNorm(nn.Module):
             return self._alone(x, other), x
         x, plan = convolution.fit(x, self.halo)
         extra = None if other is None else beside(other, plan.target, x.examples).storage
-        of_batch = norm.training or norm.running_mean is None
-        statistics = self._statistics(plan.target.height * plan.target.width * x.examples, of_batch)
+        from_batch = norm.training or norm.running_mean is None
+        statistics = self._statistics(plan.target.height * plan.target.width * x.examples, from_batch)
         numbers = convolution.values, convolution.bias, norm.weight, norm.bias, extra
-        if not of_batch and not torch.is_grad_enabled():
-            out = convolve_normalised(plan, x.raw, *numbers, x.affine, statistics, self.relu, x.examples)
-            return Blocked(out, plan.target, x.examples), x
-        out, affine, gate, passed = ConvolveNormalise.apply(
-            x.raw, *numbers, x.affine, x.gate, statistics, self.relu, plan, x.examples
-        )
-        return Blocked(out, plan.target, x.examples, affine, gate), Blocked(passed, x.grid, x.examples, x.affine)
+        what = ops.NormalisedConvolution(plan, statistics, self.relu, x.examples, x.affine, x.fusion)
+        if not from_batch and not torch.is_grad_enabled():
+            return Blocked(ops.convolve_normalised(x.raw, *numbers, what), plan.target, x.examples), x
+        out, affine, fusion, passed = ops.ConvolveNormalise.apply(x.raw, *numbers, what)
+        return Blocked(out, plan.target, x.examples, affine, fusion), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _alone(self, x: Blocked, other: Blocked | None) -> Blocked:
         norm = self.parts[1]
         extra = None if other is None else beside(other, x.grid, x.examples).storage
-        of_batch = norm.training or norm.running_mean is None
-        statistics = self._statistics(x.grid.height * x.grid.width * x.examples, of_batch)
+        from_batch = norm.training or norm.running_mean is None
+        statistics = self._statistics(x.grid.height * x.grid.width * x.examples, from_batch)
         out = Normalise.apply(x.storage, norm.weight, norm.bias, extra, statistics, self.relu, x.grid, x.examples)
         return Blocked(out, x.grid, x.examples)
 
-    def _statistics(self, count: int, of_batch: bool) -> Statistics:
+    def _statistics(self, count: int, from_batch: bool) -> Statistics:
         """What to normalise by; counts the batch."""
         norm = self.parts[1]
-        if of_batch and count == 1:
+        if from_batch and count == 1:
             raise ValueError("batch norm over 1 value per channel in training: use a larger batch")
         rate = 0.0
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
             norm.num_batches_tracked.add_(1)
             rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
-        return Statistics(of_batch, norm.running_mean, norm.running_var, rate, norm.eps)
+        return Statistics(from_batch, norm.running_mean, norm.running_var, rate, norm.eps)

@@ -18,10 +18,10 @@ from skeletal.engine.modules.blocked import Blocked, copy_sharing, storage_type,
 from skeletal.engine.ops.convolution import Convolve
 from skeletal.engine.ops.images import Pack, Unpack
 from skeletal.engine.ops.linear import Multiply
-from skeletal.engine.ops.scatter_weights import Spread
+from skeletal.engine.ops.scatter_weights import ScatterWeights
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid, blocks_for
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.plan.grid import MapGrid, blocks_for
+from skeletal.engine.plan.plan import ConvPlan
 
 _OF_A_CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "transposed",
@@ -45,8 +45,8 @@ class Sparse(nn.Module):
         self.shape = tuple(weight.shape)
         self.path = "sparse"
         self.bf16 = True  # whether maps lie in bfloat16 under autocast to it
-        self.kept = mask.flatten().nonzero().flatten()  # not a buffer: DDP would send it with every step
-        values = weight.detach().flatten()[self.kept].clone()
+        self.positions = mask.flatten().nonzero().flatten()  # not a buffer: DDP would send it with every step
+        values = weight.detach().flatten()[self.positions].clone()
         self._parameters["weight"] = nn.Parameter(values, weight.requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
@@ -76,12 +76,12 @@ class Sparse(nn.Module):
     def mask(self) -> Tensor:
         """The mask again, bool, of the shape of the dense weight."""
         mask = torch.zeros(math.prod(self.shape), dtype=torch.bool)
-        mask[self.kept] = True
+        mask[self.positions] = True
         return mask.view(self.shape)
 
     def dense_weight(self) -> Tensor:
         """The weight as a dense tensor, differentiable."""
-        return Spread.apply(self.values, self.kept.to(self.values.device), self.shape)
+        return ScatterWeights.apply(self.values, self.positions.to(self.values.device), self.shape)
 
     def storage_type(self) -> torch.dtype:
         """What the sparse path stores maps in."""
@@ -112,11 +112,11 @@ class SparseConv2d(Sparse):
                 raise ValueError(f"padding='same' of an even kernel {layer.kernel_size} is not symmetric")
             padding = tuple(r // 2 for r in reach) if padding == "same" else (0, 0)
         self.geometry = Shape(layer.stride, padding, layer.dilation, layer.groups, layer.kernel_size)  # type: ignore[arg-type]
-        self._plans: dict[tuple[Grid, int, bool], Plan] = {}
+        self._plans: dict[tuple[MapGrid, int, bool], ConvPlan] = {}
         for name in _OF_A_CONVOLUTION:
             setattr(self, name, getattr(layer, name))
 
-    def fit(self, x: Blocked, halo: int) -> tuple[Blocked, Plan]:
+    def fit(self, x: Blocked, halo: int) -> tuple[Blocked, ConvPlan]:
         """Maps and the tables for them, with halos that suffice, `halo` at least for the output."""
         channels = self.shape[1] * self.geometry.groups
         if x.raw.shape[1] != channels:
@@ -125,24 +125,24 @@ class SparseConv2d(Sparse):
         x = with_halo(x, max(x.grid.halo, ahead))
         return x, self.plan(x.grid, max(halo, back), in_parts=x.raw.dtype in COMPUTES)
 
-    def grids(self, height: int, width: int) -> tuple[Grid, Grid]:
+    def grids(self, height: int, width: int) -> tuple[MapGrid, MapGrid]:
         """Grids that suffice for maps of a size and for what it makes of them."""
         ahead, back = self.geometry.halos(height, width)
-        return Grid(height, width, ahead), Grid(*self.geometry.output(height, width), back)
+        return MapGrid(height, width, ahead), MapGrid(*self.geometry.output(height, width), back)
 
-    def plan(self, source: Grid, halo: int, *, in_parts: bool = True) -> Plan:
-        """Tables for maps on one grid, worked out once; `halo` of its output, `in_parts` as of `Plan`."""
+    def plan(self, source: MapGrid, halo: int, *, in_parts: bool = True) -> ConvPlan:
+        """Tables for maps on one grid, worked out once; `halo` of its output, `in_parts` as of `ConvPlan`."""
         key = source, halo, in_parts
         if key not in self._plans:
-            target = Grid(*self.geometry.output(source.height, source.width), halo)
-            self._plans[key] = Plan(self.mask, self.geometry, source, target, in_parts=in_parts)
+            target = MapGrid(*self.geometry.output(source.height, source.width), halo)
+            self._plans[key] = ConvPlan(self.mask, self.geometry, source, target, in_parts=in_parts)
         return self._plans[key]
 
     def forward(self, input: Any, halo: int = 0) -> Any:
         if isinstance(input, Tensor):
             return self._on_images(input)
         x, plan = self.fit(input, halo)
-        out, passed = Convolve.apply(x.raw, self.values, self.bias, x.affine, x.gate, plan, x.examples)
+        out, passed = Convolve.apply(x.raw, self.values, self.bias, x.affine, x.fusion, plan, x.examples)
         return Blocked(out, plan.target, x.examples), Blocked(passed, x.grid, x.examples, x.affine)
 
     def _on_images(self, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class SparseLinear(Sparse):
     def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
         super().__init__(layer.weight, mask, layer.bias)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[int, ConvPlan] = {}
 
     def forward(self, input: Tensor) -> Tensor:
         x = input
@@ -179,9 +179,9 @@ class SparseLinear(Sparse):
         dtype = self.storage_type()
         blocks = max(1, blocks_for(examples, dtype))
         if blocks not in self._plans:
-            grid = Grid(1, blocks, 0)
+            grid = MapGrid(1, blocks, 0)
             shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
-            self._plans[blocks] = Plan(self.mask[..., None, None], shape, grid, grid)
+            self._plans[blocks] = ConvPlan(self.mask[..., None, None], shape, grid, grid)
         plan = self._plans[blocks]
         rows = x if x.dim() == 2 else x.reshape(examples, self.shape[1])
         out = Multiply.apply(rows.to(dtype), self.values, self.bias, plan)

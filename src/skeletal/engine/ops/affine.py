@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from skeletal.engine.codegen.packed_bf16 import slots
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 
 class Affine(NamedTuple):
@@ -26,7 +26,7 @@ class Affine(NamedTuple):
         return self.scale, self.shift, int(self.relu)
 
 
-class Gate:
+class ReluGradientFusion:
     """A promise between who has made maps that end with a ReLU, and who reads them.
 
     The gradient of such maps counts only where they are above 0. To find that out, who made them would have to read
@@ -39,8 +39,8 @@ class Gate:
         self.convolutions = 0
 
     @property
-    def kept(self) -> bool:
-        """Whether the only reader is a convolution: settled when a forward pass has ended."""
+    def fuses(self) -> bool:
+        """Whether the only reader is a convolution: materialized when a forward pass has ended."""
         return self.readers == self.convolutions == 1
 
 
@@ -49,7 +49,7 @@ def before(affine: Affine | None, kind: Any) -> tuple[np.ndarray, np.ndarray, in
     return (np.empty(0, kind), np.empty(0, kind), 0) if affine is None else affine.numbers
 
 
-class Settle(torch.autograd.Function):
+class Materialize(torch.autograd.Function):
     """Do it, for those who read plain maps: `apply(raw, affine, grid, examples)`.
 
     The gradient of such maps is by convention that of what they stand for, so it passes through unchanged: who has made
@@ -57,7 +57,7 @@ class Settle(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, affine: Affine, grid: Grid, examples: int) -> Tensor:
+    def forward(ctx: Any, raw: Tensor, affine: Affine, grid: MapGrid, examples: int) -> Tensor:
         out = arena.empty(tuple(raw.shape), raw.dtype)
         blocks, channels, _ = raw.shape
         share(

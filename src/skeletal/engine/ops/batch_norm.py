@@ -11,7 +11,7 @@ from skeletal.engine.codegen.packed_bf16 import computes, flat, slots
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise, fused_batch_norm
 from skeletal.engine.ops.launch_args import Statistics
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 _NO_MOMENTS = np.empty((0, 0, 2))
 
@@ -31,7 +31,7 @@ class Normalise(torch.autograd.Function):
         other: Tensor | None,
         statistics: Statistics,
         relu: bool,
-        grid: Grid,
+        grid: MapGrid,
         examples: int,
     ) -> Tensor:
         kind = np.float64 if x.dtype == torch.float64 else np.float32
@@ -40,7 +40,7 @@ class Normalise(torch.autograd.Function):
         numbers, (scale, shift) = np.empty((3, channels)), np.empty((2, channels), kind)
         like = torch.empty(0, dtype=computes(x.dtype))
         fused_batch_norm.factors(
-            _moments(x, grid) if statistics.of_batch else _NO_MOMENTS, count, int(statistics.of_batch),
+            _moments(x, grid) if statistics.from_batch else _NO_MOMENTS, count, int(statistics.from_batch),
             flat(statistics.running_mean, like), flat(statistics.running_variance, like), statistics.rate,
             statistics.eps, flat(weight, like), flat(bias, like), flat(None, like), numbers, scale, shift,
         )  # fmt: skip
@@ -49,7 +49,7 @@ class Normalise(torch.autograd.Function):
             elementwise.shared_scale_shift, blocks * channels, slots(x), slots(out), grid.slots, channels,
             scale, shift, slots(other, x), int(relu), examples,
         )  # fmt: skip
-        ctx.settings = statistics.of_batch, relu, grid, examples, scale, shift, numbers, count
+        ctx.settings = statistics.from_batch, relu, grid, examples, scale, shift, numbers, count
         ctx.save_for_backward(x, out if relu and other is not None else None)
         ctx.has_other = other is not None
         return out
@@ -58,7 +58,7 @@ class Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         x, out = ctx.saved_tensors
-        of_batch, relu, grid, examples, scale, shift, numbers, count = ctx.settings
+        from_batch, relu, grid, examples, scale, shift, numbers, count = ctx.settings
         gradient = gradient.contiguous()
         blocks, channels, _ = x.shape
         units = blocks * channels
@@ -67,27 +67,27 @@ class Normalise(torch.autograd.Function):
             elementwise.shared_reduce_gradient, units, flat(x), flat(out, x), flat(gradient), grid.numbers(x.dtype),
             channels, scale, shift, int(relu), sums,
         )  # fmt: skip
-        by_x, constant, of_weight, of_bias = np.empty((4, channels), scale.dtype)
-        fused_batch_norm.slopes(sums, count, int(of_batch), numbers, by_x, constant, of_weight, of_bias)
-        of_x = arena.empty(tuple(x.shape), x.dtype)
+        x_factor, constant, grad_weight, grad_bias = np.empty((4, channels), scale.dtype)
+        fused_batch_norm.slopes(sums, count, int(from_batch), numbers, x_factor, constant, grad_weight, grad_bias)
+        grad_x = arena.empty(tuple(x.shape), x.dtype)
         apart = ctx.has_other and relu  # else the other's gradient is the one that came in
-        of_other = arena.empty(tuple(x.shape), x.dtype) if apart else None
+        grad_other = arena.empty(tuple(x.shape), x.dtype) if apart else None
         share(
-            elementwise.shared_apply_gradient, units, slots(x), slots(out, x), slots(gradient), slots(of_x),
-            slots(of_other, x), grid.slots, channels, scale, shift, int(relu), scale, by_x, constant, examples,
+            elementwise.shared_apply_gradient, units, slots(x), slots(out, x), slots(gradient), slots(grad_x),
+            slots(grad_other, x), grid.slots, channels, scale, shift, int(relu), scale, x_factor, constant, examples,
         )  # fmt: skip
         if ctx.has_other and not relu:
-            of_other = gradient
+            grad_other = gradient
         return (
-            of_x,
-            torch.from_numpy(of_weight) if ctx.needs_input_grad[1] else None,
-            torch.from_numpy(of_bias) if ctx.needs_input_grad[2] else None,
-            of_other,
+            grad_x,
+            torch.from_numpy(grad_weight) if ctx.needs_input_grad[1] else None,
+            torch.from_numpy(grad_bias) if ctx.needs_input_grad[2] else None,
+            grad_other,
             *[None] * 4,
         )
 
 
-def _moments(x: Tensor, grid: Grid) -> np.ndarray:
+def _moments(x: Tensor, grid: MapGrid) -> np.ndarray:
     """Sum and sum of squares of each plane, (blocks, channels, 2)."""
     blocks, channels, _ = x.shape
     sums = np.empty((blocks * channels, 2))

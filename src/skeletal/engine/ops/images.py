@@ -10,14 +10,14 @@ from skeletal.engine.codegen.packed_bf16 import COMPUTES, flat
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena
 from skeletal.engine.kernels.packing import shared_pack_planes
-from skeletal.engine.plan.grid import Grid, blocks_for, pack, unpack
+from skeletal.engine.plan.grid import MapGrid, blocks_for, pack, unpack
 
 
 class Pack(torch.autograd.Function):
     """Images (N, C, H, W) to a storage of a type: `apply(images, grid, dtype)`."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, images: Tensor, grid: MapGrid, dtype: torch.dtype) -> Tensor:
         ctx.settings = grid, len(images), images.dtype
         if images.dtype not in COMPUTES:
             return pack(images.to(dtype), grid)
@@ -37,7 +37,7 @@ class Unpack(torch.autograd.Function):
     """A storage to images (N, C, H, W): `apply(storage, grid, examples)`."""
 
     @staticmethod
-    def forward(ctx: Any, storage: Tensor, grid: Grid, examples: int) -> Tensor:
+    def forward(ctx: Any, storage: Tensor, grid: MapGrid, examples: int) -> Tensor:
         ctx.grid = grid
         return unpack(storage, grid, examples)
 

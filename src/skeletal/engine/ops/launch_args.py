@@ -1,4 +1,4 @@
-"""What a plan comes to on maps of one type, and what is told of batch norm to the kernels."""
+"""What a plan comes to on maps of one type, and what kernels get to know of batch norm."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from skeletal.engine.codegen.packed_bf16 import computes, flat, slots, tight
 from skeletal.engine.ops.affine import Affine
-from skeletal.engine.plan.grid import Grid
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.plan.grid import MapGrid
+from skeletal.engine.plan.plan import ConvPlan
 
-_WINDOW = 1 << 17  # bytes of rows made ready: a small part of what the second cache of a core holds
+_BUFFER = 1 << 17  # bytes of rows made ready: a small part of what the second cache of a core holds
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Of a batch norm: what it normalises by."""
 
-    of_batch: bool
+    from_batch: bool
     running_mean: Tensor | None
     running_variance: Tensor | None
     rate: float
@@ -28,55 +28,55 @@ class Statistics:
     eps: float
 
 
-class Norm(NamedTuple):
+class NormArgs(NamedTuple):
     """Batch norm after a convolution."""
 
     numbers: list[Tensor | None]
     """running mean and variance, weight, bias"""
     state: tuple[int, int, float, float, np.ndarray]
-    """see `batch_norm.shared_forward`"""
+    """see `fused_batch_norm.shared_forward`"""
     then: Affine
     other: Tensor | None
-    settled: Tensor | None
-    way: int = 1
-    """as of `batch_norm.shared_forward`"""
+    materialized: Tensor | None
+    mode: int = 1
+    """as of `fused_batch_norm.shared_forward`"""
 
 
-class Back(NamedTuple):
+class NormGradArgs(NamedTuple):
     """Batch norm on the way back."""
 
     maps: tuple[Tensor | None, Tensor | None, Tensor | None]
     """its input, its output where that is needed, and memory for the gradient of what was added"""
     state: tuple[int, int, float, float, np.ndarray]
     then: Affine
-    of_numbers: tuple[Tensor | None, Tensor | None]
+    grad_numbers: tuple[Tensor | None, Tensor | None]
     """memory for the gradients of weight and bias"""
 
 
 class Kinds(NamedTuple):
-    """Empty arrays, by which kernels know their types: like slots, slots of windows, numbers of maps, values."""
+    """Empty arrays, by which kernels know their types: like slots, slots of line buffers, numbers of maps, values."""
 
     slots: np.ndarray
-    windows: np.ndarray
+    buffers: np.ndarray
     numbers: np.ndarray
     values: np.ndarray
 
 
-class Frame(NamedTuple):
+class LaunchArgs(NamedTuple):
     """What a plan comes to on maps of one type, worked out once."""
 
     kinds: Kinds
     as_it_is: Affine
     """for maps to which nothing is still to be done"""
     forward: tuple[Any, ...]
-    """of x: maps (see `rolling`) and slots of a block; of the output: grid in slots and in numbers, slots of a block,
-    channels"""
+    """of x: maps (see `arguments.Maps`) and slots of a block; of the output: grid in slots and in numbers, slots of a
+    block, channels"""
     planes: tuple[int, int]
     """numbers of a plane of x, and of the output"""
-    no_norm: Norm
-    no_back: Back
+    no_norm: NormArgs
+    no_back: NormGradArgs
     full: bool
-    """whether kernels take squares of weights, see `squares`"""
+    """whether kernels take blocks of weights, see `weight_blocks`"""
     no_weights: np.ndarray
     """like what they take"""
 
@@ -88,35 +88,35 @@ def kinds(dtype: torch.dtype) -> Kinds:
     return Kinds(slots(none), tight(slots(none)), flat(none), flat(torch.empty(0, dtype=computes(dtype))))
 
 
-def frame_of(plan: Plan, dtype: torch.dtype) -> Frame:
+def launch_args(plan: ConvPlan, dtype: torch.dtype) -> LaunchArgs:
     """What a plan comes to on maps of a type."""
-    if dtype not in plan.frames:
+    if dtype not in plan.launch_args:
         full = dtype == torch.bfloat16 and plan.is_full
         found, source, target = kinds(dtype), plan.source, plan.target
         nothing, no_state = Affine(found.values, found.values, False), (0, 0, 0.0, 0.0, np.empty((3, 0)))
-        maps = (*source.slots, plan.inputs, _rows(source, plan.inputs, plan.cut.reach, dtype))
+        maps = (*source.slots, plan.inputs, _rows(source, plan.inputs, plan.tiling.reach, dtype))
         x_block, out_block = plan.inputs * source.plane, plan.outputs * target.plane
-        plan.frames[dtype] = Frame(
+        plan.launch_args[dtype] = LaunchArgs(
             found, nothing, (maps, x_block, target.slots, target.numbers(dtype), out_block, plan.outputs),
             (source.numbers(dtype)[3], target.numbers(dtype)[3]),
-            Norm([None] * 4, no_state, nothing, None, None, 0),
-            Back((None, None, None), no_state, nothing, (None, None)),
+            NormArgs([None] * 4, no_state, nothing, None, None, 0),
+            NormGradArgs((None, None, None), no_state, nothing, (None, None)),
             full, np.empty(0, np.int32) if full else found.values,
         )  # fmt: skip
-    return plan.frames[dtype]
+    return plan.launch_args[dtype]
 
 
-def frame_back(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
+def launch_args_back(plan: ConvPlan, dtype: torch.dtype) -> tuple[Any, ...]:
     """Of the output: maps, slots of a block, grid in numbers; the same of x."""
-    if (dtype, "back") not in plan.frames:
-        maps, x_block, *_, out_block, _ = frame_of(plan, dtype).forward
+    if (dtype, "back") not in plan.launch_args:
+        maps, x_block, *_, out_block, _ = launch_args(plan, dtype).forward
         target, rows = plan.target, _rows(plan.target, plan.outputs, plan.reach_back, dtype)
-        of_out = (*target.slots, plan.outputs, rows), out_block, target.numbers(dtype)
-        plan.frames[dtype, "back"] = *of_out, maps, x_block, plan.source.numbers(dtype)
-    return plan.frames[dtype, "back"]
+        output = (*target.slots, plan.outputs, rows), out_block, target.numbers(dtype)
+        plan.launch_args[dtype, "back"] = *output, maps, x_block, plan.source.numbers(dtype)
+    return plan.launch_args[dtype, "back"]
 
 
-def _rows(grid: Grid, channels: int, reach: int, dtype: torch.dtype) -> int:
-    """How many rows a window has."""
+def _rows(grid: MapGrid, channels: int, reach: int, dtype: torch.dtype) -> int:
+    """How many rows a buffer has."""
     row = max(1, channels * grid.row * (8 if dtype == torch.float64 else 4))
-    return min(grid.height + 2 * grid.halo, max(reach, _WINDOW // row))
+    return min(grid.height + 2 * grid.halo, max(reach, _BUFFER // row))

@@ -10,8 +10,8 @@ from skeletal.engine.codegen.packed_bf16 import examples_of, flat
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena
 from skeletal.engine.kernels.linear import shared_multiply, shared_multiply_back
-from skeletal.engine.ops.convolution import backward_call, forward_call, ones
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.ops.calls import backward_call, forward_call, ones
+from skeletal.engine.plan.plan import ConvPlan
 
 
 class Multiply(torch.autograd.Function):
@@ -22,7 +22,7 @@ class Multiply(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, plan: ConvPlan) -> Tensor:
         columns, out = _columns(plan.inputs, plan, x.dtype), arena.empty((len(x), plan.outputs), x.dtype)
         ctx.plan = plan
         ctx.save_for_backward(columns, values)
@@ -36,29 +36,29 @@ class Multiply(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         (columns, values), plan, wanted = ctx.saved_tensors, ctx.plan, ctx.needs_input_grad
         slopes = _columns(plan.outputs, plan, gradient.dtype)
-        of_x = arena.empty((len(gradient), plan.inputs), gradient.dtype) if wanted[0] else None
-        of_bias = torch.empty(plan.outputs if wanted[2] else 0, dtype=values.dtype)
+        grad_x = arena.empty((len(gradient), plan.inputs), gradient.dtype) if wanted[0] else None
+        grad_bias = torch.empty(plan.outputs if wanted[2] else 0, dtype=values.dtype)
         call = backward_call(plan, slopes, columns, values, examples_of(columns.dtype), wanted=wanted[:2])
         share(
             shared_multiply_back, call.units, _to_columns(gradient, slopes), call.arguments,
-            _to_rows(call.made[0], of_x, gradient), (flat(slopes), slopes.shape[2], flat(of_bias)),
+            _to_rows(call.made[0], grad_x, gradient), (flat(slopes), slopes.shape[2], flat(grad_bias)),
         )  # fmt: skip
-        return of_x, call.made[1], of_bias if wanted[2] else None, None
+        return grad_x, call.made[1], grad_bias if wanted[2] else None, None
 
 
-def _columns(features: int, plan: Plan, dtype: torch.dtype) -> Tensor:
+def _columns(features: int, plan: ConvPlan, dtype: torch.dtype) -> Tensor:
     """Memory for a storage (1, features, numbers of a plane)."""
     return arena.empty((1, features, plan.source.numbers(dtype)[3]), dtype)
 
 
 def _to_columns(rows: Tensor, storage: Tensor) -> tuple[Any, ...]:
-    """What `transpose` is to be told."""
+    """Arguments of `transpose`."""
     examples, features = rows.shape
     return flat(rows.contiguous()), features, examples, features, flat(storage), storage.shape[2]
 
 
 def _to_rows(storage: Tensor | None, rows: Tensor | None, like: Tensor | None = None) -> tuple[Any, ...]:
-    """The other way; with nothing to do where there are none."""
+    """The other mode; with nothing to do where there are none."""
     if storage is None or rows is None:
         return flat(None, like), 0, 0, 0, flat(None, like), 0
     return flat(storage), storage.shape[2], rows.shape[1], rows.shape[0], flat(rows), rows.shape[1]

@@ -12,13 +12,13 @@ from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise, max_pool
 from skeletal.engine.ops.affine import Affine, before
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 
 class Windows:
     """The windows of a pooling layer on maps of one size, as kernels take them."""
 
-    def __init__(self, shape: Shape, source: Grid, target: Grid) -> None:
+    def __init__(self, shape: Shape, source: MapGrid, target: MapGrid) -> None:
         self.source, self.target = source, target
         pixels, counts, offsets, positions = [], [0], [], []
         inside = [range(source.height), range(source.width)]
@@ -76,7 +76,7 @@ class GlobalMean(torch.autograd.Function):
     """`apply(x, grid, examples)` gives (examples, channels)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, examples: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, grid: MapGrid, examples: int) -> Tensor:
         blocks, channels, _ = x.shape
         lanes = examples_of(x.dtype)
         means = torch.empty(blocks * channels, lanes, dtype=computes(x.dtype))

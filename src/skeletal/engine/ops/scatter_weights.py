@@ -10,20 +10,20 @@ from skeletal.engine.codegen.packed_bf16 import COMPUTES, flat
 from skeletal.engine.kernels import arena, sparse
 
 
-class Spread(torch.autograd.Function):
-    """Kept values to a dense weight: `apply(values, kept, shape)`, with `kept` the positions."""
+class ScatterWeights(torch.autograd.Function):
+    """Kept values to a dense weight: `apply(values, positions, shape)`."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(positions)
         if values.device.type != "cpu" or values.dtype not in COMPUTES:
-            return values.new_zeros(shape).view(-1).index_copy(0, kept, values).view(shape)
+            return values.new_zeros(shape).view(-1).index_copy(0, positions, values).view(shape)
         dense = arena.empty(shape, values.dtype).zero_()
-        sparse.put(flat(values), kept.numpy(), flat(dense))
+        sparse.scatter(flat(values), positions.numpy(), flat(dense))
         return dense
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
-        (kept,) = ctx.saved_tensors
-        return gradient.reshape(-1).index_select(0, kept), None, None
+        (positions,) = ctx.saved_tensors
+        return gradient.reshape(-1).index_select(0, positions), None, None

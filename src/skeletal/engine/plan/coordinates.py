@@ -6,10 +6,10 @@ import numpy as np
 from torch import Tensor
 
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 
-class Places(NamedTuple):
+class Coordinates(NamedTuple):
     """Where kept weights are, in the order of the mask."""
 
     output: np.ndarray
@@ -36,26 +36,26 @@ class Weights(NamedTuple):
     channels: int
 
 
-def places(mask: Tensor, groups: int) -> Places:
+def coordinates(mask: Tensor, groups: int) -> Coordinates:
     """Of a mask (outputs, inputs / groups, kernel height, kernel width)."""
     output, source, row, column = (index.numpy().astype(np.int32) for index in mask.cpu().nonzero(as_tuple=True))
     group = output // max(1, mask.shape[0] // groups)
-    return Places(output, source + group * mask.shape[1], row, column)
+    return Coordinates(output, source + group * mask.shape[1], row, column)
 
 
-def weights(kept: Places, shape: Shape, outputs: int) -> Weights:
+def weights(where: Coordinates, shape: Shape, outputs: int) -> Weights:
     """From the input to the output."""
-    output, source, row, column = kept
+    output, source, row, column = where
     step_h, step_w = shape.dilation
     every = np.arange(len(output), dtype=np.int32)
     return Weights(every, np.zeros_like(output), output, source, row * step_h, column * step_w, outputs)
 
 
-def weights_back(kept: Places, shape: Shape, inputs: int, grid: Grid) -> Weights:
+def weights_back(where: Coordinates, shape: Shape, inputs: int, grid: MapGrid) -> Weights:
     """From the gradient of the output to that of the input, on a grid: for each phase of the stride those weights that
     its pixels meet.
     """
-    output, source, row, column = kept
+    output, source, row, column = where
     found, phase = [], 0
     for h in range(min(shape.stride[0], grid.height)):
         for w in range(min(shape.stride[1], grid.width)):

@@ -2,9 +2,9 @@
 
 Examples are taken in blocks, and within a block they lie side by side: [block][channel][row][column][lane]. One pixel
 of all examples of a block is a *cell* of `LANES` slots: 16 examples in float32 and float64 (8 without AVX-512), 32
-in bfloat16, where a slot holds two (see `slots`). One step of a kernel then works on a vector of examples at one pixel,
-and whatever the pattern of the weights, vectors stay whole. A map is surrounded by `halo` pixels of zeros, so that a
-padded convolution reads without asking where it is; one more gap of a pixel where it is needed keeps planes from
+in bfloat16, where a slot holds two (see `packed_bf16`). One step of a kernel then works on a vector of examples at one
+pixel, and whatever the pattern of the weights, vectors stay whole. A map is surrounded by `halo` pixels of zeros, so
+that a padded convolution reads without asking where it is; one more gap of a pixel where it is needed keeps planes from
 starting at the same place of the cache.
 
 What all operations rely on and keep: halo, gap, and the lanes of examples that are not there (the batch size need not
@@ -20,7 +20,7 @@ from skeletal.engine.codegen.packed_bf16 import LANES, examples_of, per_slot
 
 
 @dataclass(frozen=True)
-class Grid:
+class MapGrid:
     """Where the pixels of a map are; strides count slots."""
 
     height: int
@@ -65,7 +65,7 @@ def blocks_for(examples: int, dtype: torch.dtype) -> int:
     return -(-examples // examples_of(dtype))
 
 
-def pack(images: Tensor, grid: Grid) -> Tensor:
+def pack(images: Tensor, grid: MapGrid) -> Tensor:
     """A storage (blocks, C, numbers of a plane) of images (N, C, H, W)."""
     examples, channels = images.shape[:2]
     storage = images.new_zeros(blocks_for(examples, images.dtype), channels, grid.numbers(images.dtype)[3])
@@ -78,7 +78,7 @@ def pack(images: Tensor, grid: Grid) -> Tensor:
     return storage
 
 
-def unpack(storage: Tensor, grid: Grid, examples: int) -> Tensor:
+def unpack(storage: Tensor, grid: MapGrid, examples: int) -> Tensor:
     """The images (N, C, H, W) of a storage: memory of their own, and no view, so that they may be changed in place."""
     inside, lanes = grid.inside(storage), examples_of(storage.dtype)
     shape = (storage.shape[1], grid.height, grid.width)

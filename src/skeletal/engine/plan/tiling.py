@@ -8,11 +8,11 @@ import numpy as np
 from skeletal.engine.codegen.packed_bf16 import LANES
 from skeletal.engine.codegen.tiles import kind_of
 from skeletal.engine.plan.geometry import Pair, Shape
-from skeletal.engine.plan.grid import Grid
+from skeletal.engine.plan.grid import MapGrid
 
 
 @dataclass(frozen=True)
-class Cut:
+class Tiling:
     """Tiles, and bands of them."""
 
     tiles: np.ndarray
@@ -32,7 +32,7 @@ class Cut:
         return int((self.bands[:, 5] - self.bands[:, 4]).max(initial=0))
 
 
-def cut(shape: Shape, source: Grid, target: Grid) -> Cut:
+def tiling(shape: Shape, source: MapGrid, target: MapGrid) -> Tiling:
     """For a convolution from one grid to another."""
     (stride_h, stride_w), (pad_h, pad_w), (step_h, _) = shape.stride, shape.padding, shape.dilation
     strides = (stride_h * source.row, stride_w * LANES, target.row, LANES)
@@ -49,7 +49,7 @@ def cut(shape: Shape, source: Grid, target: Grid) -> Cut:
     return _made(tiles, bands, source, strides, 1, tile)
 
 
-def cut_back(shape: Shape, source: Grid, target: Grid) -> Cut:
+def tiling_back(shape: Shape, source: MapGrid, target: MapGrid) -> Tiling:
     """For its gradient, from the target to the source: a convolution for each phase of the stride."""
     stride_h, stride_w = shape.stride
     strides = (target.row, LANES, stride_h * source.row, stride_w * LANES)
@@ -72,8 +72,8 @@ def cut_back(shape: Shape, source: Grid, target: Grid) -> Cut:
     return _made(tiles, [bands[i] for i in np.argsort(tops, kind="stable")], target, strides, phase, tile)
 
 
-def reach_back(forward: Cut, back: Cut) -> int:
-    """The most rows of the output's gradient that a unit of `kernels.gradients` reads."""
+def reach_back(forward: Tiling, back: Tiling) -> int:
+    """The most rows of the output's gradient that a unit of `sparse.gradients` reads."""
     most = 0
     for i, band in enumerate(forward.bands):
         some = back.bands[len(back.bands) * i // len(forward.bands) : len(back.bands) * (i + 1) // len(forward.bands)]
@@ -85,18 +85,18 @@ def reach_back(forward: Cut, back: Cut) -> int:
 def _made(
     tiles: list[tuple[int, ...]],
     bands: list[tuple[int, ...]],
-    grid: Grid,
+    grid: MapGrid,
     strides: tuple[int, int, int, int],
     phases: int,
     tile: Pair,
-) -> Cut:
+) -> Tiling:
     rows = np.array(bands, np.int64).reshape(-1, 6)
     rows[:, 4:] = rows[:, 4:].clip(-grid.halo, grid.height + grid.halo)
-    return Cut(np.array(tiles, np.int64).reshape(-1, 5), rows, strides, phases, tile)
+    return Tiling(np.array(tiles, np.int64).reshape(-1, 5), rows, strides, phases, tile)
 
 
 def _bands(height: int, width: int) -> list[tuple[int, int, list[Pair]]]:
-    """Cut a map into bands (rows, first row, tiles), and those into tiles (columns, first column)."""
+    """Tiling a map into bands (rows, first row, tiles), and those into tiles (columns, first column)."""
     tall = 2 if width in (2, 4) else 1
     bands = []
     for first in range(0, height, tall):

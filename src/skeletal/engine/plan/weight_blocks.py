@@ -1,8 +1,8 @@
-"""The tables of a convolution that keeps much: for the matrix unit, in squares of 32 x 32 channels.
+"""The tables of a convolution that keeps much: for the matrix unit, in blocks of 32 x 32 channels.
 
 Where every tenth weight is kept, or more, leaving out the others saves less than the matrix unit gains (see `amx`). A
-*square* is what 32 output and 32 input channels have to do with each other at one position of the kernel, pruned
-weights included as zeros. A convolution then is a list of squares: those with a weight that is kept.
+*block* is what 32 output and 32 input channels have to do with each other at one position of the kernel, pruned
+weights included as zeros. A convolution then is a list of blocks: those with a weight that is kept.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import numpy as np
 
 from skeletal.engine.codegen.packed_bf16 import LANES
 from skeletal.engine.plan.coordinates import Weights
-from skeletal.engine.plan.grid import Grid
-from skeletal.engine.plan.tiling import Cut
+from skeletal.engine.plan.grid import MapGrid
+from skeletal.engine.plan.tiling import Tiling
 
 _BITS = 5
 SIDE = 1 << _BITS
@@ -26,26 +26,26 @@ STAGED = 16
 
 
 @dataclass(frozen=True)
-class Squares:
-    """How the kernels of `square_kernels` see one direction of a plan; see there, and `cuts.Cut`."""
+class WeightBlocks:
+    """How the kernels of `kernels.blocks` see one direction of a plan; see there, and `tiling.Tiling`."""
 
     order: np.ndarray
-    """of kept weights, as positions in the order of the mask, square by square"""
+    """of kept weights, as positions in the order of the mask, block by block"""
     starts: np.ndarray
-    """(squares + 1,): where each begins in `order`"""
-    places: np.ndarray
-    """of each of them among the numbers of all squares"""
+    """(blocks + 1,): where each begins in `order`"""
+    positions: np.ndarray
+    """of each of them among the numbers of all blocks"""
     offsets: np.ndarray
-    """(squares,): where each reads relative to the pixel that it adds to, in slots of a window"""
+    """(blocks,): where each reads relative to the pixel that it adds to, in slots of a line buffer"""
     pointers: np.ndarray
-    """(phases, sides + 1): where the squares of each 32 output channels begin"""
+    """(phases, sides + 1): where the blocks of each 32 output channels begin"""
     tiles: np.ndarray
     """(bands, 5), what each makes: rows, columns, phase, first pixel of the source, start in the target in slots"""
     bands: np.ndarray
-    """see `cuts.Cut`"""
+    """see `tiling.Tiling`"""
     strides: tuple[int, int, int, int]
     """x_row and x_column in pixels, out_row and out_column in slots"""
-    grid: Grid
+    grid: MapGrid
     """of the source"""
     inputs: int
     outputs: int
@@ -59,12 +59,12 @@ class Squares:
 
     @property
     def pixel(self) -> int:
-        """Slots of a pixel in a window, with all channels."""
+        """Slots of a pixel in a line buffer, with all channels."""
         return pixel_of(self.inputs)
 
     @property
     def row(self) -> int:
-        """Slots of a row in a window."""
+        """Slots of a row in a line buffer."""
         return self.grid.row // LANES * self.pixel
 
     @cached_property
@@ -74,7 +74,7 @@ class Squares:
 
     @property
     def rows(self) -> int:
-        """That a window has: where they overlap some more than are needed, so that it need not be moved for each."""
+        """Of a line buffer: where they overlap some more than are needed, so that it need not be moved for each."""
         return min(self.grid.height + 2 * self.grid.halo, self.reach + 2 * (self.reach > self.tall))
 
     @property
@@ -84,17 +84,17 @@ class Squares:
 
     @property
     def room(self) -> int:
-        """Numbers of memory that `square_kernels.convolve_squares` takes a window from."""
-        return 2 * (self.rows * self.row + STAGED * self.grid.width * LANES + SIDE * self._of_channel)
+        """Numbers of memory that `kernels.blocks.convolve_blocks` takes a line buffer from."""
+        return 2 * (self.rows * self.row + STAGED * self.grid.width * LANES + SIDE * self._channel_sums)
 
     @property
-    def _of_channel(self) -> int:
+    def _channel_sums(self) -> int:
         """Sums of an output channel of a band."""
         return self.cells * 2 * LANES
 
     @property
     def numbers(self) -> int:
-        """Of all squares."""
+        """Of all blocks."""
         return self.count * SIDE * SIDE
 
     def memory(self, kind: Any) -> np.ndarray:
@@ -104,32 +104,32 @@ class Squares:
     @cached_property
     def packed(self) -> tuple[Any, ...]:
         """As kernels take them, the order of the weights first."""
-        order = self.order, self.starts, self.places
-        sizes = self.outputs, self.pixel, self.row, self.rows, self._of_channel
+        order = self.order, self.starts, self.positions
+        sizes = self.outputs, self.pixel, self.row, self.rows, self._channel_sums
         return order, self.offsets, self.pointers, self.tiles, self.bands, self.strides, sizes
 
 
-def rooms_back(forward: Squares, back: Squares) -> tuple[int, int]:
-    """Numbers of memory that `square_kernels.gradients_of_squares` takes its two windows from."""
+def rooms_back(forward: WeightBlocks, back: WeightBlocks) -> tuple[int, int]:
+    """Numbers of memory that `kernels.blocks.gradients_of_blocks` takes its two line buffers from."""
     stage = STAGED * max(forward.grid.width, back.grid.width) * LANES
     ahead = forward.cells * HELD + stage + SIDE * back.cells * 2 * LANES
     return 2 * (back.rows * back.row + ahead), 2 * forward.rows * forward.row
 
 
 def pixel_of(channels: int) -> int:
-    """Slots of a pixel in a window, with so many channels."""
+    """Slots of a pixel in a line buffer, with so many channels."""
     return -(-channels // SIDE) * HELD
 
 
-def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: int) -> Squares:
-    """Sort kept weights into squares.
+def block_tables(weights: Weights, sources: int, tiling: Tiling, grid: MapGrid, reach: int) -> WeightBlocks:
+    """Sort kept weights into blocks.
 
     Args:
         weights: of a direction.
         sources: how many channels are read.
-        cut: of the output.
+        tiling: of the output.
         grid: of what is read.
-        reach: see `Squares`.
+        reach: see `WeightBlocks`.
 
     """
     order, phase, channel, source, down, right, channels = weights
@@ -146,19 +146,19 @@ def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: i
     sort = np.argsort(key.astype(np.uint16) if len(counts) <= 2**16 else key, kind="stable")
     found = np.flatnonzero(counts)
     starts = np.concatenate([[0], np.cumsum(counts[found])])
-    places = np.repeat(np.arange(len(found), dtype=np.int32) << 2 * _BITS, counts[found])
-    places |= (((channel & SIDE - 1) << _BITS) | (source & SIDE - 1))[sort]
+    positions = np.repeat(np.arange(len(found), dtype=np.int32) << 2 * _BITS, counts[found])
+    positions |= (((channel & SIDE - 1) << _BITS) | (source & SIDE - 1))[sort]
     pair, at = found // max(1, len(shifts)), shifts[found % max(1, len(shifts))] + low
-    edges = np.searchsorted(pair // inside, np.arange(cut.phases * sides + 1))
-    x_row, x_column, out_row, out_column = cut.strides
-    return Squares(
+    edges = np.searchsorted(pair // inside, np.arange(tiling.phases * sides + 1))
+    x_row, x_column, out_row, out_column = tiling.strides
+    return WeightBlocks(
         order[sort],
         starts,
-        places,
+        positions,
         at * pixel + pair % inside * HELD,
-        np.stack([edges[i * sides : (i + 1) * sides + 1] for i in range(cut.phases)]),
-        _tiles(cut),
-        cut.bands,
+        np.stack([edges[i * sides : (i + 1) * sides + 1] for i in range(tiling.phases)]),
+        _tiles(tiling),
+        tiling.bands,
         (x_row // LANES, x_column // LANES, out_row, out_column),
         grid,
         sources,
@@ -167,11 +167,11 @@ def square_tables(weights: Weights, sources: int, cut: Cut, grid: Grid, reach: i
     )
 
 
-def _tiles(cut: Cut) -> np.ndarray:
+def _tiles(tiling: Tiling) -> np.ndarray:
     """One tile for each band."""
     found = []
-    for first, last, top, bottom, *_ in cut.bands.tolist():
-        _, phase, start, target, _ = cut.tiles[first]
-        pixels = int(cut.tiles[first:last, 4].sum())
+    for first, last, top, bottom, *_ in tiling.bands.tolist():
+        _, phase, start, target, _ = tiling.tiles[first]
+        pixels = int(tiling.tiles[first:last, 4].sum())
         found.append((bottom - top, pixels // (bottom - top), phase, start // LANES, target))
     return np.array(found, np.int64).reshape(-1, 5)

@@ -1,9 +1,9 @@
-"""One convolution with batch norm in bfloat16: weight by weight, and in squares on the matrix unit, taking turns.
+"""One convolution with batch norm in bfloat16: weight by weight, and in blocks on the matrix unit, taking turns.
 
-    python benchmarks/squares.py [--densities 0.03 0.06 0.1 0.4] [--repeat 9]
+    python benchmarks/weight_blocks.py [--densities 0.03 0.06 0.1 0.4] [--repeat 9]
 
 Forward is the convolution of maps that are normalised on the way, with the moments of what it makes; backward both of
-its gradients, through batch norm. From this follows from which density on squares pay (`skeletal.engine.plan.plan`).
+its gradients, through batch norm. From this follows from which density on blocks pay (`skeletal.engine.plan.plan`).
 """
 
 import argparse
@@ -15,12 +15,12 @@ import torch
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.engine.codegen import amx
 from skeletal.engine.ops.affine import Affine
-from skeletal.engine.ops.convolution import run_convolution, run_gradients
-from skeletal.engine.ops.launch_args import Back, Norm
+from skeletal.engine.ops.calls import run_convolution, run_gradients
+from skeletal.engine.ops.launch_args import NormArgs, NormGradArgs
 from skeletal.engine.plan import plan as plans
 from skeletal.engine.plan.geometry import Shape
-from skeletal.engine.plan.grid import Grid, pack
-from skeletal.engine.plan.plan import Plan
+from skeletal.engine.plan.grid import MapGrid, pack
+from skeletal.engine.plan.plan import ConvPlan
 from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
@@ -34,24 +34,26 @@ def calls(inputs, outputs, kernel, size, density):
     """Forward and backward of a layer in both ways."""
     torch.manual_seed(0)
     mask = torch.rand(outputs, inputs, kernel, kernel) < density
-    grid = Grid(size, size, 1)
+    grid = MapGrid(size, size, 1)
     x, gradient = (pack(torch.randn(BATCH, channels, size, size).bfloat16(), grid) for channels in (inputs, outputs))
     values = torch.randn(int(mask.sum())) * 0.05
     ready = Affine(np.ones(inputs, np.float32), np.zeros(inputs, np.float32), True)
     running, ones, zeros = torch.zeros(2, outputs), torch.ones(outputs), torch.zeros(outputs)
     state = BATCH * size * size, 1, 0.1, 1e-5, np.empty((3, outputs))
     then = Affine(*np.empty((2, outputs), np.float32), True)
-    norm = Norm([*running, ones, zeros], state, then, None, None)
+    norm = NormArgs([*running, ones, zeros], state, then, None, None)
     found = {}
-    for way, least in (("weight by weight", 2.0), ("squares", 0.0)):
+    for way, least in (("weight by weight", 2.0), ("weight blocks", 0.0)):
         plans._FULL = least
-        plan = Plan(mask, Shape((1, 1), (kernel // 2,) * 2, (1, 1), 1, (kernel, kernel)), grid, grid, in_parts=False)
+        plan = ConvPlan(
+            mask, Shape((1, 1), (kernel // 2,) * 2, (1, 1), 1, (kernel, kernel)), grid, grid, in_parts=False
+        )
 
         def forward(plan=plan):
             return run_convolution(plan, x, values, BATCH, affine=ready, norm=norm)
 
         y = forward()
-        back = Back((y, None, None), state, then, (torch.empty(outputs), torch.empty(outputs)))
+        back = NormGradArgs((y, None, None), state, then, (torch.empty(outputs), torch.empty(outputs)))
 
         def backward(plan=plan, back=back):
             return run_gradients(plan, gradient, x, values, BATCH, affine=ready, norm=back)
@@ -71,7 +73,7 @@ def main():
     where = environment()
     print(", ".join(f"{key} {where[key]}" for key in ("cpu", "threads", "versions", "date")))
     print(f"batch {BATCH}, milliseconds, medians of {arguments.repeat}\n")
-    both = ("weight by weight", "squares")
+    both = ("weight by weight", "weight blocks")
     print(markdown_head(["layer", "density", *(f"{what}, {way}" for what in ("forward", "backward") for way in both)]))
     for inputs, outputs, kernel, size in LAYERS:
         for density in arguments.densities:
