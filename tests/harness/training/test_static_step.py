@@ -315,6 +315,22 @@ def test_the_compiled_network_is_taken_where_it_pays(tmp_path, static, monkeypat
     assert place.metrics()[0]["step"] == "graph (not compiled: 1000.00 ms a step, 1000.00 without)"
 
 
+def test_without_a_recording_the_compiled_network_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):
+    calls = []
+
+    def compiled(model):
+        calls.append(model)
+        return lambda x: model(x)
+
+    monkeypatch.setattr(choose_step, "compiled_by_torch", compiled)
+    expected = run()
+    model = run(replace(TRAINING, compile="yes"), folder=folder(tmp_path))
+    assert same(dict(model.state_dict()), dict(expected.state_dict())) and calls == [model]
+    assert folder(tmp_path).metrics()[0]["step"] == "eager, compiled: no CUDA device"
+    run(replace(TRAINING, compile="yes", engine="sparse"))
+    assert calls == [model]
+
+
 @pytest.mark.parametrize("kind", ["wrong", "raises"])
 def test_a_compiler_that_fails_costs_no_more_than_its_time(tmp_path, static, monkeypatch, kind):
     def wrong(model):

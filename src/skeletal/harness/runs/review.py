@@ -61,20 +61,20 @@ def evaluate_run(
     if mask is not None:
         mask.check(model)
     part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
-    place = pick_device(device)
-    here = data_sets.shared(data_sets.resident(part, place))
+    target = pick_device(device)
+    here = data_sets.shared(data_sets.resident(part, target))
     batches = here.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
     options = {name: config[name] for name in ("bf16", "channels_last")}
     network = engine_for_all(
-        model.to(place),
+        model.to(target),
         mask,
         engine,
-        device=place,
+        device=target,
         example=lambda: next(iter(batches))[0],
-        autocast=lambda: torch.autocast(place.type, torch.bfloat16, enabled=config["bf16"]),
-        earlier=_trained_by(path) if engine == "auto" and place.type == "cpu" else None,
+        autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=config["bf16"]),
+        earlier=_trained_by(path) if engine == "auto" and target.type == "cpu" else None,
     ).network
-    return evaluate(network, batches, device=place, shared=True, **options)
+    return evaluate(network, batches, device=target, shared=True, **options)
 
 
 def diagnose_mask(

@@ -94,7 +94,7 @@ def pays(training: Training, network: nn.Module, step_seconds: float, steps_left
 
 def _eager(run: RunState, batching: Batching, team: Team, training: Training, reason: str | None) -> Way:
     on_gpu = run.device.type == "cuda"
-    if training.compile != "yes":
+    if training.compile != "yes" or run.engine.compiled:  # by us, into kernels that torch.compile does not know
         return Way(EagerSteps(run, batching, team), f"eager: {reason}" if on_gpu else None)
     return Way(EagerSteps(run, batching, team, compiled_by_torch(run.engine.network)), f"eager, compiled: {reason}")
 

@@ -51,6 +51,7 @@ class GraphRecorder:
 
     def record(self, step: Callable[[], None]) -> Callable[[], object]:
         """See `Recorder`."""
+        gc.collect()  # nothing is to be freed while recording
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(self._device)
         try:
