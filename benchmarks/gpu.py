@@ -38,7 +38,8 @@ from skeletal.harness.runs.finding import create_model, find_mask
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.interrupt import Stop
 from skeletal.harness.training.several import train_many
-from skeletal.harness.training.trainer import Task, Trainer
+from skeletal.harness.training.task import Task
+from skeletal.harness.training.trainer import Trainer
 
 DENSITY = 0.01
 RATE = 0.01  # the labels of noise are noise, and nothing may diverge

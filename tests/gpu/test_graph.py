@@ -11,8 +11,9 @@ from skeletal.harness.training import checkpoint
 from skeletal.harness.training.interrupt import Interrupted, Stop
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.static_step import StaticSteps
+from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult, train
-from skeletal.harness.training.trainer import Task, Trainer
+from skeletal.harness.training.trainer import Trainer
 from tests.harness.training.test_static_step import DATA, TRAINING, mask_of, network
 from tests.harness.training.test_train import folder
 

@@ -12,8 +12,8 @@ from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.interrupt import Interrupted
 from skeletal.harness.training.several import train_many
+from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult
-from skeletal.harness.training.trainer import Task
 from tests.harness.training.test_static_step import DATA, TRAINING, mask_of, network, run, static
 from tests.harness.training.test_train import same, timeless
 

@@ -20,8 +20,8 @@ from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.processes import launcher
+from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import steps_per_epoch, train
-from skeletal.harness.training.trainer import Task
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
 _NOT_IDENTITY = (

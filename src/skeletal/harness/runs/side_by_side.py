@@ -10,7 +10,7 @@ from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.experiment import begin, describe, run_folder
 from skeletal.harness.training.several import train_many
-from skeletal.harness.training.trainer import Task, TrainResult
+from skeletal.harness.training.task import Task, TrainResult
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import ranks
 from skeletal.harness.devices import tuned
 from skeletal.harness.training.interrupt import Interrupted, Stop
-from skeletal.harness.training.trainer import Task, Trainer, TrainResult, turns
+from skeletal.harness.training.task import Task, TrainResult
+from skeletal.harness.training.trainer import Trainer, turns
 
 Outcome = TrainResult | Exception
 

@@ -1,4 +1,4 @@
-"""Training: SGD with momentum and a step schedule (the paper's appendix A), in a loop that can be read.
+"""Training: SGD with momentum and a step schedule (the paper's appendix A); the loop is `trainer.turns`.
 
 A run can be stopped at any step and goes on exactly where it was: on a CPU the resumed run ends in the same
 weights, to the bit, as one that was never stopped.
@@ -16,7 +16,8 @@ from skeletal.harness.data.splits import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.interrupt import Stop
-from skeletal.harness.training.trainer import Task, Trainer, TrainResult, milestones, steps_per_epoch, turns
+from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
+from skeletal.harness.training.trainer import Trainer, turns
 
 __all__ = ["TrainResult", "milestones", "steps_per_epoch", "train"]
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -11,74 +11,21 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from skeletal.core.choices import require
 from skeletal.core.files import write_atomically
-from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
-from skeletal.harness.config import Training
 from skeletal.harness.data.placing import resident, shared
-from skeletal.harness.data.splits import Data, Split
+from skeletal.harness.data.splits import Split
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import trackers
 from skeletal.harness.training.checkpoint import RunState, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
 from skeletal.harness.training.display import Display
-from skeletal.harness.training.engines import ENGINES, Engine, engine_for_all
+from skeletal.harness.training.engines import Engine, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
 from skeletal.harness.training.interrupt import Interrupted, Stop
 from skeletal.harness.training.processes import Team, generator_seed
 from skeletal.harness.training.step import Batching
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is to be trained; see `train`, whose arguments these are."""
-
-    model: nn.Module
-    data: Data
-    training: Training
-    device: torch.device
-    mask: Mask | None = None
-    folder: RunFolder | None = None
-    seed: int = 0
-    resume_command: str | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Examples a step, of all ranks together."""
-        return self.training.batch_size or 0
-
-    def autocast(self) -> torch.autocast:
-        """What the network runs under, measurements of it included."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.bf16)
-
-    def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one it continues."""
-        settings: dict[str, Any] = {**asdict(self.training), "seed": self.seed}
-        for how in ("engine", "graph", "compile", "tensorboard"):  # the same run, computed or looked at in another way
-            del settings[how]
-        if not settings["sync_bn"]:
-            del settings["sync_bn"]  # came later: checkpoints from before it go on
-        return settings
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished training scored and cost."""
-
-    epochs: int
-    train: Scores
-    """of the last epoch, as seen while training: augmented examples, changing weights"""
-    validation: Scores | None
-    """after the last epoch; `None` without validation examples"""
-    test: Scores
-    """after the last epoch"""
-    seconds: float
-    """wall clock, evaluation included, over all sessions if the run was interrupted"""
-    seconds_per_epoch: float
-    """mean wall clock of one pass over the training examples"""
-    engine: str
-    """what computed the network: dense, sparse, or "auto: " and what was measured to be fastest"""
+from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
 
 
 class Trainer:
@@ -256,36 +203,6 @@ def turns(trainer: Trainer) -> Iterator[TrainResult | None]:
         trainer.score()
         trainer.save()
     yield trainer.finish()
-
-
-def steps_per_epoch(training: Training, data: Data) -> int:
-    """The number of batches in a pass over the training split, after a look at the settings.
-
-    Raises:
-        ValueError: a setting is missing or senseless, or there are no training examples.
-
-    """
-    settings: dict[str, Any] = asdict(training)
-    missing = [name for name, value in settings.items() if value is None]
-    if missing:
-        raise ValueError(f"training needs {', '.join(missing)}: `resolve(training, preset)` fills them in")
-    for name in ("epochs", "batch_size"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {settings[name]}")
-    for name, choices in (("engine", ENGINES), ("graph", ("auto", "no")), ("compile", ("auto", "yes", "no"))):
-        require(name, settings[name], choices)
-    if training.tensorboard:
-        trackers.require_tensorboard()
-    steps = len(data.train.batches(settings["batch_size"], train=True))
-    if steps == 0:
-        raise ValueError("there is nothing to train on: the training split is empty")
-    return steps
-
-
-def milestones(training: Training) -> list[int]:
-    """Epochs before which the learning rate is divided by 10: 150 and 250 for the paper's 350 epochs."""
-    fractions, epochs = training.milestones or (), training.epochs or 0
-    return sorted({round(f * epochs) for f in fractions} - {0})  # a step at 0 would leave no epoch at `lr`
 
 
 def _to_channels_last(model: nn.Module) -> None:
