@@ -12,7 +12,13 @@ from skeletal.compaction.agreement import CannotRunError, Reference
 from skeletal.compaction.tracer import Refusal, Tracer, more_than_its_forward
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, to_device
-from skeletal.core.model.preserve import device_of, differentiable, preserve_mode, preserve_random_state
+from skeletal.core.model.preserve import (
+    device_of,
+    differentiable,
+    preserve_mode,
+    preserve_random_state,
+    preserve_values,
+)
 from skeletal.core.model.snapshot import copied
 from skeletal.core.model.tensors import Tensors
 
@@ -82,7 +88,8 @@ class _Writes(_Shapes):
 
 def note_shapes(module: fx.GraphModule, batch: Any) -> Any:
     """Run a batch through the graph in eval mode, write `node.meta["shape"]`, return the output."""
-    with torch.no_grad(), preserve_mode(module, training=False), preserve_random_state(module):
+    alone = preserve_mode(module, training=False), preserve_random_state(module), preserve_values(module)
+    with torch.no_grad(), alone[0], alone[1], alone[2]:
         return _Shapes(module).run(*arguments(module, to_device(batch, device_of(module))))
 
 
@@ -232,9 +239,9 @@ def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
     for examples in (2, None):
         few = to_device(shorten(batch, examples), device_of(module))
         for training in (False, True):
-            before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            alone = preserve_mode(module, training=training), preserve_random_state(module), preserve_values(module)
             try:
-                with torch.no_grad(), preserve_mode(module, training=training), preserve_random_state(module):
+                with torch.no_grad(), alone[0], alone[1], alone[2]:
                     run = _Writes(module)
                     run.run(*arguments(module, few))
             except Exception as error:  # whatever the model's own code raises where its graph takes another way
@@ -242,10 +249,6 @@ def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
             else:
                 _settle_writes(module, run)
                 return
-            finally:
-                with torch.no_grad():
-                    for name, buffer in module.named_buffers():
-                        buffer.copy_(before[name])
     raise UntraceableError(f"its graph does not run: {type(errors[0]).__name__}: {errors[0]}")
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from skeletal.core.diagnosis.probing import outputs_of
 from skeletal.core.model.batches import forward
-from skeletal.core.model.preserve import preserve_mode, preserve_random_state
+from skeletal.core.model.preserve import preserve_mode, preserve_random_state, preserve_values
 from skeletal.engine import host
 from skeletal.engine.modules.blocked import Blocked, ToBlocks
 from skeletal.engine.modules.layers import Sparse, SparseConv2d
@@ -82,7 +82,6 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
 
     Measured roughly where it is far slower than `best`.
     """
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     gradients = [(p, p.grad) for p in network.parameters()]
 
     def step() -> None:
@@ -93,14 +92,12 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
             )
 
     try:
-        with preserve_random_state(network), preserve_mode(network, training=True), torch.enable_grad():
+        alone = preserve_random_state(network), preserve_mode(network, training=True), preserve_values(network)
+        with alone[0], alone[1], alone[2], torch.enable_grad():
             return median_ms(step, _HOPELESS * best)
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        with torch.no_grad():
-            for name, buffer in network.named_buffers():
-                buffer.copy_(buffers[name])
 
 
 def cache_key(parts: Iterable[Any]) -> str:

@@ -18,6 +18,7 @@ from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine.availability import available
@@ -233,9 +234,12 @@ class Compiled(nn.Module):
             if any(layer.storage_type() == torch.bfloat16 for layer in layers.values()):
                 ways[f"sparse, {_FULL}"] = ways["sparse"]
             steps = {}
+            before = Snapshot(self.network) if self._graph is None else None  # its own code may leave things behind
             for way, paths in ways.items():
                 self.repeat(paths, way)
                 steps[way] = autotune.step_ms(self, self._example, min(steps.values(), default=math.inf))
+        if before is not None:
+            before.restore()
         chosen = min(steps, key=steps.__getitem__)
         sparse = [name for name, path in ways[chosen].items() if path == "sparse"]
         return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}

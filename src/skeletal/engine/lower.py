@@ -27,6 +27,7 @@ _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     F.relu6: F.relu6, F.silu: F.silu, F.gelu: F.gelu, F.hardswish: F.hardswish,
     torch.tanh: torch.tanh, "tanh": torch.tanh,
 }  # fmt: skip
+_PURE = {blocked.first, blocked.second, blocked.to_images}
 PART = "blocked_"
 """How the names of modules begin that are called beside the network's own."""
 
@@ -97,7 +98,8 @@ class _Lowering:
         root.__dict__.update(self.old.__dict__)
         root._modules = dict(self.old._modules) | self.parts
         made = fx.GraphModule(root, self.graph)
-        made.graph.eliminate_dead_code()
+        # Only what was put in here: an operation of the network's own that nobody reads may have written somewhere.
+        made.graph.eliminate_dead_code(is_impure_node=lambda node: node.target not in _PURE)
         made.graph.lint()
         made.recompile()
         return Lowered(self.parts, type(made).forward, made.code)

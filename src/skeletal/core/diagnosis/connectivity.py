@@ -58,7 +58,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
 
     def draw(scale: float) -> Any:
         def positive(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or tensor.layout != torch.strided:
                 return tensor
             floats.append((scale * random_positive(tensor, dtype, generator)).requires_grad_())
             return floats[-1]

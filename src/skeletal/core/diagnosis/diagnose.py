@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from skeletal.core.diagnosis.connectivity import reaches_output
-from skeletal.core.diagnosis.effective import dead_channels, effective_weights
+from skeletal.core.diagnosis.effective import dead_channels, effective_weights, reached_in_training
 from skeletal.core.diagnosis.macs import Macs, count_macs
 from skeletal.core.masks.attach import matching_parameters
 from skeletal.core.model.preserve import preserve_model
@@ -17,7 +18,7 @@ from skeletal.core.model.weights import unwrap, weights_and_biases
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a `Diagnosis`: kept = effective + on_constant + dead."""
+    """One layer of a `Diagnosis`: kept = effective + on_constant + dead + unknown."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +33,8 @@ class Layer:
     """input channels that no effective weight reads"""
     dead_outputs: int
     """output channels that no effective weight writes"""
+    unknown: int = 0
+    """without effect in eval mode, in a model that does not run in train mode on the example: there they may have one"""
 
     @property
     def empty(self) -> bool:
@@ -62,7 +65,7 @@ class Diagnosis:
     @property
     def dead_layers(self) -> tuple[str, ...]:
         """Layers without an effective weight: the empty ones, and those cut off by others."""
-        return tuple(layer.name for layer in self.layers if not layer.effective)
+        return tuple(layer.name for layer in self.layers if not layer.effective and not layer.unknown)
 
     @property
     def skip_only(self) -> tuple[str, ...]:
@@ -75,7 +78,8 @@ class Diagnosis:
         lines = [f"{'layer':{width}}  {'shape':>18}" + "".join(f"  {column:>12}" for column in columns)]
         for layer in self.layers:
             counts = (layer.kept, layer.effective, layer.on_constant, layer.dead, layer.dead_inputs, layer.dead_outputs)
-            note = "  empty" if layer.empty else "" if layer.effective else "  cut off"
+            note = "  empty" if layer.empty else "" if layer.effective or layer.unknown else "  cut off"
+            note += f"  {layer.unknown:,} not known" if layer.unknown else ""
             shape = "x".join(map(str, layer.shape))
             lines.append(f"{layer.name:{width}}  {shape:>18}" + "".join(f"  {n:12,}" for n in counts) + note)
         kept, total = (sum(sizes) for sizes in zip(*((x.kept, math.prod(x.shape)) for x in self.layers), strict=True))
@@ -96,13 +100,23 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+def _on_cpu(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.cpu() for name, mask in masks.items()}
+
+
+def _any(masks: Mapping[str, Tensor]) -> bool:
+    return any(bool(mask.any()) for mask in masks.values())
+
+
 def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diagnosis:
     """Find out what a mask leaves of a network: dead layers and channels, effective density, MACs.
 
     A kept weight is *effective* if it lies on a path of kept weights from the input to the output, *on a constant*
     if it reaches the output but reads only what biases make, else *dead*: no gradient can ever reach it, and it
     cannot change the output. All of that follows from the mask and the architecture, not from the values of
-    weights; see `skeletal.core.diagnosis.effective.effective_weights`. The model is left as found.
+    weights; see `skeletal.core.diagnosis.effective.effective_weights`. Train mode counts, too, as heads and losses may
+    exist there only: where the model does not run so on this example, what seems dead is `unknown`. The model is
+    left as found.
 
     Args:
         model: any module, on any device.
@@ -121,8 +135,19 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
     batch = (example, None) if isinstance(example, Tensor) else example
     with preserve_model(model, training=False, seed=0):
         macs = count_macs(model, mask, batch)
-        effective, on_constant = effective_weights(model, mask, batch)
+        effective, on_constant = (_on_cpu(found) for found in effective_weights(model, mask, batch))
+        unknown = {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
+        if _any(unknown) and (training := reached_in_training(model, mask, batch)) is not None:
+            training = _on_cpu(training)
+            effective = {name: reached | training[name] for name, reached in effective.items()}
+            on_constant = {name: constant & ~training[name] for name, constant in on_constant.items()}
+            unknown = {}
         connected, _ = reaches_output(model, mask, batch)
+        if connected and not _any(effective):
+            # Fine, if the signal leads around all that is kept; but a probe that finds no weight at all says nothing.
+            everything = {name: torch.ones_like(keep) for name, keep in mask.items()}
+            if not _any(effective_weights(model, everything, batch)[0]):
+                connected = None
     owners = {
         id(module._parameters.get(leaf)): module for module in model.modules() for leaf in weights_and_biases(module)[0]
     }
@@ -130,6 +155,7 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
     for name, keep in mask.items():
         kept, useful, constant = (int(tensor.sum()) for tensor in (keep, effective[name], on_constant[name]))
         inputs, outputs = dead_channels(owners.get(id(parameters[name])), effective[name])
-        dead = kept - useful - constant
-        layers.append(Layer(name, tuple(keep.shape), kept, useful, constant, dead, inputs, outputs))
+        open_ = int(unknown[name].sum()) if name in unknown else 0
+        dead = kept - useful - constant - open_
+        layers.append(Layer(name, tuple(keep.shape), kept, useful, constant, dead, inputs, outputs, open_))
     return Diagnosis(connected, tuple(layers), macs)

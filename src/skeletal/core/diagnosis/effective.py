@@ -67,6 +67,38 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     return first_that_runs(model, [partial(sort, *how) for how in ATTEMPTS])
 
 
+def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Tensors | None:
+    """The kept weights on a path to what the model returns in train mode: heads and losses may exist there only.
+
+    Layers of torch's own stay in eval mode, so that no statistics of a batch mix with the paths.
+
+    Args:
+        model: in any mode; left in it.
+        mask: bool, by parameter name, fitting the model.
+        batch: any batch of the kind the model takes.
+
+    Returns:
+        A mask of the same names and shapes; None where the model does not run in train mode on this batch, as
+        detection models without targets.
+
+    """
+    mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
+    modes = [(module, module.training) for module in model.modules()]
+
+    def reach(examples: int | None, dtype: torch.dtype | None) -> Tensors:
+        return _reached(model, mask, shorten(to_device(batch, device_of(model)), examples), dtype, biased=False)
+
+    try:
+        for module, _ in modes:
+            module.training = not type(module).__module__.startswith("torch.nn.modules.")
+        return first_that_runs(model, [partial(reach, *how) for how in ATTEMPTS])
+    except ValueError:
+        return None
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]:
     """How many input and output channels of a layer no effective weight touches; of a vector, how many entries."""
     if effective.dim() < 2:
@@ -104,7 +136,8 @@ def _reached(model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | N
         gradients = torch.autograd.grad(projection, list(leaves.values()), allow_unused=True)
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
             if gradient is not None:
-                reached[name] |= leaf.detach().ne(0) & gradient.ne(0)
+                dense = gradient if gradient.layout == torch.strided else gradient.to_dense()  # of sparse embeddings
+                reached[name] |= leaf.detach().ne(0) & dense.ne(0)
         before, found = found, sum(int(tensor.sum()) for tensor in reached.values())
         if found == total or (found == before and draw + 1 >= len(_SCALES)):
             break

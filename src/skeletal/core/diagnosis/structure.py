@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from skeletal.core.model.preserve import state_of
 from skeletal.core.model.tensors import Tensors
 
+FAKE_QUANTIZATION = ("fake_quant_enabled", "observer_enabled")  # switches, as buffers
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that has seen nothing
 
 
@@ -29,6 +30,8 @@ def stand_ins(
     state = state_of(model)
     for name, value in state.items():
         leaf = name.rpartition(".")[2]
+        if leaf in FAKE_QUANTIZATION:
+            value.zero_()  # it rounds what is small, as these are beside the weights it was made for, to 0
         if not value.is_floating_point():
             continue
         value = value if dtype is None else value.to(dtype)
@@ -50,4 +53,11 @@ def stand_ins(
 
 def random_positive(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
     """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
+    if like.layout == torch.sparse_coo:
+        like = like.coalesce()
+        values = random_positive(like.values(), dtype, generator)
+        return torch.sparse_coo_tensor(like.indices(), values, like.shape, is_coalesced=True, check_invariants=False)
+    if like.layout == torch.sparse_csr:
+        values = random_positive(like.values(), dtype, generator)
+        return torch.sparse_csr_tensor(like.crow_indices(), like.col_indices(), values, like.shape)
     return (0.5 + torch.rand(like.shape, generator=generator)).to(like.device, dtype or like.dtype)

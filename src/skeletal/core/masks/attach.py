@@ -91,11 +91,14 @@ class _Held:
         return self._where
 
     def zero_gradient(self, gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(self.where(gradient.device), 0)
+        return _zeroed(gradient, self.where(gradient.device))
 
     def zero_own_gradient(self, weight: Tensor) -> None:
         if weight.grad is not None:
-            local(weight.grad).masked_fill_(self.where(weight.device), 0)
+            if weight.grad.layout == torch.sparse_coo:
+                weight.grad = _zeroed(weight.grad, self.where(weight.device))
+            else:
+                local(weight.grad).masked_fill_(self.where(weight.device), 0)
 
     @torch.no_grad()
     def zero(self) -> None:
@@ -122,6 +125,16 @@ class _Held:
         for value in optimizer.state[weight].values():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 local(value).masked_fill_(self.where(value.device), 0)
+
+
+def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
+    """A gradient without what is pruned; one with rows that are there only, of a sparse embedding, stays so."""
+    if gradient.layout != torch.sparse_coo:
+        return gradient.masked_fill(where, 0)
+    gradient = gradient.coalesce()
+    rows = gradient.indices()
+    values = gradient.values().masked_fill(where[tuple(rows)], 0)
+    return torch.sparse_coo_tensor(rows, values, gradient.shape, is_coalesced=True, check_invariants=False)
 
 
 def _after_step(skeleton: "weakref.ref[Any]", optimizer: Optimizer) -> None:

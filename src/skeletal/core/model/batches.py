@@ -100,9 +100,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(outputs, targets)
     except IndexError:
         last = outputs.shape[1] - 1
-        wrong = targets[(targets < 0) | (targets > last)]
+        ignored = -100  # what cross-entropy leaves out
+        wrong = targets[((targets < 0) | (targets > last)) & (targets != ignored)].unique().tolist()
+        others = f", nor {', '.join(map(str, wrong[1:4]))}{', ...' if len(wrong) > 4 else ''}" if wrong[1:] else ""
         raise ValueError(
-            f"label {wrong[0].item()} is not in 0..{last}: the network has {last + 1} outputs; create it with"
+            f"label {wrong[0]} is not in 0..{last}{others}: the network has {last + 1} outputs; create it with"
             " as many as there are classes, or mend the labels"
         ) from None
 
@@ -217,6 +219,8 @@ def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) 
 
     def copied(tensor: Tensor) -> Tensor:
         image = channels_last and tensor.dim() == 4 and tensor.is_floating_point()
+        if tensor.layout != torch.strided:
+            return tensor.detach().to(device).clone()
         order = torch.channels_last if image else torch.preserve_format
         if tensor.is_meta and device.type != "meta":  # a shape: zeros will do
             return torch.zeros_like(tensor, device=device, memory_format=order)

@@ -216,7 +216,8 @@ def _collect(leaves: Tensors, into: Tensors) -> None:
     """Add the leaves' gradients to the sums, and take them off the leaves."""
     for name, leaf in leaves.items():
         if leaf.grad is not None:
-            grad, leaf.grad = widen(leaf.grad), None
+            grad = leaf.grad if leaf.grad.layout == torch.strided else leaf.grad.to_dense()  # of sparse embeddings
+            grad, leaf.grad = widen(grad), None
             _add({name: grad}, into)
 
 

@@ -80,6 +80,20 @@ def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[N
         before.restore()
 
 
+@contextmanager
+def preserve_values(model: nn.Module) -> Iterator[None]:
+    """Put parameters and buffers back as they were, for where a forward pass runs on a model's own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
 def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:
     """Copies of a model's parameters and buffers, detached, except of the parameters named in `without`.
 

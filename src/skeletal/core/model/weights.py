@@ -2,18 +2,30 @@
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
+from torch.optim.swa_utils import AveragedModel
 
 Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`, whose names it has, unprefixed."""
+    """The model inside a wrapper, whose names it has, unprefixed.
+
+    Wrappers are `DataParallel`, `DistributedDataParallel`, `torch.compile`, `AveragedModel` and timm's averages.
+
+    Raises:
+        TypeError: a ScriptModule, whose code and weights torch holds for itself.
+
+    """
     while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError("this is a ScriptModule, which is compiled: pass the module that it was made from")
+        averages = type(model).__module__.startswith("timm.utils.") and type(model).__name__.startswith("ModelEma")
+        if averages or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            model = model.get_submodule("module")
         elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
             model = inner
         else:

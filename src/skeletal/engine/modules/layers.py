@@ -151,7 +151,7 @@ class SparseConv2d(Sparse):
             return F.conv2d(x, self.dense_weight(), self.bias, g.stride, g.padding, g.dilation, g.groups)
         source, target = self.grids(*x.shape[2:])
         blocked = Blocked(Pack.apply(x, source, self.storage_type()), source, len(x))
-        out, _ = self(blocked, target.halo)
+        out, _ = self.forward(blocked, target.halo)  # called as a layer already: no hooks again
         return Unpack.apply(out.storage, out.grid, out.examples).to(self.tensor_type())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseConv2d":

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from skeletal.core.extras import extra
 from skeletal.harness.data.draws import batch_range, divide, order, seed_of
 from skeletal.harness.data.errors import DataError
-from skeletal.harness.data.pixels import FORMATS, cannot_decode, warn_of_skipped
+from skeletal.harness.data.pixels import FORMATS, cannot_decode, in_eight_bits, warn_of_skipped
 from skeletal.harness.data.specs import IMAGENET_MEAN, IMAGENET_STD
 from skeletal.harness.data.splits import WHOLE, Batch, Data, Share
 
@@ -72,7 +72,7 @@ class _Examples(Dataset[Decoded]):
         file = self.listing.file(index)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                pixels = image.convert("RGB")  # grey and CMYK ones, of which ImageNet has some, too
+                pixels = in_eight_bits(image, "RGB")  # grey and CMYK ones, of which ImageNet has some, too
         except Exception as error:  # Pillow raises nearly anything at a damaged file
             return Damaged(file, str(error))
         # torchvision draws from the global generator: borrow it, and give it back as it was. Only that of the

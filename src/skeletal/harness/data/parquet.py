@@ -110,6 +110,23 @@ def find(root: Path, spec: Spec) -> Path | None:
     return None
 
 
+def almost(root: Path, spec: Spec) -> str:
+    """What is wrong with parquet files that are all there, but are not those of `spec`; "" if none are there."""
+    for folder in (root, root / "data", root / "plain_text", root / spec.name.replace("-", "_")):
+        train = _shards(folder, ("train",))
+        if not train or not _shards(folder, _TEST_STEMS):
+            continue
+        schema = _schema(train[0])
+        columns = ", ".join(schema.names)
+        if not _image_column(schema):
+            return f"{folder} has the files, but none of the image columns {', '.join(_IMAGE_COLUMNS)}: only {columns}"
+        if spec.label_column not in schema.names:
+            return f"{folder} has the files, but no label column {spec.label_column!r}: only {columns}"
+        if (classes := len(_class_names(schema, spec.label_column))) not in (0, spec.num_classes):
+            return f"{folder} has the files, but {classes} classes, where {spec.name} has {spec.num_classes}"
+    return ""
+
+
 def read(folder: Path, spec: Spec, skip_corrupt: bool = False) -> Arrays:
     """Read both parts; classes without names are numbered."""
     train, test = _complete(_shards(folder, ("train",))), _complete(_shards(folder, _TEST_STEMS))

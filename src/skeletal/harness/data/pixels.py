@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,23 @@ def cannot_decode(picture: object, reason: object) -> DataError:
         f"{picture}: cannot decode the image ({reason}); mend or remove it, or leave such images out with"
         " --skip-corrupt"
     )
+
+
+def in_eight_bits(image: Any, mode: str) -> Any:
+    """A picture in "L" or "RGB". Those of 16 bits are scaled, where Pillow would cut off all above 255.
+
+    Raises:
+        ValueError: a picture of 32 bits or of floating-point numbers, whose range nothing states.
+
+    """
+    with extra("run"):
+        from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert(mode)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r}, 32 bits, of unknown range: save it with 8 or 16 bits")
+    return image if image.mode == mode else image.convert(mode)
 
 
 def warn_of_skipped(skipped: Sequence[str], examples: int) -> None:
@@ -66,7 +84,7 @@ def decode(
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 found = image.size
                 if found == (size, size):  # before decoding: a huge picture is refused unread
-                    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+                    pixels = np.asarray(in_eight_bits(image, mode))
                     out[len(decoded)] = pixels.reshape(size, size, channels).transpose(2, 0, 1)
         except Exception as error:  # Pillow raises nearly anything at a damaged file
             if not skip_corrupt:

@@ -87,6 +87,9 @@ def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
     places = "".join(
         f"\n  {place}{'' if place.is_dir() else '  (no such folder)'}" for place in where(spec.name, data_dir)
     )
+    for place in where(spec.name, data_dir) if "parquet" in spec.layouts else ():
+        if wrong := LAYOUTS["parquet"].almost(place, spec):
+            return DataNotFoundError(f"{spec.name} cannot be read: {wrong}")
     looked_for = ", or ".join(LAYOUTS[layout].LOOKS_FOR for layout in spec.layouts)
     return DataNotFoundError(
         f"{spec.name} is not here. Looked in{places}\nfor {looked_for}.\nTo get it: {spec.get}\n"

@@ -1,0 +1,173 @@
+"""What a graph of operations would lose: the compact and the compiled network do as the masked one does."""
+
+import copy
+import random
+
+import pytest
+import torch
+from torch import fx, nn
+
+import skeletal
+from tests.cases import random_mask
+from tests.compaction.habits import KINDS, PARTS, TRACED, WHOLE, Base
+from tests.unchanged import assert_same, everything_about
+
+X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
+
+
+def prepared(kind):
+    torch.manual_seed(1)
+    model = KINDS[kind]().double()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    masked = copy.deepcopy(model)
+    mask.attach(masked)
+    return model, mask, masked
+
+
+def steps(network, count=3):
+    """Outputs, gradients' sums and random draws of a few training steps, then the output in eval mode."""
+    found, optimizer = [], torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network.train()
+    for step in range(count):
+        torch.manual_seed(step)
+        random.seed(step)
+        x = X.clone().requires_grad_()
+        out = network(x)
+        optimizer.zero_grad()
+        whole = torch.cat([part.flatten() for part in (out if isinstance(out, tuple) else (out,))])
+        (whole**2).mean().backward()
+        optimizer.step()
+        found += [whole.detach(), x.grad if x.grad is not None else torch.zeros_like(x), torch.rand(1), random.random()]
+    network.eval()
+    with torch.no_grad():
+        out = network(X)
+    return [*found, *(out if isinstance(out, tuple) else (out,))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["compact", "dense", "sparse"])
+def test_trains_as_the_masked_network(kind, way):
+    model, mask, masked = prepared(kind)
+    before = everything_about(model)
+    if way == "compact":
+        small = skeletal.compact(model, mask, X)
+        network, keep = small.model, small.mask
+        skeleton = skeletal.Mask(keep).attach(network)
+    else:
+        network = skeletal.compile(model, mask, X, path=way)
+    assert_same(before, everything_about(model))
+    for one, two in zip(steps(masked), steps(network), strict=True):
+        torch.testing.assert_close(torch.as_tensor(two), torch.as_tensor(one), rtol=1e-9, atol=1e-11)
+    masked.train(), network.train()
+    dense = small.to_dense() if way == "compact" else network.to_dense()
+    for (name, one), two in zip(masked.state_dict().items(), dense.state_dict().values(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-10, msg=name)
+    if way == "compact":
+        skeleton.detach()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_says_what_was_kept_whole(kind):
+    model, mask, _ = prepared(kind)
+    small = skeletal.compact(model, mask, X)
+    if kind in WHOLE:
+        assert small.report.whole is not None and type(small.model) is type(model)
+    elif kind in PARTS:
+        assert isinstance(small.model, fx.GraphModule)
+        assert any(held.startswith("part ") and held.endswith("kept whole") for held in small.report.held)
+    elif kind in TRACED:
+        assert small.report.whole is None and not any("kept whole" in held for held in small.report.held)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Inference", "enters inference mode"),
+        ("Island", "has an autocast region"),
+        ("OwnFunction", "applies an autograd.Function"),
+        ("skipping", "part draws random numbers"),
+        ("pythons", "part draws random numbers"),
+        ("storing", "part writes to seen itself"),
+        ("straight_through", "part applies an autograd.Function"),
+        ("asking", "part cannot be traced"),
+        ("by_mode", "part does other operations in train mode"),
+        ("island", "part has an autocast region"),
+    ],
+)
+def test_by_name(kind, reason):
+    model, mask, _ = prepared(kind)
+    assert reason in str(skeletal.compact(model, mask, X).report)
+
+
+def test_gradients_stay_off_where_the_caller_has_switched_them_off():
+    model, mask, _ = prepared("NoGrad")
+    for network in (skeletal.compact(model, mask, X).model, skeletal.compile(model, mask, X, path="sparse")):
+        with torch.no_grad():
+            assert not network(X).requires_grad and not torch.is_grad_enabled()
+        assert network(X).requires_grad and torch.is_grad_enabled()
+
+
+def test_hooks_before_compiling():
+    calls = []
+    for path in ("norm", "two", ""):
+        model, mask, masked = prepared("Base")
+        for network in (model, masked):
+            network.get_submodule(path).register_forward_hook(lambda module, args, out: calls.append(1) or out * 2)
+        expected = masked(X)
+        for network in (skeletal.compact(model, mask, X).model, skeletal.compile(model, mask, X, path="sparse")):
+            calls.clear()
+            torch.testing.assert_close(network(X), expected)
+            assert calls == [1]
+
+
+@pytest.mark.parametrize("path", ["one", "norm", "two", "head"])
+def test_hooks_after_compiling(path):
+    model, mask, masked = prepared("Base")
+    fast = skeletal.compile(model, mask, X, path="sparse")
+    plain = masked(X)
+    seen = []
+    handles = [
+        network.get_submodule(path).register_forward_hook(
+            lambda module, args, out: seen.append(tuple(out.shape)) or 2 * out
+        )
+        for network in (masked, fast.network)
+    ]
+    torch.testing.assert_close(fast(X), masked(X))
+    assert len(seen) == 2
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(fast(X), plain)
+
+
+def test_a_hook_that_would_never_run_is_refused():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Flatten(), nn.Linear(144, 2)).double()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    for network in (skeletal.compact(model, mask, X).model, skeletal.compile(model, mask, X, path="sparse").network):
+        with pytest.raises(RuntimeError, match="would never run"):
+            network.get_submodule("0").register_forward_hook(print)
+
+
+def test_an_example_of_one():
+    model, mask, masked = prepared("Base")
+    assert skeletal.compact(model, mask, X[:1]).report.whole is None
+    torch.testing.assert_close(skeletal.compile(model, mask, X[:1], path="sparse").eval()(X), masked.eval()(X))
+
+
+def test_a_graph_that_differs_is_not_taken(monkeypatch):
+    """The comparison is what catches habits that nobody has thought of."""
+    monkeypatch.setattr(Base, "forward", lambda self, x: self.head(self.body(x).mean((2, 3))) * HIDDEN[0])
+    model, mask, _ = prepared("Base")
+    monkeypatch.setattr("skeletal.compaction.trace._graph", _graph_of_something_else)
+    assert "differs" in str(skeletal.compact(model, mask, X).report.whole)
+
+
+HIDDEN = [1.0]
+
+
+def _graph_of_something_else(model):
+    graph = fx.symbolic_trace(model).graph
+    for node in graph.nodes:
+        node.meta["owner"] = ""
+        if node.op == "call_function" and node.args[-1] == 1.0:
+            node.args = (node.args[0], 1.01)
+    return graph
