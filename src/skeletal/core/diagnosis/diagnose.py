@@ -34,7 +34,7 @@ class Layer:
     dead_outputs: int
     """output channels that no effective weight writes"""
     unknown: int = 0
-    """without effect in eval mode, in a model that does not run in train mode on the example: there they may have one"""
+    """without effect in eval mode, where the model does not run in train mode on the example: there may be one"""
 
     @property
     def empty(self) -> bool:
