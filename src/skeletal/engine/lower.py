@@ -89,9 +89,7 @@ class _Lowering:
     def run(self) -> Lowered:
         for node in self.old_graph.nodes:
             if node.target is torch._C._set_grad_enabled:  # what comes before must not run after it
-                for value in [*self.values.values()]:
-                    if value.pending is not None:
-                        self._run(value)
+                self._run_pending()
             value = self._blocked(node)
             self.values[node] = value if value is not None else _Value(self.graph.node_copy(node, self._plain), False)
         root = nn.Module()
@@ -103,6 +101,12 @@ class _Lowering:
         made.graph.lint()
         made.recompile()
         return Lowered(self.parts, type(made).forward, made.code)
+
+    def _run_pending(self) -> None:
+        """Run what still waits for operations to join it; what has joined another has no users left."""
+        for node, value in [*self.values.items()]:
+            if value.pending is not None and any(user not in self.values for user in node.users):
+                self._run(value)
 
     def _halos(self) -> dict[tuple[int, int], int]:
         """For each size of maps, a halo that all convolutions on it are content with, so that all share a grid."""
