@@ -216,11 +216,13 @@ def outcome(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return output.detach(), x.grad
 
 
-def assert_exact(model: nn.Module, mask: skeletal.Mask, x: Tensor, steps: int = 3, lr: float = 0.1):
+def assert_exact(
+    model: nn.Module, mask: skeletal.Mask, x: Tensor, steps: int = 3, lr: float = 0.1, multiple_of: int = 1
+):
     """The compact network does what the masked one does, before, during and after training."""
     masked = copy.deepcopy(model)
     mask.attach(masked)
-    small = skeletal.compact(model, mask, x)
+    small = skeletal.compact(model, mask, x, multiple_of=multiple_of)
     assert small.report.whole is None, small.report.whole
     read = _read_statistics(masked, x)
     skeletal.Mask(small.mask).attach(small.model)
@@ -235,6 +237,7 @@ def assert_exact(model: nn.Module, mask: skeletal.Mask, x: Tensor, steps: int = 
             if slope is not None:
                 close(torch.zeros_like(slope) if small_slope is None else small_slope, slope, "input gradient")
             _same_gradients(masked, small, step)
+            _assert_padding_is_zero(small)
         for name, buffer in small.model.named_buffers():
             norm = name.rpartition(".")[0]
             if norm in read and buffer.dim():
@@ -288,11 +291,22 @@ def _same_gradients(masked: nn.Module, small, step: int) -> None:
         removed = torch.ones_like(gradient, dtype=torch.bool)
         if name in left:
             places = [
-                torch.arange(size) if index is None else index
+                torch.arange(size) if index is None else index[index >= 0]
                 for size, index in zip(removed.shape, small.slices[name], strict=True)
             ]
             removed[torch.meshgrid(*places, indexing="ij")] = False
         assert not gradient[removed].any(), f"{name} has a gradient where it was removed, step {step}"
+
+
+def _assert_padding_is_zero(small) -> None:
+    """Weights and gradients of channels that fill a width up: to the bit."""
+    for name, tensor in small.model.named_parameters():
+        for dim, index in enumerate(small.slices[name]):
+            if index is not None:
+                padding = (index < 0).nonzero().flatten()
+                assert not tensor.index_select(dim, padding).any(), name
+                if tensor.grad is not None:
+                    assert not tensor.grad.index_select(dim, padding).any(), f"gradient of {name}"
 
 
 def _assert_round_trip(masked: nn.Module, mask: skeletal.Mask, small, x: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from skeletal.compaction.classify import Known, classify
+from skeletal.compaction.padding import fill_up, layer_widths, must_not_be_zero
 from skeletal.compaction.rules import LIVE, ZERO, Norm, Product
 
 Vectors = dict[fx.Node, Tensor]
@@ -19,6 +20,8 @@ class Channels:
     known: Known
     keep: Vectors
     """bool; a node that is not here keeps all"""
+    padding: Vectors
+    """bool; what is kept to fill up a width, as zeros"""
     state: Vectors
     """ZERO, CONSTANT or LIVE"""
     read: Vectors
@@ -27,7 +30,7 @@ class Channels:
     """by parameter or buffer name: entries whose being zero was needed to call a channel zero"""
 
 
-def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Channels:
+def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor], multiple_of: int = 1) -> Channels:
     """Find the channels that have an effect, or may get one in training, and those tied to them.
 
     A channel can go if nothing reads it, or if it is zero and stays zero. Zero means: made of zeros by kept weights,
@@ -40,6 +43,7 @@ def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Channel
     Args:
         module: traced, with shapes (see `skeletal.compaction.trace.trace`).
         mask: bool, by the id of the parameter.
+        multiple_of: of the widths of layers, which are filled up with zeros (see `skeletal.compaction.padding`).
 
     """
     known = classify(module, mask)
@@ -49,7 +53,8 @@ def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Channel
         read = _read(module, known, state)
         if not sum(rule.added.demote(read[node]) for node, rule in layers):
             break
-    keep = _closed(module, known, {node: read[node] & (state[node] != ZERO) for node in known.rules})
+    needed = {node: read[node] & (state[node] != ZERO) for node in known.rules}
+    keep, padding = _closed(module, known, needed, multiple_of)
     relied_on: dict[str, Tensor] = {}
     for node, rule in layers:
         zero = state[node] == ZERO
@@ -57,7 +62,7 @@ def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Channel
         if isinstance(rule, Norm):
             mean = f"{rule.target}.running_mean"
             relied_on[mean] = rule.centred & rule.scaled & zero
-    return Channels(known, keep, state, read, relied_on)
+    return Channels(known, keep, padding, state, read, relied_on)
 
 
 def _inputs(known: Known, node: fx.Node, vectors: Vectors, otherwise: int) -> list[Tensor]:
@@ -98,8 +103,13 @@ def _read(module: fx.GraphModule, known: Known, state: Vectors) -> Vectors:
     return read
 
 
-def _closed(module: fx.GraphModule, known: Known, needed: Vectors) -> Vectors:
-    """The least that can be kept: channels that belong together, alike groups, no tensor without a channel."""
+def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: int) -> tuple[Vectors, Vectors]:
+    """The least that can be kept: channels that belong together, alike groups, no tensor without a channel.
+
+    Returns:
+        That, filled up to multiples; and what of it is there for that.
+
+    """
     labels: Vectors = {}
     equal: list[tuple[Tensor, Tensor]] = []
     entered: dict[fx.Node, list[Tensor]] = {}
@@ -129,16 +139,40 @@ def _closed(module: fx.GraphModule, known: Known, needed: Vectors) -> Vectors:
         keep[merged[part]] = True
     for node, need in needed.items():
         keep[merged[labels[node][need]]] = True
+    merged_labels = {node: merged[own] for node, own in labels.items()}
+
+    grouped = [
+        (rule, merged[entered[node][0]], merged_labels[node])
+        for node, rule in known.rules.items()
+        if isinstance(rule, Product) and rule.groups > 1
+    ]
+
+    def balance(keep: Tensor) -> None:
+        while grouped:
+            before = keep.clone()
+            for rule, inputs, outputs in grouped:
+                rule.balance(keep, inputs, outputs)
+            if torch.equal(before, keep):
+                return
+
     while True:
         before = keep.clone()
-        for node, rule in known.rules.items():
-            own = merged[labels[node]]
+        for own in merged_labels.values():
             if not keep[own].any():
                 keep[own[0]] = True
-            if isinstance(rule, Product) and rule.groups > 1:
-                rule.balance(keep, merged[entered[node][0]], own)
+        balance(keep)
         if torch.equal(before, keep):
-            return {node: keep[merged[labels[node]]] for node in known.rules}
+            break
+
+    def by_node(found: Tensor) -> Vectors:
+        return {node: found[own] for node, own in merged_labels.items()}
+
+    unsafe = torch.zeros(count, dtype=torch.bool)
+    for node, rule in known.rules.items():
+        if must_not_be_zero(module, node, rule):
+            unsafe[merged_labels[node]] = True
+    filled = fill_up(keep, layer_widths(merged_labels, known.rules), unsafe, multiple_of, balance)
+    return by_node(filled), by_node(filled & ~keep)
 
 
 def _merged(count: int, equal: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -22,6 +22,8 @@ class CutLayer:
     """output channels removed because they are, and stay, 0"""
     removed_unread: int
     """output channels removed because nothing reads them"""
+    padding: int = 0
+    """output channels of zeros in their place, which fill up the width"""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ class Report:
             return f"left whole, because {self.whole}"
         width = max(len("layer"), *(len(layer.name) for layer in self.layers), 0)
         columns = ("inputs", "outputs", "weights", "dropped", "constant", "tied zeros", "gone: zeros", "gone: unread")
+        padded = any(layer.padding for layer in self.layers)
+        columns += ("filled up",) if padded else ()
         lines = [f"{'layer':{width}}" + "".join(f"  {column:>12}" for column in columns)]
         for layer in self.layers:
             cells = [f"{before} > {after}" for before, after in (layer.inputs, layer.outputs)]
             counts = (layer.kept, layer.dropped, layer.constant, layer.zero, layer.removed_zero, layer.removed_unread)
+            counts += (layer.padding,) if padded else ()
             cells += [f"{count:,}" for count in counts]
             lines.append(f"{layer.name:{width}}" + "".join(f"  {cell:>12}" for cell in cells))
         before, after = self.macs
@@ -52,6 +57,7 @@ class Report:
         lines += [
             "",
             "outputs left: constant, since no input reaches them but a bias may; zeros, since others are tied to them",
+            *(["filled up: outputs of zeros in the place of dead ones, up to a multiple"] if padded else []),
             f"weights dropped as dead: {dropped:,} of {kept:,} kept",
             f"MACs per example, forward, without the mask: {before:,} before, {after:,} after"
             f" ({100 * after / max(before, 1):.3f}%)",

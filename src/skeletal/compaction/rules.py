@@ -113,7 +113,7 @@ class Product(Rule):
         same[0] |= not same.any()
         keep[inside[:, same]] = True
         most = max(int(keep[across].sum(1).max()), 1)
-        for group in across:
+        for group in across[keep[across].sum(1) < most]:
             while int(keep[group].sum()) < most:
                 keep[group[~keep[group]][0]] = True
 

@@ -1,6 +1,6 @@
 """Make the layers of a traced network smaller."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,7 @@ def cut_modules(module: fx.GraphModule, channels: Channels) -> dict[int, Indices
     """Cut layers and graph down to the channels that are kept, in place.
 
     Returns:
-        For each parameter and buffer that lost something, by the id of the uncut tensor, what it kept.
+        For each parameter and buffer that lost something, by the id of the uncut tensor, what it kept (see `Slices`).
 
     """
     found: dict[int, Indices] = {}
@@ -25,10 +25,9 @@ def cut_modules(module: fx.GraphModule, channels: Channels) -> dict[int, Indices
         if target is None:
             continue
         layer: Any = module.get_submodule(target)
-        outputs = channels.keep[node]
+        outputs = _left(channels, node, len(channels.state[node]))
         if isinstance(rule, Product):
-            inputs = channels.keep.get(rule.inputs[0], torch.ones(rule.pairs.shape[1], dtype=torch.bool))
-            parts = _of_product(layer, rule, inputs, outputs)
+            parts = _of_product(layer, rule, _left(channels, rule.inputs[0], rule.pairs.shape[1]), outputs)
         else:
             parts = _of_vectors(layer, rule, outputs)
         for leaf, indices in parts.items():
@@ -46,32 +45,51 @@ def cut_modules(module: fx.GraphModule, channels: Channels) -> dict[int, Indices
     return found
 
 
-def _of_product(layer: Any, rule: Product, inputs: Tensor, outputs: Tensor) -> dict[str, Indices]:
-    kept = int(inputs.sum()), int(outputs.sum())
+class _Left(NamedTuple):
+    """What is left of a tensor's channels."""
+
+    keep: Tensor
+    """bool"""
+    zeros: Tensor
+    """bool: of what is kept, the zeros that fill a width up"""
+
+    @property
+    def width(self) -> int:
+        return int(self.keep.sum())
+
+    def indices(self) -> Tensor | None:
+        """The channels' indices, -1 for zeros; None if all are left as they are."""
+        if self.keep.all() and not self.zeros.any():
+            return None
+        return torch.where(self.zeros, -1, torch.arange(len(self.keep)))[self.keep]
+
+
+def _left(channels: Channels, node: fx.Node, size: int) -> _Left:
+    keep = channels.keep.get(node, torch.ones(size, dtype=torch.bool))
+    return _Left(keep, channels.padding.get(node, torch.zeros(size, dtype=torch.bool)))
+
+
+def _of_product(layer: Any, rule: Product, inputs: _Left, outputs: _Left) -> dict[str, Indices]:
     if isinstance(layer, nn.Linear):
-        layer.in_features, layer.out_features = kept
+        layer.in_features, layer.out_features = inputs.width, outputs.width
     else:
-        layer.in_channels, layer.out_channels = kept
+        layer.in_channels, layer.out_channels = inputs.width, outputs.width
     across, inside = (inputs, outputs) if rule.transposed else (outputs, inputs)
     if rule.groups > 1:  # all groups that are left have kept the same of what is numbered within a group
-        inside = inside.view(rule.groups, -1)
-        alive = inside.any(1)
+        keep, zeros = (found.view(rule.groups, -1) for found in inside)
+        alive = keep.any(1)
         layer.groups = int(alive.sum())
-        inside = inside[alive][0]
+        inside = _Left(keep[alive][0], zeros[alive].all(0))  # not the zeros of a group that has nothing else
     rest = (None,) * (layer.weight.dim() - 2)
-    return {"weight": (_index(across), _index(inside), *rest), "bias": (_index(outputs),)}
+    return {"weight": (across.indices(), inside.indices(), *rest), "bias": (outputs.indices(),)}
 
 
-def _of_vectors(layer: Any, rule: Norm | Map | Any, outputs: Tensor) -> dict[str, Indices]:
-    index = _index(outputs)
+def _of_vectors(layer: Any, rule: Norm | Map | Any, outputs: _Left) -> dict[str, Indices]:
+    index = outputs.indices()
     if isinstance(rule, Norm):
-        layer.num_features = int(outputs.sum())
+        layer.num_features = outputs.width
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (index,))
     if layer.weight.numel() == 1:
         return {}
-    layer.num_parameters = int(outputs.sum())
+    layer.num_parameters = outputs.width
     return {"weight": (index,)}
-
-
-def _index(keep: Tensor) -> Tensor | None:
-    return None if keep.all() else keep.nonzero().flatten()

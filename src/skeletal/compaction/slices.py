@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Slices = dict[str, tuple[Tensor | None, ...]]
-"""per parameter and buffer, per dimension: the indices that are left; None where all are"""
+"""per parameter and buffer, per dimension: the indices that are left, -1 for zeros that fill a width up; None: all"""
 
 
 def cut(value: Tensor, indices: tuple[Tensor | None, ...]) -> Tensor:
@@ -14,7 +14,8 @@ def cut(value: Tensor, indices: tuple[Tensor | None, ...]) -> Tensor:
     last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
     for dim, index in enumerate(indices):
         if index is not None:
-            value = value.index_select(dim, index.to(value.device))
+            zeros, index = index.lt(0).nonzero().flatten(), index.clamp(min=0)
+            value = value.index_select(dim, index.to(value.device)).index_fill_(dim, zeros.to(value.device), 0)
     return value.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
@@ -22,7 +23,9 @@ def paste(value: Tensor, indices: tuple[Tensor | None, ...], into: Tensor) -> Te
     """A copy of `into` in which the part that is left has new values: the inverse of `cut`."""
     for dim, index in enumerate(indices):
         if index is not None:
-            index, rest = index.to(into.device), (*[None] * (dim + 1), *indices[dim + 1 :])
+            real = index.ge(0).nonzero().flatten()
+            value, index = value.index_select(dim, real.to(value.device)), index[real].to(into.device)
+            rest = (*[None] * (dim + 1), *indices[dim + 1 :])
             return into.index_copy(dim, index, paste(value, rest, into.index_select(dim, index)))
     return value.to(into.device, into.dtype, copy=True)
 
