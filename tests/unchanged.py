@@ -16,10 +16,31 @@ def everything_about(model):
         [module.training for module in model.modules()],
         [(len(m._forward_hooks), len(m._backward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
         [len(p._backward_hooks or ()) for p in model.parameters()],
+        [attributes_of(m) for m in model.modules()],
         torch.get_rng_state(),
         random.getstate(),
         np.random.get_state()[1].tolist(),
     )
+
+
+def attributes_of(module):
+    """What hangs on a module beside parameters, buffers, parts and hooks: values, and contents of containers."""
+    registries = {"_parameters", "_buffers", "_modules"}
+    return {
+        name: contents_of(value)
+        for name, value in vars(module).items()
+        if name not in registries and not name.endswith("_hooks")
+    }
+
+
+def contents_of(value):
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), str(value.grad_fn), value.detach().clone()
+    if isinstance(value, dict):
+        return {str(key): contents_of(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [contents_of(inner) for inner in value]
+    return value if isinstance(value, int | float | str | None) else id(value)
 
 
 def assert_same(one, two):

@@ -1,0 +1,78 @@
+"""No public function leaves anything in the caller's model: tables, activations, counters, modes, computed weights."""
+
+import pytest
+import torch
+from torch import nn
+
+import skeletal
+from skeletal.core.diagnosis.saliency import measure_saliency
+from skeletal.core.model.weights import prunable_weights
+from tests.cases import random_mask
+from tests.unchanged import assert_same, everything_about
+
+
+class Cluttered(nn.Module):
+    """Leaves behind all that a forward pass can, and merges an adapter outside of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
+        self.norm, self.head, self.frozen = nn.BatchNorm2d(4), nn.Linear(4, 3), nn.BatchNorm2d(4)
+        self.table, self.calls, self.seen, self.cache, self.kept = None, 0, [], {}, torch.zeros(4)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        with torch.no_grad():
+            self.head.bias += 1
+        return self
+
+    def forward(self, x):
+        self.calls += 1
+        if self.table is None:
+            self.table = torch.linspace(0, 1, x.shape[-1], dtype=x.dtype) * self.head.bias[0].detach()
+        self.seen.append(x.shape[0])
+        x = self.frozen(self.norm(torch.relu(self.one(x + self.table))))
+        self.cache["feature"] = x
+        self.kept += x.detach().mean((0, 2, 3)).to(self.kept.dtype)
+        self.register_buffer("late", x.detach().mean(), persistent=False)
+        return self.head(self.two(x).mean((2, 3)))
+
+
+BATCH = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+PRUNE = {
+    f"prune {method}": lambda model, mask, method=method: skeletal.prune(
+        model, [BATCH], density=0.5, method=method, on_collapse="keep"
+    )
+    for method in ("force", "snip", "grasp", "synflow", "random", "magnitude")
+}
+FUNCTIONS = PRUNE | {
+    "prune, bn in eval mode": lambda model, mask: skeletal.prune(model, [BATCH], density=0.5, steps=2, bn_mode="eval"),
+    "prune sparse": lambda model, mask: skeletal.prune(
+        model, [BATCH], density=0.1, steps=2, engine="sparse", on_collapse="keep"
+    ),
+    "diagnose": lambda model, mask: skeletal.diagnose(model, mask, BATCH[0]),
+    "compact": lambda model, mask: skeletal.compact(model, mask, BATCH[0]),
+    "compile": lambda model, mask: skeletal.compile(model, mask, BATCH[0]),
+    "repair": lambda model, mask: skeletal.repair(mask, model),
+    "saliency": lambda model, mask: measure_saliency(model, [BATCH], mask, count=1),
+    "optimality": lambda model, mask: skeletal.local_optimality(model, [BATCH], mask, samples=2),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_leaves_the_model_as_it_was(function, used):
+    torch.manual_seed(0)
+    model = Cluttered()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    if used:
+        model(BATCH[0])
+    before = everything_about(model)
+    FUNCTIONS[function](model, mask)
+    assert_same(before, everything_about(model))
+    assert prunable_weights(model).keys() == mask.keys()
+    out = model(BATCH[0])
+    assert out.dtype == torch.float32
+    out.sum().backward()
