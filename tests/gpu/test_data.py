@@ -4,6 +4,7 @@ import torch
 
 from skeletal.harness import data
 from skeletal.harness.data import memory
+from tests.gpu.waiting import waiting_is_an_error
 
 
 def test_batches_are_the_same_on_both():
@@ -29,9 +30,5 @@ def test_a_pass_does_not_wait_for_the_gpu():
     split = data.resident(data.load("digits").train, torch.device("cuda", 0))
     batches = iter(split.batches(50, train=True))
     next(batches)
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         assert len(list(batches)) > 3
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)

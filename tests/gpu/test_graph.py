@@ -14,11 +14,12 @@ from skeletal.harness.training.static_step import StaticSteps
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult, train
 from skeletal.harness.training.trainer import Trainer
+from tests.gpu.waiting import waiting_is_an_error
 from tests.harness.training.test_static_step import DATA, TRAINING, mask_of, network
 from tests.harness.training.test_train import folder
 
 GPU = torch.device("cuda", 0)
-CLOSE = dict(rtol=1e-3, atol=1e-4)
+CLOSE = 0.02  # of what training has changed: ten steps make rounding of 1e-7 one of 1e-3 in single weights
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +34,15 @@ def run(training=TRAINING, model=None, **options):
     return model
 
 
+def in_a_row(model):
+    values = [value.double().flatten() for value in model.state_dict().values()]
+    return torch.cat(values).cpu()
+
+
 def close(one, other):
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], value, **CLOSE)
+    found, expected, start = in_a_row(other), in_a_row(one), in_a_row(network())
+    changed = torch.linalg.vector_norm(expected - start[: len(expected)])
+    assert torch.linalg.vector_norm(found - expected) <= CLOSE * changed
 
 
 @pytest.mark.parametrize(
@@ -106,13 +113,9 @@ def test_steps_do_not_wait_for_the_gpu():
     with torch.cuda.stream(torch.cuda.Stream(GPU)), Trainer(task, Stop(), progress=False) as trainer:
         steps = trainer.steps()
         next(steps)  # recorded and compared
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error():
             for _ in range(10):  # the losses are looked at every twenty steps
                 next(steps)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
 
 
 class Asks(nn.Module):

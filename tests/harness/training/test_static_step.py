@@ -277,7 +277,7 @@ def test_a_recording_that_is_wrong_is_not_trained_by(tmp_path, static, recorder,
 
 def test_a_loss_that_is_nan_is_named_by_its_step(tmp_path, static):
     static()
-    before_training = 24  # six warm up, five compare a full batch, three the last one, ten are timed
+    before_training = 25  # six warm up, six compare a full batch, three the last one, ten are timed
 
     class Explodes(nn.Module):
         calls = 0

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -104,7 +103,7 @@ class Recording:
 
     def seconds(self, run: RunState, steps: int = 10) -> float:
         """Of a step on a full batch, measured; the run is left as it was."""
-        before = Snapshot(run.engine.network, run.optimizer, run.device)
+        before = _state(run)
         try:
             self.step.turn_to(run.epoch, 0)
             self.recorder.synchronize()
@@ -125,7 +124,7 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
         RuntimeError: the step cannot be recorded, for instance because the network asks for values on its way.
 
     """
-    before = Snapshot(run.engine.network, run.optimizer, run.device)
+    before = _state(run)
     replays = {}
     try:
         for size, batch in {step.size(batch): batch for batch in (step.steps - 1, 0)}.items():
@@ -146,38 +145,36 @@ def compare(run: RunState, batching: Batching, recording: Recording) -> float:
     """Compare the first recorded steps of a full batch, and one of a short last batch, with eager ones.
 
     The measure is the change of all weights together: the distance of the two changes over the length of the eager one.
+    Every recorded step starts where the eager one starts, as rounding grows from step to step at a large learning rate.
     Under bf16 autocast a change may differ by twice as much as it differs from that of float32, in which it is rounded.
 
     Returns:
-        The greatest difference of a first step; the run is left as it was.
+        The greatest difference; the run is left as it was.
 
     Raises:
         MismatchError: a difference beyond rounding, in the weights or in what a batch has scored.
 
     """
-    step, before = recording.step, Snapshot(run.engine.network, run.optimizer, run.device)
+    step, before = recording.step, _state(run)
     passes = {0: min(COMPARED, step.steps if step.size(0) == step.last_size else step.steps - 1)}
     if step.last_size != step.size(0):
         passes[step.steps - 1] = 1
     worst = 0.0
-    for first, count in passes.items():
-        expected = _eager(run, batching, before, first, count)
-        exact = _eager(run, replace(batching, autocast=nullcontext), before, first, 1)
-        found = _recorded(run, recording, before, first, count)
-        start = before.weights()
-        allowed = max(FLOAT32_ROUNDING, 2 * _difference(start, expected[0].weights, exact[0].weights))
-        for number, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-            limit = min(MOST, allowed * (1 if number == 0 else 4))  # a second step starts where the first one ended
-            difference = _difference(start, theirs.weights, mine.weights)
-            apart = (mine.scores - theirs.scores).abs()
-            if not (difference <= limit and apart[0] <= limit * max(1.0, abs(float(theirs.scores[0])))):
-                raise MismatchError(
-                    f"step {number + 1} from batch {first} is off by {difference:.2g} of an eager step's change of the"
-                    f" weights, where rounding explains {limit:.2g}, and its loss is {float(mine.scores[0]):g}, not"
-                    f" {float(theirs.scores[0]):g}"
-                )
-            worst = max(worst, difference if number == 0 else 0.0)
-            start = theirs.weights
+    try:
+        for first, count in passes.items():
+            starts, expected = [before], []
+            for batch in range(first, first + count):
+                expected.append(_eager(run, batching, starts[-1], batch))
+                starts.append(_state(run))
+            exact = [
+                _eager(run, replace(batching, autocast=nullcontext), start, first + number)
+                for number, start in enumerate(starts[:-1])
+            ]
+            found = _recorded(run, recording, starts[:-1], first)
+            for number, (start, theirs, truth, mine) in enumerate(zip(starts, expected, exact, found, strict=False)):
+                worst = max(worst, _checked(f"step {number + 1} from batch {first}", start, theirs, truth, mine))
+    finally:
+        before.restore()
     return worst
 
 
@@ -189,28 +186,44 @@ class _After:
     scores: Tensor  # float32 (3,)
 
 
-def _eager(run: RunState, batching: Batching, before: Snapshot, first: int, count: int) -> list[_After]:
-    batch, tally, seen = run.batch, run.tally, []
-    run.batch, run.tally = first, Tally()
+def _state(run: RunState) -> Snapshot:
+    return Snapshot(run.engine.network, run.optimizer, run.device)
+
+
+def _checked(which: str, start: Snapshot, theirs: _After, truth: _After, mine: _After) -> float:
+    """The difference of a recorded step from an eager one; `truth` is the eager one without autocast."""
+    where = start.weights_kept()
+    limit = min(MOST, max(FLOAT32_ROUNDING, 2 * _difference(where, theirs.weights, truth.weights)))
+    difference = _difference(where, theirs.weights, mine.weights)
+    apart = (mine.scores - theirs.scores).abs()
+    if not (difference <= limit and apart[0] <= limit * max(1.0, abs(float(theirs.scores[0])))):
+        raise MismatchError(
+            f"{which} is off by {difference:.2g} of an eager step's change of the weights, where rounding explains"
+            f" {limit:.2g}, and its loss is {float(mine.scores[0]):g}, not {float(theirs.scores[0]):g}"
+        )
+    return difference
+
+
+def _eager(run: RunState, batching: Batching, start: Snapshot, batch: int) -> _After:
+    start.restore()
+    before = run.batch, run.tally
+    run.batch, run.tally = batch, Tally()
     try:
-        steps = EagerSteps(run, batching, Team(run.engine.network, run.device)).take(lambda: False)
-        for _ in islice(steps, count):
-            seen.append(_After(before.weights(), run.tally.newest()))
+        next(EagerSteps(run, batching, Team(run.engine.network, run.device)).take(lambda: False))
+        return _After(start.weights(), run.tally.newest())
     finally:
-        run.batch, run.tally = batch, tally
-        before.restore()
-    return seen
+        run.batch, run.tally = before
 
 
-def _recorded(run: RunState, recording: Recording, before: Snapshot, first: int, count: int) -> list[_After]:
+def _recorded(run: RunState, recording: Recording, starts: list[Snapshot], first: int) -> list[_After]:
+    """What recorded steps leave; the counter and random draws go on by themselves from the first one."""
     step, seen = recording.step, []
-    try:
-        step.turn_to(run.epoch, first)
-        for batch in range(first, first + count):
-            recording.of(step.size(batch))()
-            seen.append(_After(before.weights(), step.table[batch].cpu()))
-    finally:
-        before.restore()
+    starts[0].restore()
+    step.turn_to(run.epoch, first)
+    for batch, start in enumerate(starts, first):
+        start.put_back()
+        recording.of(step.size(batch))()
+        seen.append(_After(start.weights(), step.table[batch].cpu()))
     return seen
 
 

@@ -155,15 +155,19 @@ class Snapshot:
         momentum: list[Any] = [state.get("momentum_buffer") for state in optimizer.state.values()]
         self._there = [*network.parameters(), *network.buffers(), *(value for value in momentum if value is not None)]
         self._kept = [tensor.detach().clone() for tensor in self._there]
-        self._weights = [weight for weight in network.parameters() if weight.requires_grad]
+        self._weights: list[Tensor] = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer, self._device = optimizer, device
         self._random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put it back, and drop gradients."""
+    def put_back(self) -> None:
+        """Put weights, buffers and momentum back."""
         for there, kept in zip(self._there, self._kept, strict=True):
             there.copy_(kept)
+
+    def restore(self) -> None:
+        """Put everything back, and drop gradients."""
+        self.put_back()
         self._optimizer.zero_grad()
         torch.set_rng_state(self._random[0])
         if self._random[1] is not None:
@@ -171,4 +175,13 @@ class Snapshot:
 
     def weights(self) -> Tensor:
         """All trained weights as they are now, one after the other, in double precision: float64 (n,)."""
-        return torch.cat([weight.detach().double().flatten() for weight in self._weights])
+        return _in_a_row(self._weights)
+
+    def weights_kept(self) -> Tensor:
+        """The same, as they were."""
+        trained = {id(weight) for weight in self._weights}
+        return _in_a_row([kept for there, kept in zip(self._there, self._kept, strict=True) if id(there) in trained])
+
+
+def _in_a_row(weights: list[Tensor]) -> Tensor:
+    return torch.cat([weight.detach().double().flatten() for weight in weights])
