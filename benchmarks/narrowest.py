@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 import warnings
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from skeletal.harness.data import Stream, resident
 from skeletal.harness.devices import pick_device, tuned
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.store.environment import environment
+from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.several import train_many
-from skeletal.harness.training.trainer import Task
+from skeletal.harness.training.task import Task
 
 BATCH = 128
 SETTINGS = {
@@ -59,7 +61,9 @@ def tasks(args, name, seeds, device):
         training = Training(epochs=args.epochs, bf16=device.type != "cpu", channels_last=device.type != "cpu")
         allow_tf32(True)
         training = resolve(training, "cifar10")
-        yield row, Task(model=model, data=data, training=training, device=device, mask=mask, seed=seed)
+        settings = {"setting": name, "seed": seed, "density": args.density, "training": asdict(training)}
+        folder = RunFolder.open(args.runs, f"{args.model}-narrowest", settings)  # an interrupted training goes on
+        yield row, Task(model=model, data=data, training=training, device=device, mask=mask, folder=folder, seed=seed)
 
 
 def measure(args):
@@ -114,6 +118,7 @@ def main():
     runs.add_argument("--seeds", type=int, default=2)
     runs.add_argument("--together", type=int, default=4)
     runs.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    runs.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
     runs.add_argument("--out", type=Path, required=True)
     tables = commands.add_parser("table")
     tables.set_defaults(run=table)

@@ -35,13 +35,13 @@ def run(training=TRAINING, model=None, **options):
 
 
 def in_a_row(model):
-    values = [value.double().flatten() for value in model.state_dict().values()]
+    values = [value.double().flatten() for value in model.state_dict().values() if value.is_floating_point()]
     return torch.cat(values).cpu()
 
 
 def close(one, other):
     found, expected, start = in_a_row(other), in_a_row(one), in_a_row(network())
-    changed = torch.linalg.vector_norm(expected - start[: len(expected)])
+    changed = torch.linalg.vector_norm(expected - start)
     assert torch.linalg.vector_norm(found - expected) <= CLOSE * changed
 
 
