@@ -1,6 +1,7 @@
 """What a graph of operations would lose: the compact and the compiled network do as the masked one does."""
 
 import copy
+import pickle
 import random
 
 import pytest
@@ -105,6 +106,18 @@ def test_gradients_stay_off_where_the_caller_has_switched_them_off():
         with torch.no_grad():
             assert not network(X).requires_grad and not torch.is_grad_enabled()
         assert network(X).requires_grad and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", ["Base", "NoGrad", "NoGradInside"])
+def test_pickled(kind):
+    model, mask, _ = prepared(kind)
+    small = skeletal.compact(model, mask, X).model
+    again = pickle.loads(pickle.dumps(small))
+    for network in (small, again):
+        network(X).square().mean().backward()
+    for (name, one), two in zip(small.named_parameters(), again.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None), name
+        assert one.grad is None or torch.equal(one.grad, two.grad)
 
 
 def test_hooks_before_compiling():

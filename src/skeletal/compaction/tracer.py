@@ -57,15 +57,17 @@ class Tracer(fx.Tracer):
     """Traces a network in the mode it is in.
 
     Args:
-        whole: by name, the modules to keep whole, and why; those found on the way are added.
+        whole: by name, the modules to keep whole, and why; those found on the way are added. None where torch.fx reads
+            a pickled graph, which it traces again: parts that were taken to pieces are not a second time.
 
     """
 
     proxy_buffer_attributes = True  # what is made of buffers is made when the graph runs
 
-    def __init__(self, whole: dict[str, str]) -> None:
+    def __init__(self, whole: dict[str, str] | None = None) -> None:
         super().__init__()
-        self.whole = whole
+        self.whole = whole if whole is not None else {}
+        self._first_time = whole is not None
         self._surroundings = [_surroundings()]
         self._owners = [""]
         self._gradients = True  # as the last node has left them
@@ -95,7 +97,7 @@ class Tracer(fx.Tracer):
         """Write down what a module does, or, if that does not work, that it is called."""
         self._check_surroundings()
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path) and not _with_activation(m):
+        if self.is_leaf_module(m, path) and not (self._first_time and _with_activation(m)):
             if path not in self.whole and kwargs and not has_hooks(m):
                 bound = inspect.signature(m.forward).bind(*args, **kwargs)
                 args, kwargs = bound.args, bound.kwargs  # `input=x` is `x`
