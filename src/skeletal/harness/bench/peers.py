@@ -55,9 +55,9 @@ class _CsrProduct(torch.autograd.Function):
         values, x = ctx.saved_tensors
         gradient = gradient.contiguous()
         pattern = ctx.layer.matrix(torch.zeros_like(values))
-        of_values = torch.sparse.sampled_addmm(pattern, gradient, x.t(), beta=0.0).values()
-        of_x = ctx.layer.transposed(values) @ gradient if ctx.needs_input_grad[1] else None
-        return of_values, of_x, None
+        grad_values = torch.sparse.sampled_addmm(pattern, gradient, x.t(), beta=0.0).values()
+        grad_x = ctx.layer.transposed(values) @ gradient if ctx.needs_input_grad[1] else None
+        return grad_values, grad_x, None
 
 
 class _Csr(nn.Module):

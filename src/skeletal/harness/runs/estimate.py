@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -138,6 +138,24 @@ def _pruning(model: nn.Module, data: Data, setup: Setup, pruning: Pruning) -> tu
     return mask, seconds
 
 
+def epoch_seconds(first_steps: Callable[[int], float], steps: int) -> tuple[float, float]:
+    """Seconds of a pass of so many steps, and of a step: timed as a whole if that is short, else from two parts of it.
+
+    Args:
+        first_steps: measures the seconds that the first so many steps of a pass take.
+        steps: in a pass.
+
+    """
+    guess = first_steps(min(2, steps)) / min(2, steps)
+    if steps * guess < ENOUGH:
+        whole = first_steps(steps)
+        return whole, whole / steps
+    few = max(1, min(steps // 3, math.ceil(ENOUGH / 3 / guess)))
+    shorter, longer = first_steps(few), first_steps(3 * few)
+    step = max(longer - shorter, 0) / (2 * few)  # without what an epoch costs to begin, as starting workers
+    return shorter + (steps - few) * step, step
+
+
 class _Training:
     """Times pieces of a training: its steps, its evaluations, its checkpoints."""
 
@@ -167,21 +185,9 @@ class _Training:
         """Of the whole training, tests included."""
         epochs, every = self.training.epochs or 0, self.training.test_every
         tests = 1 + (sum((epoch + 1) % every == 0 for epoch in range(epochs - 1)) if every else 0)
-        epoch = self._epoch(steps)
+        epoch, self.step = epoch_seconds(self._first_steps, steps)
         validation, test = self._evaluation(self.data.validation), self._evaluation(self.data.test)
         return self.setup_seconds + epochs * (epoch + validation + self._saving()) + tests * test
-
-    def _epoch(self, steps: int) -> float:
-        """Of a pass over the training examples: timed as a whole if that is short, else from two parts of it."""
-        guess = self._first_steps(min(2, steps)) / min(2, steps)
-        if steps * guess < ENOUGH:
-            whole = self._first_steps(steps)
-            self.step = whole / steps
-            return whole
-        few = max(1, min(steps // 3, math.ceil(ENOUGH / 3 / guess)))
-        shorter, longer = self._first_steps(few), self._first_steps(3 * few)
-        self.step = max(longer - shorter, 0) / (2 * few)  # without what an epoch costs to begin, as starting workers
-        return shorter + (steps - few) * self.step
 
     def _first_steps(self, count: int) -> float:
         """Of that many steps in the second epoch of a run; the first one warms up."""
