@@ -66,10 +66,9 @@ class Original:
         there = {name: value.detach() for name, value in state_tensors(dense).items()}
         refuse_moved(there, self.relied_on, "compile")
         for name, kept in self.kept.items():
-            self.values[name] = there[name].flatten()[kept]
-            there[name] = (
-                torch.zeros_like(there[name]).view(-1).index_copy(0, kept, self.values[name]).view_as(there[name])
-            )
+            whole, kept = there[name], kept.to(there[name].device)
+            self.values[name] = whole.flatten()[kept]
+            there[name] = torch.zeros_like(whole).view(-1).index_copy(0, kept, self.values[name]).view_as(whole)
         with torch.no_grad():
             for name, tensor in state_tensors(self.blueprint).items():
                 if not tensor.is_meta:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from skeletal.compaction.agreement import CannotRunError, Reference
+from skeletal.compaction.network import GraphNetwork
 from skeletal.compaction.tracer import Refusal, Tracer, more_than_its_forward
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, to_device
@@ -118,7 +119,7 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     reference = _reference(model, batch)
     graph = _graph(model)
     modes = modes_of(model)
-    module = fx.GraphModule(model, graph, type(model).__name__)
+    module = GraphNetwork(model, graph, type(model).__name__)
     take_modes(module, modes, model.training)
     for part in module.modules():
         if type(part) is nn.Module:

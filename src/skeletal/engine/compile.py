@@ -18,14 +18,16 @@ from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.preserve import device_of
 from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine.availability import available
 from skeletal.engine.decay import param_groups, warn_of_lost_decay
+from skeletal.engine.dense_compact import dense_compact, gain
 from skeletal.engine.network import Network
 from skeletal.engine.report import EngineReport, LayerTimes
-from skeletal.engine.user_state import Handed, from_user, to_user
+from skeletal.engine.user_state import Handed, from_user, load_written, to_user
 
 if TYPE_CHECKING:  # the kernels are loaded where a check has found that they work
     from skeletal.engine.modules.layers import Sparse
@@ -44,15 +46,16 @@ class Compiled(nn.Module):
     `state_dict` and `load_state_dict` speak the original network's language.
     """
 
-    def __init__(self, compacted: Compact, mask: Mask, example: Any) -> None:
+    def __init__(self, compacted: Compact, mask: Mask, example: Any, *, sparse: bool = True) -> None:
         super().__init__()
+        self._sparse = sparse
         self.mask = mask
         self._example = example
         self._original = Original(compacted)
         self._removed = str(compacted.report)
         module, replaced = compacted.model, []
         self._graph, self.network = None, module
-        if available():
+        if sparse and available():
             from skeletal.engine.exchange import exchange
 
             replaced, note = exchange(module, compacted.mask, example)
@@ -70,6 +73,9 @@ class Compiled(nn.Module):
         self._steps: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
         self.chosen = "sparse"
+        if not sparse:
+            self.chosen = _DENSE_LAST
+            self._notes = (gain(compacted.report, device_of(module)),)
         self.register_state_dict_post_hook(to_user)
         self.register_load_state_dict_pre_hook(from_user)
 
@@ -81,6 +87,15 @@ class Compiled(nn.Module):
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """What the original network takes and returns."""
+        if torch.compiler.is_compiling() and isinstance(self.network, Network):
+            return self._run_outside_graphs(*arguments, **options)
+        return self._run(*arguments, **options)
+
+    @torch._disable_dynamo  # as torch.compiler.disable, without loading the compiler before it is used
+    def _run_outside_graphs(self, *arguments: Any, **options: Any) -> Any:
+        return self._run(*arguments, **options)
+
+    def _run(self, *arguments: Any, **options: Any) -> Any:
         self._take_over()
         if self.chosen == _DENSE_LAST:
             arguments = tuple(_channels_last(argument) for argument in arguments)
@@ -90,8 +105,12 @@ class Compiled(nn.Module):
 
     def _take_over(self) -> None:
         """Load what was written into the last `state_dict` of this network, as into any module's own memory."""
-        if written := self.handed.written():
-            self.load_state_dict(self.to_dense().state_dict() | written)
+        if self.handed.any:  # else nothing that torch.compile could not look into
+            load_written(self)
+
+    def __len__(self) -> int:
+        """How many modules it has, itself included; why it has a length: see `GraphNetwork`."""
+        return sum(1 for _ in self.modules())
 
     def param_groups(self, weight_decay: float, no_decay: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: weight decay for weights, none for norms and biases.
@@ -151,7 +170,11 @@ class Compiled(nn.Module):
 
         """
         require("path", path, PATHS)
-        if path != "dense" and not (works := available("bfloat16" if _under_bfloat16() else "float32")):
+        if not self._sparse and path != "sparse":
+            self.chosen = _DENSE_LAST
+            return
+        works = path == "dense" or not self._sparse or available("bfloat16" if _under_bfloat16() else "float32")
+        if not works:
             self._notes = (f"all layers are dense, as the sparse engine does not work here: {works}",)
             warnings.warn(self._notes[0], stacklevel=3)
             path = "dense"
@@ -166,6 +189,8 @@ class Compiled(nn.Module):
         self.repeat(dict.fromkeys(self.sparse_layers(), path), path)
 
     def _can_run_sparse(self) -> bool:
+        if not self._sparse:
+            return False
         layers = self.sparse_layers().values()
         if not layers:
             return True
@@ -271,7 +296,7 @@ class Compiled(nn.Module):
         """Pickled as the dense network it stands for."""
         paths = {name: layer.path for name, layer in self.sparse_layers().items()}
         mask = dict(self.mask), dict(self.mask.metadata)
-        return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self.training)
+        return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self.training, self._sparse)
 
 
 def compile(
@@ -303,8 +328,10 @@ def compile(
 
     Returns:
         A module to train and run in place of the model: create the optimizer on *its* parameters.
-        `to_dense()` leads back. Where the kernels do not work (see `skeletal.engine.available`) it runs dense, with
-        masked weights held at 0, and its report says why.
+        `to_dense()` leads back. A model on a GPU, where there are no such kernels, becomes its compact network of
+        widths in multiples of 8, channels last, with masked weights dense and held at 0; `report` says how many
+        multiply-adds are left, and `torch.compile` goes on top of it as on any module. Where the kernels do not work
+        on a CPU (see `skeletal.engine.available`) it runs dense, masked weights held at 0, and its report says why.
 
     Warns:
         UserWarning: they do not, and `path` is not "dense".
@@ -321,9 +348,17 @@ def compile(
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     batch = (example, None) if isinstance(example, Tensor) else example
+    if device_of(model).type != "cpu":
+        return _without_kernels(model, mask, batch, path)
     compiled = Compiled(compact(model, mask, batch), mask, batch)
     with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         compiled.use(path)
+    return compiled
+
+
+def _without_kernels(model: nn.Module, mask: Mask, batch: Any, path: str) -> Compiled:
+    compiled = Compiled(dense_compact(model, mask, batch), mask, batch, sparse=False)
+    compiled.use(path)
     return compiled
 
 
@@ -337,8 +372,10 @@ def _precision(
     """Autocast to bfloat16 where inputs are of that type and weights are not; else whatever there is."""
     found = []
     map_tensors(lambda tensor: found.append(tensor.dtype) or tensor, (arguments, dict(options)))
-    if torch.bfloat16 in found and any(parameter.dtype == torch.float32 for parameter in parameters):
-        return torch.autocast("cpu", torch.bfloat16)
+    if torch.bfloat16 in found:
+        for parameter in parameters:
+            if parameter.dtype == torch.float32:
+                return torch.autocast(parameter.device.type, torch.bfloat16)
     return nullcontext()
 
 
@@ -349,9 +386,11 @@ def _again(
     paths: Mapping[str, str],
     chosen: str,
     training: bool,
+    sparse: bool = True,
 ) -> Compiled:
     whole = Mask(*mask)
-    compiled = Compiled(compact(dense, whole, example), whole, example)
+    compacted = compact(dense, whole, example) if sparse else dense_compact(dense, whole, example)
+    compiled = Compiled(compacted, whole, example, sparse=sparse)
     compiled.repeat(paths, chosen)
     return compiled.train(training)
 

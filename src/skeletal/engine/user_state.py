@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,11 @@ class Handed:
         """Note what is handed out."""
         self._tensors = {name: (value, value._version) for name, value in state.items() if isinstance(value, Tensor)}
 
+    @property
+    def any(self) -> bool:
+        """Whether anything was handed out that may have been written to."""
+        return len(self._tensors) > 0  # torch.compile (2.14) makes no guard of a dict's truth value, nor of __bool__
+
     def written(self) -> dict[str, Tensor]:
         """What was written to since, by name; all are let go of."""
         tensors, self._tensors = self._tensors, {}
@@ -26,6 +32,13 @@ class Handed:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Handed":
         return Handed()  # the copy has handed out nothing
+
+
+@torch._disable_dynamo  # how often a tensor was written to is not known inside a graph
+def load_written(network: Any) -> None:
+    """Load what was written into the last `state_dict` of a compiled network."""
+    if written := network.handed.written():
+        network.load_state_dict(network.to_dense().state_dict() | written)
 
 
 def to_user(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
