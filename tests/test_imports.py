@@ -33,7 +33,9 @@ FLOORS = """
     engine/kernels
     engine/plan
     engine/codegen
-    compaction
+    compaction/*
+    compaction/rules
+    compaction/tracing
     core/pruning
     core/diagnosis
     core/masks

@@ -170,7 +170,7 @@ def test_a_graph_that_differs_is_not_taken(monkeypatch):
     """The comparison is what catches habits that nobody has thought of."""
     monkeypatch.setattr(Base, "forward", lambda self, x: self.head(self.body(x).mean((2, 3))) * HIDDEN[0])
     model, mask, _ = prepared("Base")
-    monkeypatch.setattr("skeletal.compaction.trace._graph", _graph_of_something_else)
+    monkeypatch.setattr("skeletal.compaction.tracing.trace._graph", _graph_of_something_else)
     assert "differs" in str(skeletal.compact(model, mask, X).report.whole)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from skeletal.compaction.classify import Known, classify
 from skeletal.compaction.padding import fill_up, layer_widths, must_not_be_zero
-from skeletal.compaction.rules import LIVE, ZERO, Norm, Product
+from skeletal.compaction.rules.classify import Known, classify
+from skeletal.compaction.rules.rule import LIVE, ZERO, Norm, Product
 
 Vectors = dict[fx.Node, Tensor]
 
@@ -41,7 +41,7 @@ def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor], multiple_o
     whose step is 0 where gradient, value and its own memory are 0.
 
     Args:
-        module: traced, with shapes (see `skeletal.compaction.trace.trace`).
+        module: traced, with shapes (see `skeletal.compaction.tracing.trace.trace`).
         mask: bool, by the id of the parameter.
         multiple_of: of the widths of layers, which are filled up with zeros (see `skeletal.compaction.padding`).
 

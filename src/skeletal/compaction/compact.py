@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 
 from skeletal.compaction.channels import Channels, find_channels
 from skeletal.compaction.report import CutLayer, Report
-from skeletal.compaction.rules import CONSTANT, ZERO, Norm, Product
+from skeletal.compaction.rules.rule import CONSTANT, ZERO, Norm, Product
 from skeletal.compaction.shrink import cut_modules
 from skeletal.compaction.slices import Slices, gather, scatter
-from skeletal.compaction.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
+from skeletal.compaction.tracing.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import matching_parameters

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skeletal.compaction.compact import Compact, fill, refuse_moved
 from skeletal.compaction.slices import gather, scatter
-from skeletal.compaction.trace import state_tensors
+from skeletal.compaction.tracing.trace import state_tensors
 from skeletal.core.model.tensors import Tensors
 
 

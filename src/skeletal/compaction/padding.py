@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from skeletal.compaction.rules import Norm, Product, Rule
+from skeletal.compaction.rules.rule import Norm, Product, Rule
 
 _DIVIDES = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from skeletal.compaction.channels import Channels
-from skeletal.compaction.rules import Map, Norm, Product
+from skeletal.compaction.rules.rule import Map, Norm, Product
 from skeletal.compaction.slices import cut
 
 Indices = tuple[Tensor | None, ...]

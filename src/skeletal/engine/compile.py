@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from skeletal.compaction.compact import Compact, compact
 from skeletal.compaction.original import Original
-from skeletal.compaction.trace import modes_of, state_tensors, take_modes
+from skeletal.compaction.tracing.trace import modes_of, state_tensors, take_modes
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask

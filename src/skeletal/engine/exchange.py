@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from skeletal.compaction.agreement import CannotRunError, Reference
-from skeletal.compaction.tracer import has_hooks
+from skeletal.compaction.tracing.agreement import CannotRunError, Reference
+from skeletal.compaction.tracing.tracer import has_hooks
 from skeletal.core.model.snapshot import copied
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from skeletal.compaction.tracer import has_hooks
+from skeletal.compaction.tracing.tracer import has_hooks
 from skeletal.engine.modules import blocked
 from skeletal.engine.modules.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
 from skeletal.engine.modules.conv_norm import ConvNorm

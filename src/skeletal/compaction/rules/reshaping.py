@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from skeletal.compaction.rules import Gather, Map, Rule
+from skeletal.compaction.rules.rule import Gather, Map, Rule
 
 Kept = Callable[[fx.Node], Tensor]  # bool, for each channel a node had
 Rewrite = Callable[[Kept], None]  # adapts a node's arguments once channels are gone

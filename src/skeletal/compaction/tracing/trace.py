@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skeletal.compaction.agreement import CannotRunError, Reference
-from skeletal.compaction.network import GraphNetwork
-from skeletal.compaction.tracer import Refusal, Tracer, more_than_its_forward
+from skeletal.compaction.tracing.agreement import CannotRunError, Reference
+from skeletal.compaction.tracing.network import GraphNetwork
+from skeletal.compaction.tracing.tracer import Refusal, Tracer, more_than_its_forward
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, to_device
 from skeletal.core.model.preserve import (

@@ -1,0 +1,1 @@
+"""What each operation of a graph does to channels: tables from operation to rule."""
