@@ -85,11 +85,14 @@ class _Lowering:
         self.values: dict[fx.Node, _Value] = {}
         self.halos = self._halos()
         self.parts: dict[str, nn.Module] = {}
+        self._switched = 0
+        """how many regions deep gradients have been switched: what is made there is not for those who read outside"""
 
     def run(self) -> Lowered:
         for node in self.old_graph.nodes:
             if node.target is torch._C._set_grad_enabled:  # what comes before must not run after it
                 self._run_pending()
+                self._switched += -1 if isinstance(node.args[0], fx.Node) else 1
             value = self._blocked(node)
             self.values[node] = value if value is not None else _Value(self.graph.node_copy(node, self._plain), False)
         root = nn.Module()
@@ -243,8 +246,10 @@ class _Lowering:
             part = self._part(ConvNorm(convolution, pending.norm, pending.halo, relu))
             pair = self.graph.call_module(part, (x,) if other is None else (x, self._run(other)))
         out = self.graph.call_function(blocked.first, (pair,))
-        # Whoever reads the input after this reads what the convolution hands on (see `ops.Convolve`).
-        pending.x.node = self.graph.call_function(blocked.second, (pair,))
+        if (
+            not self._switched
+        ):  # whoever reads the input after this reads what the convolution hands on (`ops.Convolve`)
+            pending.x.node = self.graph.call_function(blocked.second, (pair,))
         return out
 
     def _in_blocks(self, node: fx.Node) -> _Value:
@@ -262,6 +267,9 @@ class _Lowering:
         if not value.blocked:
             assert value.node is not None
             return value.node
-        if value.images is None:
-            value.images = self.graph.call_function(blocked.to_images, (self._run(value),))
-        return value.images
+        if value.images is not None:
+            return value.images
+        images = self.graph.call_function(blocked.to_images, (self._run(value),))
+        if not self._switched:
+            value.images = images
+        return images

@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,12 +28,19 @@ class Blocked:
     fusion: ReluGradientFusion | None = None
     """of maps that end with a ReLU"""
 
-    @cached_property
+    @property
     def storage(self) -> Tensor:
-        """The maps, with nothing left to be done."""
-        if self.fusion is not None:
-            self.fusion.readers += 1
-        return self.raw if self.affine is None else Materialize.apply(self.raw, self.affine, self.grid, self.examples)
+        """The maps, with nothing left to be done; done once, but not where gradients are switched off for a while."""
+        made = self.__dict__.get("_storage")
+        if made is None:
+            if self.fusion is not None:
+                self.fusion.readers += 1
+            made = self.raw
+            if self.affine is not None:
+                made = Materialize.apply(self.raw, self.affine, self.grid, self.examples)
+            if torch.is_grad_enabled() or not self.raw.requires_grad:
+                self.__dict__["_storage"] = made
+        return made
 
 
 def storage_type(weights: torch.dtype, bf16: bool) -> torch.dtype:
