@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from skeletal.core.diagnosis.probing import outputs_of
 from skeletal.core.model.batches import forward
+from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.preserve import preserve_mode, preserve_random_state, preserve_values
 from skeletal.engine import host
 from skeletal.engine.modules.blocked import Blocked, ToBlocks
 from skeletal.engine.modules.layers import Sparse, SparseConv2d
+from skeletal.engine.report import DENSE_LAST, FULL
 
 _REPEATS = 3
 _KERNELS = 3
@@ -98,6 +100,44 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def measure(
+    network: Any, layers: Mapping[str, Sparse], shapes: Mapping[str, tuple[int, ...]], example: Any
+) -> dict[str, Any]:
+    """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster.
+
+    Under autocast to bfloat16 all of that in bfloat16, and all sparse on maps in float32 as well.
+
+    Args:
+        network: compiled; left with the paths of the way that was timed last.
+        layers: its sparse layers, by name.
+        shapes: of what they read, where that is known.
+        example: a batch for whole steps.
+
+    Returns:
+        What `remember` keeps.
+
+    """
+    with flush_denormals():
+        times = {name: layer_times(layers[name], shape) for name, shape in shapes.items() if name in layers}
+        mixed = {name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers}
+        ways = {
+            "sparse": dict.fromkeys(layers, "sparse"),
+            "dense": dict.fromkeys(layers, "dense"),
+            DENSE_LAST: dict.fromkeys(layers, "dense"),
+        }
+        if len(set(mixed.values())) > 1:
+            ways["each as was faster"] = mixed
+        if any(layer.storage_type() == torch.bfloat16 for layer in layers.values()):
+            ways[f"sparse, {FULL}"] = ways["sparse"]
+        steps = {}
+        for way, paths in ways.items():
+            network.repeat(paths, way)
+            steps[way] = step_ms(network, example, min(steps.values(), default=math.inf))
+    chosen = min(steps, key=steps.__getitem__)
+    sparse = [name for name, path in ways[chosen].items() if path == "sparse"]
+    return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}
 
 
 def cache_key(parts: Iterable[Any]) -> str:

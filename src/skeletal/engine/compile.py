@@ -1,10 +1,9 @@
 """`skeletal.compile`: train and run a skeleton at the cost of what is left of it."""
 
 import copy
-import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import map_tensors
-from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.precision import autocast_as_inputs
 from skeletal.core.model.preserve import device_of
 from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
@@ -25,17 +24,14 @@ from skeletal.core.model.weights import prunable_weights
 from skeletal.engine.availability import available
 from skeletal.engine.decay import param_groups, warn_of_lost_decay
 from skeletal.engine.dense_compact import dense_compact, gain
-from skeletal.engine.network import Network
-from skeletal.engine.report import EngineReport, LayerTimes
+from skeletal.engine.network import Network, channels_last, input_shapes
+from skeletal.engine.report import DENSE_LAST, FULL, EngineReport, LayerTimes
 from skeletal.engine.user_state import Handed, from_user, load_written, to_user
 
 if TYPE_CHECKING:  # the kernels are loaded where a check has found that they work
     from skeletal.engine.modules.layers import Sparse
 
 PATHS = ("auto", "sparse", "dense")
-_DENSE_LAST = "dense, channels last"
-_FULL = "float32 maps"
-"""how the name of a way ends that keeps its maps in float32 under autocast to bfloat16"""
 
 
 class Compiled(nn.Module):
@@ -68,13 +64,13 @@ class Compiled(nn.Module):
             name: keep for name, keep in compacted.mask.items() if name.rpartition(".")[0] not in replaced
         }
         self._hold()
-        self._shapes = {} if self._graph is None else _input_shapes(self._graph)
+        self._shapes = {} if self._graph is None else input_shapes(self._graph)
         self._times: dict[str, tuple[float, float]] = {}
         self._steps: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
         self.chosen = "sparse"
         if not sparse:
-            self.chosen = _DENSE_LAST
+            self.chosen = DENSE_LAST
             self._notes = (gain(compacted.report, device_of(module)),)
         self.register_state_dict_post_hook(to_user)
         self.register_load_state_dict_pre_hook(from_user)
@@ -97,10 +93,10 @@ class Compiled(nn.Module):
 
     def _run(self, *arguments: Any, **options: Any) -> Any:
         self._take_over()
-        if self.chosen == _DENSE_LAST:
-            arguments = tuple(_channels_last(argument) for argument in arguments)
+        if self.chosen == DENSE_LAST:
+            arguments = tuple(channels_last(argument) for argument in arguments)
         # The graph may switch gradients off; an error must not leave them so.
-        with _precision(arguments, options, self.parameters()), torch.set_grad_enabled(torch.is_grad_enabled()):
+        with autocast_as_inputs(arguments, options, self.parameters()), torch.set_grad_enabled(torch.is_grad_enabled()):
             return self.network(*arguments, **options)
 
     def _take_over(self) -> None:
@@ -171,7 +167,7 @@ class Compiled(nn.Module):
         """
         require("path", path, PATHS)
         if not self._sparse and path != "sparse":
-            self.chosen = _DENSE_LAST
+            self.chosen = DENSE_LAST
             return
         works = path == "dense" or not self._sparse or available("bfloat16" if _under_bfloat16() else "float32")
         if not works:
@@ -202,7 +198,7 @@ class Compiled(nn.Module):
         """Take each layer's path as it was chosen before, under the name `chosen`; nothing is measured."""
         self.chosen = chosen
         for name, layer in self.sparse_layers().items():
-            layer.path, layer.bf16 = paths[name], not chosen.endswith(_FULL)
+            layer.path, layer.bf16 = paths[name], not chosen.endswith(FULL)
         if isinstance(self.network, Network) and self._graph is not None:
             from skeletal.engine.lower import lower
 
@@ -226,48 +222,15 @@ class Compiled(nn.Module):
         )
         choice = autotune.remembered(key)
         if choice is None or not set(choice["sparse"]) <= set(layers):
-            choice = self._measure(layers)
+            before = Snapshot(self.network) if self._graph is None else None  # its own code may leave things behind
+            choice = autotune.measure(self, layers, self._shapes, self._example)
+            if before is not None:
+                before.restore()
             autotune.remember(key, choice)
         self._times = {name: (times[0], times[1]) for name, times in choice["times"].items()}
         self._steps = dict(choice["steps"])
         paths = {name: "sparse" if name in choice["sparse"] else "dense" for name in layers}
         self.repeat(paths, choice["chosen"])
-
-    def _measure(self, layers: Mapping[str, "Sparse"]) -> dict[str, Any]:
-        """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster.
-
-        Under autocast to bfloat16 all of that in bfloat16, and all sparse on maps in float32 as well.
-        """
-        from skeletal.engine import autotune
-
-        with flush_denormals():
-            times = {
-                name: autotune.layer_times(layers[name], shape)
-                for name, shape in self._shapes.items()
-                if name in layers
-            }
-            mixed = {
-                name: "dense" if name in times and times[name][1] < times[name][0] else "sparse" for name in layers
-            }
-            ways = {
-                "sparse": dict.fromkeys(layers, "sparse"),
-                "dense": dict.fromkeys(layers, "dense"),
-                _DENSE_LAST: dict.fromkeys(layers, "dense"),
-            }
-            if len(set(mixed.values())) > 1:
-                ways["each as was faster"] = mixed
-            if any(layer.storage_type() == torch.bfloat16 for layer in layers.values()):
-                ways[f"sparse, {_FULL}"] = ways["sparse"]
-            steps = {}
-            before = Snapshot(self.network) if self._graph is None else None  # its own code may leave things behind
-            for way, paths in ways.items():
-                self.repeat(paths, way)
-                steps[way] = autotune.step_ms(self, self._example, min(steps.values(), default=math.inf))
-        if before is not None:
-            before.restore()
-        chosen = min(steps, key=steps.__getitem__)
-        sparse = [name for name, path in ways[chosen].items() if path == "sparse"]
-        return {"chosen": chosen, "steps": steps, "sparse": sparse, "times": times}
 
     @property
     def report(self) -> EngineReport:
@@ -366,19 +329,6 @@ def _under_bfloat16() -> bool:
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
-def _precision(
-    arguments: tuple[Any, ...], options: Mapping[str, Any], parameters: Iterator[nn.Parameter]
-) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 where inputs are of that type and weights are not; else whatever there is."""
-    found = []
-    map_tensors(lambda tensor: found.append(tensor.dtype) or tensor, (arguments, dict(options)))
-    if torch.bfloat16 in found:
-        for parameter in parameters:
-            if parameter.dtype == torch.float32:
-                return torch.autocast(parameter.device.type, torch.bfloat16)
-    return nullcontext()
-
-
 def _again(
     dense: nn.Module,
     mask: tuple[Tensors, dict[str, Any]],
@@ -393,19 +343,3 @@ def _again(
     compiled = Compiled(compacted, whole, example, sparse=sparse)
     compiled.repeat(paths, chosen)
     return compiled.train(training)
-
-
-def _input_shapes(graph: fx.Graph) -> dict[str, tuple[int, ...]]:
-    """The shape of what each sparse layer reads."""
-    found = {}
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if node.op == "call_module" and isinstance(source, fx.Node) and "shape" in source.meta:
-            found[str(node.target)] = tuple(source.meta["shape"])
-    return found
-
-
-def _channels_last(argument: Any) -> Any:
-    if isinstance(argument, Tensor) and argument.dim() == 4:
-        return argument.contiguous(memory_format=torch.channels_last)
-    return argument

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 if TYPE_CHECKING:  # loaded where a check has found that kernels work
     from skeletal.engine.lower import Lowered
@@ -53,3 +54,20 @@ class Network(nn.Module):
 
             self.install(lower(self, self.graph))
         return self._function(self, *arguments, **options)
+
+
+def input_shapes(graph: fx.Graph) -> dict[str, tuple[int, ...]]:
+    """The shape of what each sparse layer reads."""
+    found = {}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if node.op == "call_module" and isinstance(source, fx.Node) and "shape" in source.meta:
+            found[str(node.target)] = tuple(source.meta["shape"])
+    return found
+
+
+def channels_last(argument: Any) -> Any:
+    """The same, in channels-last memory order where it is a batch of images."""
+    if isinstance(argument, Tensor) and argument.dim() == 4:
+        return argument.contiguous(memory_format=torch.channels_last)
+    return argument

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+DENSE_LAST = "dense, channels last"
+FULL = "float32 maps"
+"""how the name of a way ends that keeps its maps in float32 under autocast to bfloat16"""
+
 
 @dataclass(frozen=True)
 class LayerTimes:

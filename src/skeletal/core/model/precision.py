@@ -1,6 +1,6 @@
 """How the network computes while it is scored: in float32 or under bfloat16 autocast, and in which memory order."""
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -54,3 +54,16 @@ def prefers_channels_last(model: nn.Module, precision: str) -> bool:
         return False
     pointwise = sum(set(module.kernel_size) == {1} for module in convolutions)
     return precision == "bfloat16" or 2 * pointwise >= len(convolutions)
+
+
+def autocast_as_inputs(
+    arguments: tuple[Any, ...], options: Mapping[str, Any], parameters: Iterator[nn.Parameter]
+) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 where inputs are of that type and weights are not; else whatever there is."""
+    found = []
+    map_tensors(lambda tensor: found.append(tensor.dtype) or tensor, (arguments, dict(options)))
+    if torch.bfloat16 in found:
+        for parameter in parameters:
+            if parameter.dtype == torch.float32:
+                return torch.autocast(parameter.device.type, torch.bfloat16)
+    return nullcontext()
