@@ -92,10 +92,10 @@ def test_a_public_codes_choices_are_in_the_config_and_what_is_said_wins(cli):
 
 
 def test_a_dense_run_has_no_density(cli):
-    one = cli("run", "--method", "dense", *QUICK, "--json").json
-    two = cli("run", "--method", "dense", *QUICK, "--density", "0.5", "--json").json
-    assert one["folder"] == two["folder"]
-    assert "0.1" not in Path(one["folder"]).name
+    run = cli("run", "--method", "dense", *QUICK, "--json").json
+    assert "0.1" not in Path(run["folder"]).name
+    refused = cli("run", "--method", "dense", *QUICK, "--density", "0.5", "--json")
+    assert refused.status == 1 and "the method dense prunes nothing: leave --density out" in refused.err
 
 
 @pytest.mark.parametrize("how", [["--bf16"], ["--channels-last", "--batch-size", "100"]], ids=" ".join)

@@ -139,6 +139,10 @@ class Net(nn.Module):
         made = [PARTS[name]() for name in parts]
         self.parts = nn.Sequential(*made) if nested else nn.ModuleList(made)
         self.nested = nested
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):  # else constant channels are 0 before a ReLU, but for rounding
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                nn.init.uniform_(part.bias, 0.1, 0.5)
 
     def forward(self, x):
         x = self.stem(x)

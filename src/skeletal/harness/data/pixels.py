@@ -43,7 +43,7 @@ def in_eight_bits(image: Any, mode: str) -> Any:
         return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r}, 32 bits, of unknown range: save it with 8 or 16 bits")
-    return image if image.mode == mode else image.convert(mode)
+    return image.convert(mode)  # a copy where it is of that mode, which the file may be closed under
 
 
 def warn_of_skipped(skipped: Sequence[str], examples: int) -> None:
