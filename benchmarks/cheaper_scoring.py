@@ -26,8 +26,8 @@ import torch
 from fidelity import layer_change, quality
 
 import skeletal
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Pruning, Setup, Training, resolve
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.experiment import train_masked
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
 

@@ -14,10 +14,10 @@ import torch
 
 import skeletal
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.bench import Setting
 from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.bench.contestants import masked_copy, stepper
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from skeletal.harness.output.tables import markdown_head, markdown_row
+from skeletal.core.table import markdown_head, markdown_row
 
 SETTINGS = {
     "vgg-mini, digits, FORCE, 30 steps, 10 epochs": (

@@ -22,9 +22,9 @@ import skeletal
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.preserve import preserve_model
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Pruning, Setup, resolve
 from skeletal.harness.data import Stream
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
 ROWS = {

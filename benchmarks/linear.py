@@ -26,9 +26,9 @@ from torch import nn
 
 import skeletal
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.bench import peers
 from skeletal.harness.bench.contest import interleaved
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 SEED, GOAL = 0, 1.3  # times faster than the better of the two peers

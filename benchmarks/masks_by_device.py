@@ -26,10 +26,10 @@ from scipy.stats import mannwhitneyu
 
 import skeletal
 from skeletal.core.diagnosis.saliency import measure_saliency
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream, resident
 from skeletal.harness.devices import pick_device, tuned
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.runs.public_codes import LOSSES
 from skeletal.harness.store.environment import environment

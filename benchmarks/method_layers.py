@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 import skeletal
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import curve_style
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data
 
 MODELS = {"vgg19-cifar": "VGG-19", "resnet50-cifar": "ResNet-50"}

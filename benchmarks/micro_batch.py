@@ -15,8 +15,8 @@ import torch
 
 import skeletal
 from skeletal.core.masks.compare import overlap
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness import data as data_sets
-from skeletal.harness.output.tables import markdown_head, markdown_row
 
 BATCH = 128
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import skeletal
 from skeletal.core.diagnosis.optimality import local_optimality
 from skeletal.core.pruning.along_run import optimality_along_run
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Stream
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import COLOURS
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.store.environment import environment
 

@@ -35,8 +35,8 @@ from torch.utils.checkpoint import checkpoint
 
 import skeletal
 from skeletal.core.pruning.algorithm import Step
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.models import create
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import cpu_model
 
 DENSITIES = (1.0, 0.1, 0.01)  # where the scores are taken; the last step prunes a little further

@@ -22,9 +22,9 @@ import torch
 
 import skeletal
 from skeletal.core.model.weights import prunable_weights
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.engine import scoring
 from skeletal.harness.models import create
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import cpu_model
 
 BATCH, SEED = 128, 0

@@ -16,8 +16,8 @@ import torch
 import skeletal
 from skeletal.core.masks.compare import layer_agreement
 from skeletal.core.pruning.ranking import Ranking
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, find_mask, load_data
 from skeletal.harness.runs.measure import measured, whole
 

@@ -13,10 +13,10 @@ import torch
 
 import skeletal
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.bench.contest import interleaved
 from skeletal.harness.bench.contestants import seconds, stepper
 from skeletal.harness.bench.setting import Setting
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 

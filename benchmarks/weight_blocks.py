@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.engine.codegen import amx
 from skeletal.engine.ops.affine import Affine
 from skeletal.engine.ops.calls import run_convolution, run_gradients
@@ -22,7 +23,6 @@ from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid, pack
 from skeletal.engine.plan.plan import ConvPlan
 from skeletal.harness.bench.contest import interleaved
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.store.environment import environment
 
 BATCH = 128

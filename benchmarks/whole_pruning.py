@@ -28,8 +28,8 @@ from torch import nn
 import skeletal
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.pruning.schedules import exponential
+from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.output.tables import markdown_head, markdown_row
 from skeletal.harness.runs.finding import create_model, load_data, pruning_batches
 from skeletal.harness.store.environment import cpu_model
 

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from skeletal.core.table import Table
 from skeletal.harness.bench.contestants import OURS
-from skeletal.harness.output.tables import Table
 
 _COLUMNS = ("", "way", "training ms", "x ours", "inference ms", "x ours", "state MB", "peak MB", "differs by")
 

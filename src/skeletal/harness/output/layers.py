@@ -5,9 +5,9 @@ from pathlib import Path
 
 from skeletal.core.extras import extra
 from skeletal.core.masks.mask import Mask
+from skeletal.core.table import Table
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import curve_style
-from skeletal.harness.output.tables import Table
 
 
 def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
+from skeletal.core.table import Table
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import curve_style
-from skeletal.harness.output.tables import Table
 from skeletal.study.beyond.advise import EFFECTIVE, Line, Recommendation
 
 _HEADING = ["method", "density", "sparsity", "path", "empty layers", "effective / kept", "saliency", "per weight",

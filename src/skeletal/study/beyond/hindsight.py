@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.harness.output.tables import Table
+from skeletal.core.table import Table
 from skeletal.harness.runs.experiment import identity
 from skeletal.harness.store.folders import RunFolder
 from skeletal.study.beyond.advise import Advice, Line, Recommendation

@@ -22,9 +22,9 @@ from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.ranking import Ranking
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule
+from skeletal.core.table import Table
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
-from skeletal.harness.output.tables import Table
 from skeletal.harness.runs import experiment, finding
 from skeletal.harness.runs.measure import measure_masked, measure_masked_folder
 from skeletal.harness.store.folders import RunFolder

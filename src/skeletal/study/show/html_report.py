@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from skeletal.core.extras import extra
 from skeletal.core.files import write_atomically
+from skeletal.core.table import Table
 from skeletal.harness.output.figures import render
-from skeletal.harness.output.tables import Table
 from skeletal.study.items import ITEMS
 from skeletal.study.paper import collect
 from skeletal.study.paper.item import Item, Measurement, Panel

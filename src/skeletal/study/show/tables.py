@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from skeletal.core.choices import require
-from skeletal.harness.output.tables import Table
+from skeletal.core.table import Table
 from skeletal.study.items.accuracy import named
 from skeletal.study.paper import published
 from skeletal.study.paper.collect import points

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skeletal.harness.output.tables import Table, markdown_head, markdown_row
+from skeletal.core.table import Table, markdown_head, markdown_row
 from tests.harness.output.latex import read_tabular
 
 TABLE = Table(("layer", "weights", "a, b"), [("stem", "1,234", 'say "so"'), ("a very long name", 12, 0.5)], "A title")
