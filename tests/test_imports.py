@@ -36,6 +36,7 @@ FLOORS = """
     compaction/*
     compaction/rules
     compaction/tracing
+    core/updates
     core/pruning
     core/diagnosis
     core/masks

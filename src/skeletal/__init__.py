@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from skeletal.core.masks.repair import repair as repair
     from skeletal.core.pruning.methods import METHODS as METHODS
     from skeletal.core.pruning.methods import Method as Method
+    from skeletal.core.updates.gradual import Gradual as Gradual
+    from skeletal.core.updates.rigl import RigL as RigL
+    from skeletal.core.updates.sparse_evolution import SET as SET
+    from skeletal.core.updates.update import MaskUpdate as MaskUpdate
     from skeletal.engine.compile import compile as compile
     from skeletal.engine.prune import prune as prune
     from skeletal.harness import models as models
@@ -31,6 +35,10 @@ _HOME = {
     "Mask": "skeletal.core.masks.mask:Mask",
     "METHODS": "skeletal.core.pruning.methods:METHODS",
     "Method": "skeletal.core.pruning.methods:Method",
+    "MaskUpdate": "skeletal.core.updates.update:MaskUpdate",
+    "SET": "skeletal.core.updates.sparse_evolution:SET",
+    "RigL": "skeletal.core.updates.rigl:RigL",
+    "Gradual": "skeletal.core.updates.gradual:Gradual",
     "diagnose": "skeletal.core.diagnosis.diagnose:diagnose",
     "Diagnosis": "skeletal.core.diagnosis.diagnose:Diagnosis",
     "local_optimality": "skeletal.core.diagnosis.optimality:local_optimality",

@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ class Skeleton:
         model = unwrap(model)
         parameters = matching_parameters(mask, model)
         _let_go_of_earlier(parameters, mask, model)
+        self._names = list(mask)
         self._held = [_Held(parameters[name], keep) for name, keep in mask.items()]
+        self.moving = False
+        """whether something moves the mask while training; see `MaskUpdate`"""
         for held in self._held:
             held.zero_stale_gradient()
             if optimizer is not None:
@@ -57,6 +61,56 @@ class Skeleton:
             hook.remove()
         self._hooks = []
 
+    @property
+    def mask(self) -> Tensors:
+        """Which weights are kept now."""
+        return {name: held.keep for name, held in zip(self._names, self._held, strict=True)}
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that are held, by name.
+
+        Raises:
+            MaskError: the skeleton is detached, or its model is gone.
+
+        """
+        found = {name: held.weight() for name, held in zip(self._names, self._held, strict=True)}
+        alive = {name: weight for name, weight in found.items() if weight is not None}
+        if not self._hooks or len(alive) < len(found):
+            raise MaskError("the skeleton holds no weights any more: it was detached, or its model is gone")
+        return alive
+
+    def move(self, mask: Mapping[str, Tensor], *optimizers: Optimizer) -> None:
+        """Hold another mask from now on, between two steps.
+
+        Weights that go are set to 0, weights that come begin at 0, and what the optimizers remember of either
+        (momentum, moments) is 0; everything else stays as it is, to the bit.
+
+        Args:
+            mask: of the same names and shapes.
+            optimizers: all that hold the weights.
+
+        Raises:
+            MaskError: other names or shapes, or there is no model any more.
+
+        """
+        weights = self.weights
+        if wrong := [name for name in weights.keys() | mask.keys() if not _fits(mask.get(name), weights.get(name))]:
+            raise MaskError(f"the new mask does not fit the attached one at {min(wrong)}: it belongs to another model")
+        for name, held in zip(self._names, self._held, strict=True):
+            held.move(mask[name].detach().to("cpu", torch.bool), optimizers)
+
+    def keep_gradients(self, wanted: bool) -> None:
+        """Note the gradients of all weights, pruned ones included, of the backward passes from now on; or let go."""
+        for held in self._held:
+            held.noting, held.noted = wanted, None
+
+    @property
+    def gradients(self) -> Tensors:
+        """What was noted since `keep_gradients(True)`, summed over the backward passes; layers without are missing."""
+        noted = {name: held.noted for name, held in zip(self._names, self._held, strict=True)}
+        return {name: gradient for name, gradient in noted.items() if gradient is not None}
+
     def __enter__(self) -> "Skeleton":
         return self
 
@@ -70,15 +124,30 @@ class _Held:
     def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
         self._all = ~keep
         self._hook: Any = None
+        self.noting = False
+        self.noted: Tensor | None = None
         self.bind(weight)
+
+    @property
+    def keep(self) -> Tensor:
+        return ~self._all
 
     def bind(self, weight: nn.Parameter) -> None:
         self.let_go()
         self.weight = weakref.ref(weight)
-        self._where = part_like(self._all, weight)
-        if weight.dim() == 4 and local(weight).is_contiguous(memory_format=torch.channels_last):
-            self._where = self._where.contiguous(memory_format=torch.channels_last)  # read in the weights' order
+        self._where = _as_read(self._all, weight)
         self.zero()
+
+    def move(self, keep: Tensor, optimizers: Sequence[Optimizer]) -> None:
+        weight = self.weight()
+        assert weight is not None, "the skeleton has looked"
+        changed = _as_read(self._all ^ ~keep, weight)
+        for optimizer in optimizers:
+            _forget(optimizer, weight, changed)
+        self._all = ~keep
+        self._where = _as_read(self._all, weight)
+        self.zero()
+        self.zero_own_gradient(weight)
 
     def let_go(self) -> None:
         if self._hook is not None:
@@ -91,6 +160,9 @@ class _Held:
         return self._where
 
     def zero_gradient(self, gradient: Tensor) -> Tensor:
+        if self.noting:
+            dense = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
+            self.noted = dense if self.noted is None else self.noted + dense
         return _zeroed(gradient, self.where(gradient.device))
 
     def zero_own_gradient(self, weight: Tensor) -> None:
@@ -113,18 +185,40 @@ class _Held:
             else:
                 self._hook = weight.register_hook(self.zero_gradient)
 
+    def warn_of_another_mask(self, loaded: Tensor) -> None:
+        if lost := int((local(loaded).ne(0) & self.where(loaded.device)).sum()):
+            warnings.warn(
+                f"{lost:,} loaded weights of a layer {tuple(loaded.shape)} are pruned now, and set to 0: the mask moves"
+                " while training, so load the state of its MaskUpdate before the model's",
+                stacklevel=5,
+            )
+
     def zero_stale_gradient(self) -> None:
         if (weight := self.weight()) is not None:
             self.zero_own_gradient(weight)
 
     def zero_state(self, optimizer: Optimizer) -> None:
         """Forget what a used optimizer remembers of pruned weights: momentum, second moments, averages."""
-        weight = self.weight()
-        if weight is None or weight not in optimizer.state:
-            return
-        for value in optimizer.state[weight].values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                local(value).masked_fill_(self.where(value.device), 0)
+        if (weight := self.weight()) is not None:
+            _forget(optimizer, weight, self.where(local(weight).device))
+
+
+def _forget(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
+    for value in optimizer.state.get(weight, {}).values():
+        if isinstance(value, Tensor) and value.shape == weight.shape:
+            local(value).masked_fill_(where.to(value.device), 0)
+
+
+def _as_read(where: Tensor, weight: Tensor) -> Tensor:
+    """A whole mask's part that lies in this process, in the weights' own order of memory."""
+    where = part_like(where, weight)
+    if weight.dim() == 4 and local(weight).is_contiguous(memory_format=torch.channels_last):
+        return where.contiguous(memory_format=torch.channels_last)
+    return where
+
+
+def _fits(keep: Tensor | None, weight: Tensor | None) -> bool:
+    return keep is not None and weight is not None and keep.shape == weight.shape
 
 
 def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
@@ -157,6 +251,8 @@ class _AfterLoad:
         weight = module._parameters.get(self._leaf)
         if module is not self._module() or weight is None:
             return
+        if self.skeleton.moving:
+            self.held.warn_of_another_mask(weight)
         if weight is self.held.weight():
             self.held.zero()
         else:

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 Shapes = Mapping[str, Sequence[int]]
 
 
-def uniform(shapes: Shapes, count: int) -> dict[str, int]:
-    """The same density in every layer, to rounding; the quotas add up to `count`."""
-    return _proportional({name: float(math.prod(shape)) for name, shape in shapes.items()}, shapes, count)
+def uniform(shapes: Shapes, count: int, at_most: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The same density in every layer, to rounding; the quotas add up to `count`.
+
+    A layer that has fewer weights left, as `at_most` says, gets those, and what it lacks goes to the others.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    return _proportional({name: float(size) for name, size in sizes.items()}, at_most or sizes, count)
 
 
 def erdos_renyi(shapes: Shapes, count: int) -> dict[str, int]:
@@ -17,11 +21,11 @@ def erdos_renyi(shapes: Shapes, count: int) -> dict[str, int]:
     A layer that would be more than dense is dense, and what it has over goes to the others in the same proportion. The
     quotas add up to `count`. (Evci et al. 2020, "Rigging the Lottery", Eq. in section 3; Mocanu et al. 2018.)
     """
-    return _proportional({name: float(sum(shape)) for name, shape in shapes.items()}, shapes, count)
-
-
-def _proportional(shares: dict[str, float], shapes: Shapes, count: int) -> dict[str, int]:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    return _proportional({name: float(sum(shape)) for name, shape in shapes.items()}, sizes, count)
+
+
+def _proportional(shares: dict[str, float], sizes: Mapping[str, int], count: int) -> dict[str, int]:
     full: set[str] = set()
     while True:
         rest = count - sum(sizes[name] for name in full)

@@ -1,14 +1,9 @@
 """Every random choice as a function of a key, so that a batch can be made again without its predecessors."""
 
-from hashlib import blake2b
-
 import torch
 from torch import Tensor
 
-
-def seed_of(*key: int | str) -> int:
-    """Return 63 bits that depend on every part of `key`; the same on every machine and Python version."""
-    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+from skeletal.core.seeds import seed_of
 
 
 def generator(*key: int | str) -> torch.Generator:

@@ -1,0 +1,1 @@
+"""Masks that move while training: when weights go and come, and which."""

@@ -1,0 +1,28 @@
+"""What sparse training does to a layer: some of its weights stay, as many as go come."""
+
+import torch
+from torch import Tensor
+
+from skeletal.core.masks.selection import top
+
+
+def stay(scores: Tensor, keep: Tensor, number: int) -> Tensor:
+    """What is left of a layer's kept weights when the `number` of the lowest scores go; ties go to the first position.
+
+    Args:
+        scores: finite, of the layer's shape.
+        keep: bool, of the same shape.
+        number: at most as many as are kept.
+
+    """
+    left = int(keep.sum()) - number
+    return top(scores.masked_fill(~keep, -torch.inf).flatten(), left).view(keep.shape)
+
+
+def grow(scores: Tensor, staying: Tensor, number: int) -> Tensor:
+    """What stays, and the `number` of the highest scores among all others; ties go to the first position.
+
+    What goes may come back at once: then it has not gone, and keeps its value.
+    """
+    come = top(scores.masked_fill(staying, -torch.inf).flatten(), number).view(staying.shape)
+    return staying | come

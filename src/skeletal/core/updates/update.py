@@ -1,0 +1,140 @@
+"""A skeleton whose mask moves: the one call that a training makes after each step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from skeletal.core.errors import MaskError, NonFiniteError
+from skeletal.core.masks.attach import Skeleton
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import agree, average_over_ranks, everyone, ranks
+from skeletal.core.model.shards import is_sharded
+from skeletal.core.model.tensors import Tensors, all_finite
+from skeletal.core.updates.rule import Moment, Rule
+
+
+class MaskUpdate:
+    """Move a skeleton's mask while it trains: call `step()` after each step of the optimizer.
+
+    Weights that come begin at 0, and so does what the optimizer remembers of them; weights that stay, and what is
+    remembered of them, do not change. (Adam's count of steps is one for the whole tensor, so that the moments of a new
+    weight are not corrected for their young age.) The step of the optimizer is taken before every update, where the
+    papers' pseudo-codes leave it out.
+
+    The gradients of pruned weights, which RigL asks for, are taken in the backward passes before an update and at no
+    other time: of the whole layer, at the masked weights, summed over the passes where they accumulate.
+
+    Under torchrun all ranks call it, and move alike: gradients are averaged over the ranks.
+
+    Args:
+        skeleton: what `mask.attach(model)` has returned.
+        optimizer: that of the model's weights, or all of them if there are several.
+        rule: `SET`, `RigL`, `Gradual`, or one of your own.
+        steps: of the optimizer in the whole training.
+        seed: of random choices.
+
+    Raises:
+        MaskError: the skeleton is detached.
+        ValueError: the rule does not suit the training; no optimizer holds one of the weights, or processes share it.
+
+    """
+
+    def __init__(
+        self, skeleton: Skeleton, optimizer: Optimizer | Sequence[Optimizer], rule: Rule, *, steps: int, seed: int = 0
+    ) -> None:
+        self._skeleton, self._rule, self._steps, self._seed = skeleton, rule, steps, seed
+        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        held = {id(weight) for one in self._optimizers for group in one.param_groups for weight in group["params"]}
+        for name, weight in skeleton.weights.items():
+            if id(weight) not in held:
+                raise ValueError(f"no optimizer given holds {name}: pass all that hold the skeleton's weights")
+            if is_sharded(weight):
+                raise ValueError(f"{name} is sharded over processes, and a mask that moves needs whole weights")
+        self._step = 0
+        self._kept = self._begun_with = sum(int(keep.sum()) for keep in skeleton.mask.values())
+        rule.check(self._kept, sum(keep.numel() for keep in skeleton.mask.values()), steps)
+        skeleton.moving = True
+        self._make_ready()
+
+    @property
+    def mask(self) -> Mask:
+        """The mask as it is now; a copy."""
+        return Mask(self._skeleton.mask)
+
+    @property
+    def due(self) -> bool:
+        """Whether the mask moves after the coming step."""
+        return self._rule.due(self._step + 1, self._steps)
+
+    def step(self, *, share: float = 1.0) -> bool:
+        """Count a step of the optimizer, and move the mask if it is time.
+
+        An update whose gradients are not finite, those of a step that a `GradScaler` leaves out, is left out, too.
+
+        Args:
+            share: this process's weight in the mean gradient of all, by its examples; see `average_over_ranks`.
+
+        Returns:
+            Whether the mask has moved.
+
+        Raises:
+            MaskError: the skeleton is detached; or the rule's new mask does not fit.
+            NonFiniteError: a weight is NaN or infinite.
+
+        """
+        due, self._step = self.due, self._step + 1
+        moved = due and self._move(share)
+        self._make_ready()
+        return moved
+
+    def _make_ready(self) -> None:
+        self._skeleton.keep_gradients(self.due and self._rule.needs_gradients)
+
+    def _move(self, share: float) -> bool:
+        weights = {name: weight.detach() for name, weight in self._skeleton.weights.items()}
+        gradients = _of_all_ranks(self._skeleton.gradients, weights, share) if self._rule.needs_gradients else {}
+        if not all(map(all_finite, gradients.values())):
+            return False
+        for name, weight in weights.items():
+            if not all_finite(weight):
+                raise NonFiniteError(f"{name} holds NaN or infinity after step {self._step}")
+        mask = {name: keep.to(weights[name].device) for name, keep in self._skeleton.mask.items()}
+        at = Moment(weights, mask, gradients, self._step, self._steps, self._begun_with, self._seed)
+        self._skeleton.move(_checked(self._rule.next_mask(at), mask), *self._optimizers)
+        agree(self._skeleton.mask, "weights and gradients have to be the same on every rank")
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on: the mask as it is, and the steps taken."""
+        return {"step": self._step, "begun_with": self._begun_with, "mask": self._skeleton.mask}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; before the model and the optimizer load theirs.
+
+        Raises:
+            MaskError: it is of another model.
+
+        """
+        self._skeleton.move(state["mask"])
+        self._step, self._begun_with = int(state["step"]), int(state["begun_with"])
+        self._make_ready()
+
+
+def _of_all_ranks(gradients: Tensors, weights: Tensors, share: float) -> Tensors:
+    """The mean over the ranks, one without examples among them."""
+    if ranks() == 1:
+        return gradients
+    names = set().union(*everyone(list(gradients)))
+    found = {name: gradients.get(name, torch.zeros_like(weights[name])).clone() for name in weights if name in names}
+    average_over_ranks(found, share)
+    return found
+
+
+def _checked(new: Tensors, old: Tensors) -> Tensors:
+    for name, keep in old.items():
+        found = new.get(name)
+        if not isinstance(found, torch.Tensor) or found.dtype != torch.bool or found.shape != keep.shape:
+            raise MaskError(f"the rule's new mask of {name} is not a bool tensor of shape {tuple(keep.shape)}")
+    return new
