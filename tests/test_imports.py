@@ -45,6 +45,7 @@ FLOORS = """
 """
 FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
 ONLY = {"core": ("torch", "safetensors"), "compaction": ("torch", "safetensors")}
+DRAWING = ("skeletal.core.plots", ("matplotlib",))  # what `.plot()` needs, and the small install does not bring
 LLVM = ("llvmlite.", "numba.core.")
 
 
@@ -77,6 +78,7 @@ def foreign(source: Path) -> list[str]:
     for one in modules:
         room = one.split(".")[1] if "." in one else ""
         allowed = {"skeletal", *ONLY.get(room, ()), *sys.stdlib_module_names}
+        allowed |= set(DRAWING[1]) if one == DRAWING[0] else set()
         names = imports_of(one, modules)
         if room in ONLY:
             wrong += [f"{one} -> {name}" for name in names if name.split(".")[0] not in allowed]
@@ -131,6 +133,7 @@ TREE = {  # a small house, in order
         ("core/low.py", "from skeletal.core.masks.mask import Mask", in_circles),
         ("core/masks/mask.py", 'import_module("skeletal.engine.top")', in_circles),
         ("core/low.py", "import numpy", foreign),
+        ("core/low.py", "import matplotlib", foreign),
         ("core/low.py", 'importlib.import_module("numba")', foreign),
         ("core/low.py", "importlib.import_module(name)", foreign),
         ("core/masks/mask.py", "from scipy import sparse", foreign),

@@ -70,8 +70,8 @@ def advise(
 
     from skeletal.core.choices import spelled
     from skeletal.core.pruning.methods import METHODS
-    from skeletal.study.beyond.advice_shown import in_words, picture, table
-    from skeletal.study.beyond.advise import DENSITIES, METHODS_ADVISED, Advice, recommend
+    from skeletal.study.beyond.advice_shown import Advised
+    from skeletal.study.beyond.advise import DENSITIES, METHODS_ADVISED, Advice
 
     if pruning.density is not None or pruning.sparsity is not None:
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
@@ -83,23 +83,19 @@ def advise(
     advice = Advice(setup, tuple(prunings), tuple(densities or DENSITIES), every, measure_batches)
     root = root.absolute()
     work(advice.jobs(), root, setup, "sweeps", executor=executor, workers=jobs)
-    found = {pruning.method: advice.lines(pruning, root) for pruning in prunings}
-    advised = {method: recommend(lines) for method, lines in found.items()}
+    found = Advised.of(advice, root)
     if plot is not None:
-        picture(found, advised, plot, f"{setup.model} on {setup.data}, at initialization")
+        found.save(plot)
     judged = None
     if trained is not None:
         from skeletal.study.beyond.hindsight import hindsight
 
-        judged = hindsight(advice, found, advised, trained)
+        judged = hindsight(advice, found.lines, found.recommendations, trained)
     if json:
-        told = {method: {"lines": [asdict(x) | {"worth": x.worth} for x in lines], **asdict(advised[method])}
-                for method, lines in found.items()}  # fmt: skip
-        return print_json({"methods": told, "hindsight": judged and asdict(judged), "plot": plot})
-    print(table(found, markdown=markdown))
+        return print_json({"methods": found.to_dict(), "hindsight": judged and asdict(judged), "plot": plot})
+    print(found.table(markdown=markdown))
     print()
-    for method, recommendation in advised.items():
-        print(in_words(method, recommendation))
+    print("\n".join(found.in_words()))
     if judged is not None:
         print("\n" + judged.table(markdown=markdown))
     Console(stderr=True, highlight=False).print(f"run folders: {root}" + (f"; picture: {plot}" if plot else ""))

@@ -1,6 +1,5 @@
 """`skeletal diagnose`."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, print_json
@@ -55,8 +54,7 @@ def diagnose(
         mask.save(out)
     added = mask.metadata.get("repaired", {})
     if json:
-        derived = ("effective", "effective_density", "dead_layers", "skip_only")
-        return print_json(asdict(found) | {name: getattr(found, name) for name in derived} | {"repaired": added})
+        return print_json(found.to_dict() | {"repaired": added})
     print(found)
     if repair:
         print("\nrepaired: " + (", ".join(f"{layer} +{n}" for layer, n in added.items()) or "nothing was missing"))

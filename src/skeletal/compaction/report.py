@@ -1,6 +1,17 @@
 """What removing dead channels has done to a network."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skeletal.core.plots import bars
+from skeletal.core.table import Table, Tabular
+
+_LEGEND = (
+    "inputs, outputs: channels, before > after; weights: kept by the mask; dropped: those of removed channels",
+    "outputs left: constant, since no input reaches them but a bias may; tied zeros, since channels added to them stay",
+    "outputs gone: zeros, as they are and stay 0; unread, as nothing reads them",
+)
+_PADDING = "filled up: outputs of zeros in the place of dead ones, up to a multiple"
 
 
 @dataclass(frozen=True)
@@ -26,8 +37,8 @@ class CutLayer:
     """output channels of zeros in their place, which fill up the width"""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Tabular):
     """What `compact` found and did; `print` shows a line per layer."""
 
     layers: tuple[CutLayer, ...]
@@ -38,29 +49,66 @@ class Report:
     whole: str | None = None
     """why nothing was removed at all"""
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How many channels are gone, in one line."""
         if self.whole is not None:
             return f"left whole, because {self.whole}"
-        width = max(len("layer"), *(len(layer.name) for layer in self.layers), 0)
-        columns = ("inputs", "outputs", "weights", "dropped", "constant", "tied zeros", "gone: zeros", "gone: unread")
+        narrower = [layer for layer in self.layers if layer.outputs[1] < layer.outputs[0]]
+        gone = sum(layer.outputs[0] - layer.outputs[1] for layer in narrower)
+        return (
+            f"{len(narrower)} of {len(self.layers)} layers, norms included, are narrower, by {gone:,} channels in all"
+        )
+
+    def __repr__(self) -> str:
+        return f"Report({self.summary})"
+
+    def __str__(self) -> str:
+        return self.summary if self.whole is not None else super().__str__()
+
+    def _table(self) -> Table:
+        columns = ["layer", "inputs", "outputs", "weights", "dropped", "constant", "tied zeros", "gone: zeros",
+                   "gone: unread"]  # fmt: skip
         padded = any(layer.padding for layer in self.layers)
-        columns += ("filled up",) if padded else ()
-        lines = [f"{'layer':{width}}" + "".join(f"  {column:>12}" for column in columns)]
+        rows = []
         for layer in self.layers:
-            cells = [f"{before} > {after}" for before, after in (layer.inputs, layer.outputs)]
             counts = (layer.kept, layer.dropped, layer.constant, layer.zero, layer.removed_zero, layer.removed_unread)
             counts += (layer.padding,) if padded else ()
-            cells += [f"{count:,}" for count in counts]
-            lines.append(f"{layer.name:{width}}" + "".join(f"  {cell:>12}" for cell in cells))
+            pairs = (f"{before} > {after}" for before, after in (layer.inputs, layer.outputs))
+            rows.append([layer.name, *pairs, *(f"{count:,}" for count in counts)])
+        legend = (*_LEGEND, _PADDING) if padded else _LEGEND
+        return Table([*columns, "filled up"] if padded else columns, rows, lead=self._lead(), notes=legend)
+
+    def _lead(self) -> list[str]:
+        if self.whole is not None:
+            return [self.summary]
         before, after = self.macs
         kept, dropped = (sum(getattr(layer, what) for layer in self.layers) for what in ("kept", "dropped"))
-        lines += [
-            "",
-            "outputs left: constant, since no input reaches them but a bias may; zeros, since others are tied to them",
-            *(["filled up: outputs of zeros in the place of dead ones, up to a multiple"] if padded else []),
+        return [
+            self.summary,
             f"weights dropped as dead: {dropped:,} of {kept:,} kept",
-            f"MACs per example, forward, without the mask: {before:,} before, {after:,} after"
+            f"MACs (multiply-accumulates) per example, forward, without the mask: {before:,} before, {after:,} after"
             f" ({100 * after / max(before, 1):.3f}%)",
+            *(f"left whole: {reason}" for reason in self.held),
         ]
-        lines += [f"left whole: {reason}" for reason in self.held]
-        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return asdict(self)
+
+    def plot(self, axes: Any | None = None) -> Any:
+        """Draw the output channels of each layer, before and after.
+
+        Args:
+            axes: of matplotlib, to draw into; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: matplotlib, which the extra `run` brings, is not installed.
+
+        """
+        widths = {when: [layer.outputs[i] for layer in self.layers] for i, when in enumerate(("before", "after"))}
+        names = [layer.name for layer in self.layers]
+        return bars(axes, names, widths, ylabel="output channels", title=self.summary)

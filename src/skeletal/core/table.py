@@ -1,6 +1,7 @@
-"""One table, written as text, Markdown, CSV or LaTeX."""
+"""One table, written as text, Markdown, HTML, CSV or LaTeX."""
 
 import csv
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,15 +26,32 @@ class Table:
     title: str = ""
     left: int = 1
     """how many columns, from the first, are aligned to the left; the others to the right"""
+    lead: Sequence[str] = ()
+    """what matters most: lines above the table, in text and HTML"""
+    notes: Sequence[str] = ()
+    """lines below it, in text, Markdown and HTML: what the columns mean, totals"""
 
     def text(self) -> str:
         """For a terminal: columns aligned, two spaces between them."""
-        return "\n".join("  ".join(cells).rstrip() for cells in self._padded())
+        rows = "\n".join("  ".join(cells).rstrip() for cells in self._padded())
+        return "\n\n".join(["\n".join(part) for part in (self.lead, [rows], self.notes) if part])
+
+    def html(self) -> str:
+        """For a notebook: plain HTML, which takes the notebook's own style."""
+        head, *rows = [self._html_row(self.columns, "th"), *(self._html_row(row, "td") for row in self.rows)]
+        return "\n".join([
+            *(f"<div>{html.escape(line)}</div>" for line in self.lead),
+            f"<table>\n<thead>{head}</thead>\n<tbody>",
+            *rows,
+            "</tbody>\n</table>",
+            *(["<pre>" + html.escape("\n".join(self.notes)) + "</pre>"] if self.notes else []),
+        ])  # fmt: skip
 
     def markdown(self, *, padded: bool = True) -> str:
-        """Markdown, by default aligned in the source, too."""
+        """Markdown, by default aligned in the source, too; each note is a paragraph below it."""
         head, *rows = self._padded() if padded else (self.columns, *self.rows)
-        return "\n".join([markdown_head(head, self.left), *map(markdown_row, rows)])
+        table = "\n".join([markdown_head(head, self.left), *map(markdown_row, rows)])
+        return "\n\n".join([table, *self.notes])
 
     def shown(self, *, markdown: bool) -> str:
         """As `markdown`, or else as `text`."""
@@ -62,6 +80,14 @@ class Table:
             r"\end{tabular}",
         ])  # fmt: skip
 
+    def _html_row(self, row: Row, tag: str) -> str:
+        sides = ("left" if i < self.left else "right" for i in range(len(self.columns)))
+        cells = (
+            f'<{tag} style="text-align: {side}">{html.escape(str(cell))}</{tag}>'
+            for cell, side in zip(row, sides, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
     def _padded(self) -> list[list[str]]:
         rows = [[str(cell) for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -72,6 +98,19 @@ class Table:
             ]
             for row in rows
         ]
+
+
+class Tabular:
+    """Printed as a table in a terminal, shown as one in a notebook."""
+
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
 
 
 def markdown_head(columns: Row, left: int = 1) -> str:

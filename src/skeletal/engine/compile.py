@@ -48,7 +48,7 @@ class Compiled(nn.Module):
         self.mask = mask
         self._example = example
         self._original = Original(compacted)
-        self._removed = str(compacted.report)
+        self._removed, self._channels = str(compacted.report), compacted.report.summary
         module, replaced = compacted.model, []
         self._graph, self.network = None, module
         if sparse and available():
@@ -239,7 +239,7 @@ class Compiled(nn.Module):
             LayerTimes(name, layer.shape, layer.values.numel(), layer.path, *self._times.get(name, (None, None)))
             for name, layer in self.sparse_layers().items()
         )
-        return EngineReport(layers, self._steps, self.chosen, self._removed, self._notes)
+        return EngineReport(layers, self._steps, self.chosen, self._removed, self._notes, self._channels)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Compiled":
         super()._apply(fn, recurse)

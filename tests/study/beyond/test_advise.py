@@ -1,9 +1,12 @@
+import json
+
+import matplotlib
 import pytest
 
 from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.study.beyond.advice_shown import in_words, picture, table
+from skeletal.study.beyond.advice_shown import Advised, in_words, table
 from skeletal.study.beyond.advise import Advice, Line, Recommendation, recommend
 
 pytestmark = pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
@@ -96,10 +99,21 @@ def test_from_runs_to_a_picture(tmp_path):
     assert high.connected and not low.connected
     advised = recommend([high, low])
     assert advised.density == 0.1
-    assert table({"snip": [high, low]}).count("\n") == 2
+    head, first, second, blank, *legend = table({"snip": [high, low]}).splitlines()
+    assert first.split()[:2] == ["snip", "0.1"] and second.split()[1] == "0.005" and not blank
+    columns = [name for name in head.split("  ") if name][3:]
+    assert all(any(name.strip() in line for line in legend) for name in columns if name.strip() != "empty layers")
+    found = Advised.of(advice, tmp_path)
+    assert found.recommendations == {"snip": advised} and found.lines == {"snip": [high, low]}
     for kind in ("png", "svg"):
-        picture({"snip": [high, low]}, {"snip": advised}, tmp_path / f"a.{kind}", "title")
+        found.save(tmp_path / f"a.{kind}")
         assert (tmp_path / f"a.{kind}").stat().st_size > 1000
+    matplotlib.use("agg")
+    assert len(found.plot().axes) == 3
+    matplotlib.pyplot.close("all")
+    assert json.loads(json.dumps(found.to_dict()))["snip"]["density"] == 0.1
+    assert repr(found) == "Advised(vgg-mini on digits, at initialization; densities: snip 0.1)"
+    assert in_words("snip", advised) in found._repr_html_() and str(found).startswith("vgg-mini on digits")
 
 
 def test_what_is_said():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,14 @@ from skeletal.core.diagnosis.macs import Macs, count_macs
 from skeletal.core.masks.attach import matching_parameters
 from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.weights import unwrap, weights_and_biases
+from skeletal.core.plots import bars
+from skeletal.core.table import Table, Tabular
+
+_LEGEND = (
+    "effective: on a path from input to output; on constant: reaches the output, but reads only what biases make",
+    "dead: cannot reach the output, or reads only zeros; dead inputs, outputs: channels without an effective weight",
+    "MACs: multiply-accumulate operations of the layers above",
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class Layer:
         return self.kept == 0
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Tabular):
     """What `diagnose` found; `print` shows a line per layer."""
 
     connected: bool | None
@@ -72,20 +80,31 @@ class Diagnosis:
         """The dead layers of a connected network: its signal survives only because something leads around them."""
         return self.dead_layers if self.connected else ()
 
-    def __str__(self) -> str:
-        width = max(len("layer"), *(len(layer.name) for layer in self.layers))
-        columns = ("kept", "effective", "on constant", "dead", "dead inputs", "dead outputs")
-        lines = [f"{'layer':{width}}  {'shape':>18}" + "".join(f"  {column:>12}" for column in columns)]
+    def __repr__(self) -> str:
+        kept = sum(layer.kept for layer in self.layers)
+        return (
+            f"Diagnosis({len(self.layers)} layers, {self.effective:,} of {kept:,} kept weights effective,"
+            f" connected={self.connected})"
+        )
+
+    def _table(self) -> Table:
+        rows, remarks = [], []
         for layer in self.layers:
             counts = (layer.kept, layer.effective, layer.on_constant, layer.dead, layer.dead_inputs, layer.dead_outputs)
-            note = "  empty" if layer.empty else "" if layer.effective or layer.unknown else "  cut off"
-            note += f"  {layer.unknown:,} not known" if layer.unknown else ""
-            shape = "x".join(map(str, layer.shape))
-            lines.append(f"{layer.name:{width}}  {shape:>18}" + "".join(f"  {n:12,}" for n in counts) + note)
+            rows.append([layer.name, "x".join(map(str, layer.shape)), *(f"{n:,}" for n in counts)])
+            said = ["empty"] if layer.empty else [] if layer.effective or layer.unknown else ["cut off"]
+            remarks.append(", ".join(said + ([f"{layer.unknown:,} not known"] if layer.unknown else [])))
+        columns = ["layer", "shape", "kept", "effective", "on constant", "dead", "dead inputs", "dead outputs"]
+        if any(remarks):
+            columns.append("remark")
+            rows = [[*row, remark] for row, remark in zip(rows, remarks, strict=True)]
+        return Table(columns, rows, notes=self._notes())
+
+    def _notes(self) -> list[str]:
         kept, total = (sum(sizes) for sizes in zip(*((x.kept, math.prod(x.shape)) for x in self.layers), strict=True))
         answer = {True: "yes", False: "no: this skeleton cannot learn", None: "not known"}[self.connected]
-        lines += [
-            "",
+        lines = [
+            *_LEGEND,
             f"output depends on input: {answer}",
             f"kept {kept:,} of {total:,}, density {kept / max(total, 1):.6f}",
             f"effective {self.effective:,}, density {self.effective_density:.6f}",
@@ -96,8 +115,37 @@ class Diagnosis:
             ("forward", self.macs.forward_kept, self.macs.forward_dense),
             ("training", self.macs.training_kept, self.macs.training_dense),
         ):
-            lines.append(f"MACs per example, {what}: {kept:,} of {dense:,} ({100 * kept / max(dense, 1):.3f}%)")
-        return "\n".join(lines)
+            share = 100 * kept / max(dense, 1)
+            lines.append(f"MACs per example, {what}: {kept:,} of {dense:,} ({share:.3f}%)")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, with what follows from it: what `skeletal diagnose --json` prints."""
+        derived = ("effective", "effective_density", "dead_layers", "skip_only")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+    def plot(self, axes: Any | None = None) -> Any:
+        """Draw what becomes of the kept weights of each layer, as fractions of them.
+
+        Args:
+            axes: of matplotlib, to draw into; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: matplotlib, which the extra `run` brings, is not installed.
+
+        """
+        kinds = ("effective", "on_constant", "dead", "unknown")
+        shares = {
+            kind.replace("_", " "): [getattr(layer, kind) / max(layer.kept, 1) for layer in self.layers]
+            for kind in kinds
+            if kind in kinds[:3] or any(layer.unknown for layer in self.layers)
+        }
+        title = f"{self.effective:,} of {sum(layer.kept for layer in self.layers):,} kept weights on a path"
+        names = [layer.name for layer in self.layers]
+        return bars(axes, names, shares, stacked=True, ylabel="fraction of the kept weights", title=title)
 
 
 def _on_cpu(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class Skeleton:
         model = unwrap(model)
         parameters = matching_parameters(mask, model)
         _let_go_of_earlier(parameters, mask, model)
-        self._names = list(mask)
+        self._names, self._of = list(mask), type(model).__name__
         self._held = [_Held(parameters[name], keep) for name, keep in mask.items()]
         self.moving = False
         """whether something moves the mask while training; see `MaskUpdate`"""
@@ -110,6 +110,12 @@ class Skeleton:
         """What was noted since `keep_gradients(True)`, summed over the backward passes; layers without are missing."""
         noted = {name: held.noted for name, held in zip(self._names, self._held, strict=True)}
         return {name: gradient for name, gradient in noted.items() if gradient is not None}
+
+    def __repr__(self) -> str:
+        mask = self.mask.values()
+        kept, total = sum(int(keep.sum()) for keep in mask), sum(keep.numel() for keep in mask)
+        held = "" if self._hooks else ", detached"
+        return f"Skeleton({self._of}, {len(mask)} layers, {kept:,} of {total:,} weights kept{held})"
 
     def __enter__(self) -> "Skeleton":
         return self

@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 
 from skeletal.core.errors import MaskError
 from skeletal.core.masks import attach, interop, maskfile, variants
+from skeletal.core.plots import bars
+from skeletal.core.table import Table, Tabular
 
 
-class Mask(Mapping[str, Tensor]):
+class Mask(Tabular, Mapping[str, Tensor]):
     """Which weights are kept: bool tensors by parameter name, and how they were found.
 
     A read-only mapping; `mask["layer1.0.conv1.weight"]` has the shape of that weight, True where
@@ -109,14 +111,16 @@ class Mask(Mapping[str, Tensor]):
         method = f", {self.metadata['method']}" if "method" in self.metadata else ""
         return f"Mask({len(self)} layers, {self.kept} of {self.total} kept, density {self.density:.4g}{method})"
 
-    def __str__(self) -> str:
-        width = max(map(len, self))
-        lines = [f"{'layer':{width}}  {'shape':>18}  {'kept':>11}  {'total':>11}  {'density':>9}"]
+    def _table(self) -> Table:
+        rows = []
         for name, keep in self.items():
             kept, shape = int(keep.sum()), "x".join(map(str, keep.shape))
-            share = f"{kept / max(keep.numel(), 1):9.5f}" if kept else "    empty"
-            lines.append(f"{name:{width}}  {shape:>18}  {kept:11,}  {keep.numel():11,}  {share}")
-        lines.append("")
+            share = f"{kept / max(keep.numel(), 1):.5f}" if kept else "empty"
+            rows.append((name, shape, f"{kept:,}", f"{keep.numel():,}", share))
+        return Table(("layer", "shape", "kept", "total", "density"), rows, notes=self._notes())
+
+    def _notes(self) -> list[str]:
+        lines = []
         for over, density in self.densities().items():
             known = "unknown" if density is None else f"{density:.6f}   sparsity {100 * (1 - density):.3f}%"
             lines.append(f"density over {over + ':':19} {known}")
@@ -126,8 +130,38 @@ class Mask(Mapping[str, Tensor]):
                 f"not covered: {len(others)} more weights of two and more dimensions ({shown});"
                 " prunable=[...] takes weights by name"
             )
-        lines.append(f"kept {self.kept:,} of {self.total:,} prunable weights")
-        return "\n".join(lines)
+        return [*lines, f"kept {self.kept:,} of {self.total:,} prunable weights"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the mask is made of, as plain data: totals, densities, each layer, metadata. `save` keeps the bits."""
+        return {
+            "kept": self.kept,
+            "total": self.total,
+            "densities": self.densities(),
+            "layers": [
+                {"name": name, "shape": list(keep.shape), "kept": int(keep.sum()), "total": keep.numel()}
+                for name, keep in self.items()
+            ],
+            "metadata": dict(self.metadata),
+        }
+
+    def plot(self, axes: Any | None = None) -> Any:
+        """Draw the density of each layer, on a logarithmic axis; an empty layer has no bar.
+
+        Args:
+            axes: of matplotlib, to draw into; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: matplotlib, which the extra `run` brings, is not installed.
+
+        """
+        shares = [float(keep.double().mean()) if keep.numel() else 0.0 for keep in self.values()]
+        method = self.metadata.get("method", "mask")
+        title = f"{method}: {self.kept:,} of {self.total:,} weights kept ({100 * self.density:.3g}%)"
+        return bars(axes, list(self), {"density": shares}, log=True, ylabel="density (fraction kept)", title=title)
 
     def save(self, path: str | Path) -> None:
         """Write the mask, a bit a weight, and its metadata as safetensors; at once or not at all."""

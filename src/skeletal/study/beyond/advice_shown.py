@@ -1,21 +1,91 @@
 """Advice as a table, in words, and as a picture."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.core.table import Table
+from skeletal.core.table import Table, Tabular
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import curve_style
-from skeletal.study.beyond.advise import EFFECTIVE, Line, Recommendation
+from skeletal.study.beyond.advise import EFFECTIVE, Advice, Line, Recommendation, recommend
 
 _HEADING = ["method", "density", "sparsity", "path", "empty layers", "effective / kept", "saliency", "per weight",
             "gradient norm", "layers agree", "overlap"]  # fmt: skip
+_LEGEND = (
+    "path: from input to output, in every seed; effective / kept: share of the kept weights on such a path, worst seed",
+    "saliency (FORCE's, Eq. 6), per weight (saliency / density), gradient norm (squared): 1 is the dense network",
+    "layers agree, overlap: between the masks of two seeds, of layer densities and of weights; 1 is the same",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Advised(Tabular):
+    """What a sweep has found, method by method, and how far each can be pruned."""
+
+    lines: Mapping[str, Sequence[Line]]
+    """by method, densities falling"""
+    title: str
+
+    @classmethod
+    def of(cls, advice: Advice, root: Path) -> "Advised":
+        """What the jobs of a sweep have found; all of them have to be finished, in `root`."""
+        lines = {pruning.method: advice.lines(pruning, root) for pruning in advice.prunings}
+        return cls(lines, f"{advice.setup.model} on {advice.setup.data}, at initialization")
+
+    @cached_property
+    def recommendations(self) -> dict[str, Recommendation]:
+        """How far to prune, by method."""
+        return {method: recommend(lines) for method, lines in self.lines.items()}
+
+    def __repr__(self) -> str:
+        advised = ", ".join(f"{method} {found.density}" for method, found in self.recommendations.items())
+        return f"Advised({self.title}; densities: {advised})"
+
+    def in_words(self) -> list[str]:
+        """A line for each method."""
+        return [in_words(method, found) for method, found in self.recommendations.items()]
+
+    def table(self, *, markdown: bool = False) -> str:
+        """See the function `table`."""
+        return table(self.lines, markdown=markdown)
+
+    def _table(self) -> Table:
+        found = _table(self.lines)
+        return Table(found.columns, found.rows, lead=(self.title, *self.in_words()), notes=found.notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, by method: what `skeletal advise --json` prints."""
+        return {
+            method: {"lines": [asdict(x) | {"worth": x.worth} for x in self.lines[method]], **asdict(found)}
+            for method, found in self.recommendations.items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Draw the picture into a file.
+
+        Raises:
+            ValueError: `path` is no picture's name.
+
+        """
+        picture(self.lines, self.recommendations, path, self.title)
+
+    def plot(self) -> Any:
+        """Draw the picture as a figure of pyplot's, which a notebook shows by itself; returns it."""
+        with extra("run"):
+            from matplotlib import pyplot
+
+        return _draw(pyplot.figure(**_SIZE), self.lines, self.recommendations, self.title)
 
 
 def table(found: Mapping[str, Sequence[Line]], *, markdown: bool = False) -> str:
     """A line for each method and density; saliency and gradient norm are relative to the dense network's."""
+    return _table(found).shown(markdown=markdown)
+
+
+def _table(found: Mapping[str, Sequence[Line]]) -> Table:
     rows = []
     for method, lines in found.items():
         for line in lines:
@@ -34,7 +104,7 @@ def table(found: Mapping[str, Sequence[Line]], *, markdown: bool = False) -> str
                     "-" if line.overlap is None else f"{line.overlap:.2f}",
                 ]
             )
-    return Table(_HEADING, rows).shown(markdown=markdown)
+    return Table(_HEADING, rows, notes=_LEGEND)
 
 
 def in_words(method: str, advice: Recommendation) -> str:
@@ -58,7 +128,13 @@ def picture(found: Mapping[str, Sequence[Line]], advised: Mapping[str, Recommend
     with extra("run"):
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    save_figure(_draw(Figure(**_SIZE), found, advised, title), path)
+
+
+_SIZE: dict[str, Any] = {"figsize": (10.5, 3.8), "layout": "constrained"}
+
+
+def _draw(figure: Any, found: Mapping[str, Sequence[Line]], advised: Mapping[str, Recommendation], title: str) -> Any:
     panels: Any = figure.subplots(1, 3)
     drawn = (
         ("FORCE saliency / dense", lambda line: line.saliency),
@@ -86,4 +162,4 @@ def picture(found: Mapping[str, Sequence[Line]], advised: Mapping[str, Recommend
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.suptitle(f"{title}; ring: recommended", fontsize=10)
-    save_figure(figure, path)
+    return figure
