@@ -82,6 +82,22 @@ def test_it_runs(name, tmp_path):
     CHECKS[name](done.stdout)
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_and_shows_tables_and_pictures():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)  # as it is committed
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    shown = [output.data for cell in cells for output in cell.outputs if "data" in output]
+    assert sum("text/html" in data for data in shown) == 3 and sum("image/png" in data for data in shown) == 3
+    assert any(data["text/plain"] == "True" for data in shown)  # compacted, the outputs are the same
+    said = "".join(output.text for cell in cells for output in cell.outputs if "text" in output)
+    assert number(r"([\d,]+) of 471,584 weights kept", said) == round(0.02 * 471_584)
+    assert number(r"test accuracy ([\d.]+)%", said) > 80
+    assert not [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_short_and_says_what_it_shows(name):
     lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
