@@ -1,5 +1,6 @@
 """What a user installs: everything the package needs, and nothing else."""
 
+import os
 import re
 import subprocess
 import sys
@@ -24,10 +25,58 @@ def tracked(*places):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    pytest.importorskip("hatchling")
+    """Source archive, and the wheel made from it, as for a release; without a network."""
+    pytest.importorskip("build")
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(out)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "-o", str(out), "."], cwd=ROOT, check=True)
     return out
+
+
+# A demo of fewer pruning steps and densities, by the package that is found first.
+DEMO = """
+import sys, skeletal
+from importlib import import_module
+from skeletal.harness.config import PRESETS
+
+PRESETS["quick"]["steps"] = 2
+import_module("skeletal.cli.demo").DENSITIES = (0.1,)
+print(skeletal.__file__)
+sys.argv = ["skeletal", "demo", "--epochs", "1", "--out", "here"]
+from skeletal.__main__ import main
+main()
+"""
+
+
+def installed(archive: Path, target: Path, *code: str) -> str:
+    """Install an archive by itself and run Python with it before everything else; what that printed."""
+    pip = ["pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", *pip, str(archive)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, *code], cwd=target.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_is_installed_and_runs_the_demo(built, tmp_path):
+    (wheel,) = built.glob("skeletal-*.whl")
+    shown = installed(wheel, tmp_path / "site", "-c", DEMO)
+    assert shown.splitlines()[0] == str(tmp_path / "site" / "skeletal" / "__init__.py")
+    assert "dense, all 471,584 weights" in shown and (tmp_path / "here" / "demo.png").exists()
+
+
+def test_the_source_archive_is_installed_too(built, tmp_path):
+    (archive,) = built.glob("skeletal-*.tar.gz")
+    assert installed(archive, tmp_path / "site", "-m", "skeletal", "--version").strip() == skeletal.__version__
+
+
+def test_the_index_would_take_both(built):
+    pytest.importorskip("twine")
+    files = [str(file) for file in built.iterdir() if file.name.startswith("skeletal-")]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout
 
 
 def test_the_wheel_has_every_file_of_the_package_and_its_licence(built):
