@@ -65,7 +65,7 @@ def test_a_run_from_end_to_end(cli, method):
     before = stamps(folder)
     assert cli("eval", folder, "--json").json == result["test"]
     again = cli("run", *METHODS[method], *QUICK)
-    assert (again.status, again.out, again.err) == (0, first.out, "")
+    assert (again.status, again.out, again.err) == (0, first.out, f"already finished: {folder}\n")
     assert cli("run", *METHODS[method], *QUICK, "--json").json == {"folder": str(folder), **result}
     assert stamps(folder) == before  # nothing was overwritten, nothing trained again
 

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,9 @@ from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
 from skeletal.cli.strict import only_whole_numbers
 from skeletal.cli.study import study
+from skeletal.core.progress import shown, stage
 from skeletal.core.version import __version__
+from skeletal.harness.output.bars import for_person
 
 app = App(
     name="skeletal",
@@ -91,7 +95,8 @@ def main() -> None:
     app.config = (only_whole_numbers,)
     try:
         try:
-            app.meta()
+            with shown(os.environ.get("RANK", "0") == "0", for_person), stage(_named(sys.argv[1:]), bar=False):
+                app.meta()
         finally:
             sys.stdout.flush()
         _end_well()
@@ -112,6 +117,12 @@ def main() -> None:
         if not _told_by_another(error):
             _say("error", "red", _message(error))
         sys.exit(1)
+
+
+def _named(tokens: Sequence[str]) -> str:
+    """What is being done, as long as nobody says more."""
+    names = takewhile(lambda token: not token.startswith("-"), tokens)
+    return " ".join(["skeletal", *islice(names, 2)])
 
 
 def _end_well() -> None:

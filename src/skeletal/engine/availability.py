@@ -16,6 +16,7 @@ from functools import lru_cache
 from importlib import metadata, util
 from pathlib import Path
 
+from skeletal.core.progress import stage
 from skeletal.core.version import __version__
 from skeletal.engine.host import processor, remember, remembered
 
@@ -61,7 +62,8 @@ def available(maps: str = "float32") -> Availability:
     earlier = remembered(name)
     if earlier is not None and "reason" in earlier:
         return Availability(earlier["reason"])
-    reason, lasts = _check(maps)
+    with stage("compiling the sparse engine's kernels and checking them, once on this machine"):
+        reason, lasts = _check(maps)
     if lasts:
         remember(name, {"reason": reason, "maps": maps, "versions": _versions()})
     return Availability(reason)

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -13,13 +14,14 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
-from skeletal.core.model.distributed import agree, everyone, together
+from skeletal.core.model.distributed import agree, everyone, rank, together
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import device_of, preserve_model, preserve_random_state
 from skeletal.core.model.shards import is_sharded
 from skeletal.core.model.tensors import Tensors, all_finite, widen
 from skeletal.core.model.weights import Selection, prunable_weights, unwrap
+from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step, algorithm_1
 from skeletal.core.pruning.describe import describe, warn_if_collapsed
 from skeletal.core.pruning.schedules import Schedule
@@ -59,14 +61,18 @@ def _find(
         generator = torch.Generator().manual_seed(settings.seed)
         mask: Tensors = {}
         filled: list[dict[str, int]] = []
-        for step in algorithm_1(theta, settings.row, counts, derivatives, generator, settings.on_collapse):
-            mask = step.mask
-            if step.filled:
-                filled.append({"step": step.step, "weights": step.filled})
-            if on_step is not None:
-                with preserve_random_state(model):
-                    on_step(step)
-            del step  # its scores, while the next one has the activations to hold
+        with stage(f"pruning, {settings.method}", len(counts), unit="step") as told:
+            if stream is not None and settings.batches_per_step > 1:
+                told.update(note=lambda: f"batch {stream.taken - told.done * settings.batches_per_step}")
+            for step in algorithm_1(theta, settings.row, counts, derivatives, generator, settings.on_collapse):
+                mask = step.mask
+                if step.filled:
+                    filled.append({"step": step.step, "weights": step.filled})
+                if on_step is not None:
+                    with preserve_random_state(model):
+                        on_step(step)
+                told.update(step.step)
+                del step  # its scores, while the next one has the activations to hold
         connected, why_unknown = None, "no batches were given"
         if example is not None:
             connected, why_unknown = reaches_output(model, mask, example)
@@ -108,6 +114,7 @@ def prune(
     on_collapse: Literal["raise", "keep"] = "raise",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
+    progress: bool = False,
 ) -> Mask:
     """Find the few weights of a network worth having, before training (paper, Algorithm 1).
 
@@ -155,6 +162,7 @@ def prune(
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
         on_step: called after each step with a `Step`.
+        progress: tell on stderr how far it is: with a bar, or in lines where stderr is neither terminal nor notebook.
 
     Returns:
         The mask, with its making in `mask.metadata`.
@@ -195,6 +203,8 @@ def prune(
         raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")
     model = unwrap(model)
     autocast(precision, device_of(model))  # refuses a device without
-    mask, why_unknown = _find(model, batches, _whole(prunable_weights(model, prunable)), settings, on_step)
+    weights = _whole(prunable_weights(model, prunable))
+    with shown(rank() == 0) if progress else nullcontext():
+        mask, why_unknown = _find(model, batches, weights, settings, on_step)
     warn_if_collapsed(mask, why_unknown)
     return mask

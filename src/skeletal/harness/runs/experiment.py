@@ -12,11 +12,13 @@ from torch import nn
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
-from skeletal.core.model.distributed import on_first, together
+from skeletal.core.model.distributed import on_first, rank, together
+from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
+from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.processes import launcher
@@ -68,7 +70,7 @@ def run(
         root: the folder of run folders.
         name: of the run folder, which a hash of the settings follows.
         wait: for a process that is at work on the same run, in place of an error.
-        progress: show bars on stderr.
+        progress: tell on stderr what is done and how far it is.
 
     In a process group (torchrun) all ranks call it; they work as one, with batches divided among them (see `train`),
     and rank 0 writes the folder, which all have to see.
@@ -86,7 +88,8 @@ def run(
     def work() -> dict[str, Any]:
         return _train(begin(setup, pruning, training, root=root, name=name, progress=progress), setup, progress)
 
-    return folder, folder.once(work, wait=wait)
+    with shown(progress and rank() == 0, for_person):
+        return folder, folder.once(work, wait=wait)
 
 
 def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None, progress: bool) -> Task:
@@ -140,7 +143,8 @@ def train_masked(
             mask.attach(model).detach()  # refuses another network's mask before there is a folder
         return _train(_opened(place, model, data, setup, training, mask), setup, progress)
 
-    return folder, folder.once(work, wait=wait)
+    with shown(progress and rank() == 0, for_person):
+        return folder, folder.once(work, wait=wait)
 
 
 def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
@@ -173,6 +177,7 @@ def _mask_of(folder: RunFolder, model: nn.Module, data: Data, setup: Setup, prun
     """The mask of an interrupted run, or a new one."""
     path = folder.path / MASK
     if on_first(path.exists):
+        say(f"the mask is there already: {path}")
         return Mask.load(path)
     start = time.perf_counter()
     mask = find_mask(model, data, setup, pruning, progress=progress)

@@ -1,16 +1,14 @@
 """How a mask is found: the network at its initialization, the data set, and the batches it is pruned on."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
-from skeletal.core.extras import extra
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import rank, ranks
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.schedules import Schedule
 from skeletal.engine.prune import prune
@@ -19,12 +17,9 @@ from skeletal.harness import models
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
+from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.runs.public_codes import LOSSES
-
-with extra("run"):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 DENSE = "dense"
 WORTH = 20
@@ -34,7 +29,8 @@ WORTH = 20
 def load_data(setup: Setup) -> Data:
     """The data set of a setup, its validation split drawn by the setup's seed."""
     options = {"workers": setup.workers, "skip_corrupt": setup.skip_corrupt}
-    return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, **options)
+    with stage(f"reading {setup.data}"):
+        return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, **options)
 
 
 def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
@@ -65,22 +61,6 @@ def _engine(pruning: Pruning, device: torch.device) -> str | type[Derivatives]:
     return CapturedDerivatives if device.type == "cuda" and dense and passes >= WORTH else pruning.scoring_engine
 
 
-@contextmanager
-def _step_bar(method: str, shown: bool, then: Callable[[Step], None] | None) -> Iterator[Any]:
-    """A bar over pruning steps, on stderr; hands out the `on_step` that moves it, and calls the caller's own."""
-    console = Console(stderr=True)
-    columns = (TextColumn(f"pruning, {method}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not shown or not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def on_step(step: Step) -> None:
-            bar.update(task, completed=step.step, total=step.steps)
-            if then is not None:
-                then(step)
-
-        yield on_step
-
-
 def find_mask(
     model: nn.Module,
     data: Data,
@@ -98,7 +78,7 @@ def find_mask(
         data: its training split is streamed, never the validation or test split.
         setup: for seed and device.
         pruning: resolved, no field `None` except `sparsity`.
-        progress: show a bar on stderr.
+        progress: tell on stderr how far it is.
         schedule: a function of the caller's own in place of the settings' schedule.
         on_step: see `prune`.
 
@@ -112,11 +92,7 @@ def find_mask(
     assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
     device = pick_device(setup.device)
     model.to(device)
-    with (
-        tuned(device),
-        own_stream(device),
-        _step_bar(pruning.method, progress and rank() == 0, on_step) as step,
-    ):
+    with tuned(device), own_stream(device), shown(progress and rank() == 0, for_person):
         mask = prune(
             model,
             pruning_batches(data, setup, pruning),
@@ -134,7 +110,7 @@ def find_mask(
             recompute=pruning.recompute,
             on_collapse=pruning.on_collapse,
             seed=setup.seed,
-            on_step=step,
+            on_step=on_step,
         )
     mask.metadata |= {"network": setup.model, "data": data.name}
     mask.metadata |= {

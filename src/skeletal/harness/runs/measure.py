@@ -13,14 +13,17 @@ from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import diagnose
 from skeletal.core.diagnosis.saliency import measure_saliency
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import rank
 from skeletal.core.model.preserve import device_of
 from skeletal.core.model.weights import prunable_weights
+from skeletal.core.progress import shown
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.methods import METHODS
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data import Data, Stream, resident
 from skeletal.harness.data.draws import seed_of
 from skeletal.harness.devices import pick_device
+from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.experiment import describe, identity, run_name
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
@@ -123,7 +126,7 @@ def measure(
         name: of the run folder, in place of model-data-method-density-measured.
         measure_batches: training batches that the gradient is averaged over, see `measured`.
         wait: for a process that is at work on the same measurement, in place of an error.
-        progress: show a bar on stderr.
+        progress: tell on stderr what is done and how far it is.
 
     Returns:
         The run's folder, which also holds the mask, and what is in its `result.json`: model, data, seed, method,
@@ -148,7 +151,8 @@ def measure(
         _leave(place, mask)
         return result | {"method": pruning.method, "filled": _filled(mask), "trace": trace}
 
-    return folder, folder.once(work, wait=wait)
+    with shown(progress and rank() == 0, for_person):
+        return folder, folder.once(work, wait=wait)
 
 
 def _found(

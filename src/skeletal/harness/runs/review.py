@@ -12,6 +12,7 @@ from skeletal.core.diagnosis.diagnose import Diagnosis, diagnose
 from skeletal.core.masks.mask import Mask
 from skeletal.core.masks.repair import repair
 from skeletal.core.model.distributed import together
+from skeletal.core.progress import stage
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
@@ -74,7 +75,8 @@ def evaluate_run(
         autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=config["bf16"]),
         earlier=_trained_by(path) if engine == "auto" and target.type == "cpu" else None,
     ).network
-    return evaluate(network, batches, device=target, shared=True, **options)
+    with stage(f"scoring on {split} images"):
+        return evaluate(network, batches, device=target, shared=True, **options)
 
 
 def diagnose_mask(

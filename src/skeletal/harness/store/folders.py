@@ -19,6 +19,7 @@ from typing import Any
 
 from skeletal.core.files import failing_at, remove_drafts, write_atomically
 from skeletal.core.model.distributed import on_first
+from skeletal.core.progress import say
 from skeletal.harness.store import run_lock
 from skeletal.harness.store.environment import environment
 
@@ -162,6 +163,7 @@ class RunFolder:
 
         """
         if on_first(lambda: self.finished):
+            say(f"already finished: {self.path}")
             return self.result()
         with ExitStack() as held:
             on_first(lambda: held.enter_context(self.claim(wait=wait)))

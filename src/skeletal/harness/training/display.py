@@ -1,64 +1,58 @@
 """What a person sees of a training while it runs."""
 
+import sys
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from skeletal.core.extras import extra
 from skeletal.core.model.distributed import rank
+from skeletal.core.progress import Progress, current
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.interrupt import Interrupted
 
-with extra("run"):
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 
 class Display:
-    """A bar with the time left on a terminal, else a line per epoch; nothing at all unless `shown`."""
+    """How far it is, as `core.progress` tells it; a line per epoch where lines stay; nothing unless `shown`."""
 
     def __init__(self, epochs: int, steps: int, shown: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress = current() if shown else Progress()
         self._epochs, self._steps = epochs, steps
-        self._lines = shown and not self._console.is_terminal
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  validation {task.fields[top1]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not shown or self._lines,
-            speed_estimate_period=600,
-        )
+        self._validation = ""
+        self._open = ExitStack()
 
     def __enter__(self) -> "Display":
-        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        self._open.close()
 
-    def begin(self, epoch: int, batch: int) -> None:
-        """Start the bar where the run is: the speed must not count what earlier sessions did."""
-        self._task = self._bar.add_task(
-            "",
-            total=self._epochs * self._steps,
-            completed=epoch * self._steps + batch,
-            epoch=min(epoch + 1, self._epochs),
-            epochs=self._epochs,
-            loss="-",
-            top1="-",
-        )
+    def begin(self, epoch: int, batch: int, *, resumed: bool) -> None:
+        """Start where the run is: the speed must not count what earlier sessions did."""
+        if resumed:
+            at = f" and step {batch + 1} of {self._steps}" if batch else ""
+            done = epoch == self._epochs
+            self._progress.say("resuming after the last epoch" if done else f"resuming at epoch {epoch + 1}{at}")
+        total, done = self._epochs * self._steps, epoch * self._steps + batch
+        self._stage = self._open.enter_context(self._progress.stage("training", total, unit="step", done=done))
+
+    def note(self, text: str) -> None:
+        """What is being done, beside the steps."""
+        self._stage.update(note=text)
+
+    def scoring(self, split: str) -> AbstractContextManager[object]:
+        """While the network is scored on a split's images."""
+        return self._progress.stage(f"scoring on {split} images")
 
     def step(self, epoch: int, batch: int, loss: float) -> None:
         """One batch is done, the `batch`-th of its epoch."""
-        self._bar.update(self._task, completed=epoch * self._steps + batch, epoch=epoch + 1, loss=f"{loss:.3f}")
+        note = f"epoch {epoch + 1}/{self._epochs}, loss {loss:.3f}{self._validation}"
+        self._stage.update(epoch * self._steps + batch, note=note)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One epoch is done, with these metrics."""
         validation = f"{row['val_top1']:.2f}%" if "val_top1" in row else "-"
-        self._bar.update(self._task, top1=validation)
-        if self._lines:
-            self._console.print(
+        self._validation = f", validation {validation}" if "val_top1" in row else ""
+        if self._progress.lines:
+            self._progress.say(
                 f"epoch {row['epoch'] + 1}/{self._epochs}  loss {row['train_loss']:.4f}  "
                 f"train {row['train_top1']:.2f}%  validation {validation}  {row['seconds']:.1f} s"
             )
@@ -70,7 +64,7 @@ class Display:
         else:
             how = resume_command or "run the same command again"
             message = f"{where}; {folder.path} holds the checkpoint. To go on:\n  {how}"
-        self._bar.stop()
+        self._open.close()
         if rank() == 0:
-            self._console.print(message, markup=False)
+            print(message, file=sys.stderr, flush=True)
         return Interrupted(message, folder)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, rank, together
+from skeletal.core.progress import stage
 
 ENGINES = ("auto", "dense", "sparse")
 _DENSE = {"asked": "dense"}
@@ -102,9 +103,21 @@ def engine_for(
             raise ValueError(f"this run began with the sparse engine, which does not work here: {works}")
         warnings.warn(f"training dense, masked weights: the sparse engine does not work here: {works}", stacklevel=3)
         return Engine(model, _DENSE)
+    with stage("compiling kernels and measuring them, once for these shapes and this CPU"):
+        return _compiled(model, mask, asked, example(), autocast, earlier)
+
+
+def _compiled(
+    model: nn.Module,
+    mask: Mask,
+    asked: str,
+    example: Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    earlier: dict[str, Any] | None,
+) -> Engine:
     from skeletal.engine.compile import compile
 
-    fast = compile(model, mask, example(), path="dense").train(model.training)
+    fast = compile(model, mask, example, path="dense").train(model.training)
     if earlier is not None:
         paths = earlier.get("paths", {})
         if paths.keys() != fast.sparse_layers().keys():

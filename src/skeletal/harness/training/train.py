@@ -10,10 +10,12 @@ from torch import nn
 
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.denormals import flush_denormals
-from skeletal.core.model.distributed import together
+from skeletal.core.model.distributed import rank, together
+from skeletal.core.progress import shown
 from skeletal.harness.config import Training
 from skeletal.harness.data.splits import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
+from skeletal.harness.output.bars import for_person
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.interrupt import Stop
 from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
@@ -81,6 +83,7 @@ def train(
         tuned(task.device),
         own_stream(task.device),
         Stop() as stop,
+        shown(progress and rank() == 0, for_person),
         Trainer(task, stop, progress=progress) as trainer,
     ):
         (result,) = deque(turns(trainer), maxlen=1)

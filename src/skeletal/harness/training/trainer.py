@@ -86,7 +86,7 @@ class Trainer:
         self._run, self._team = run, Team(network, task.device)
         self._tracker = trackers.of(task.folder if training.tensorboard and rank() == 0 else None, task.mask, run.epoch)
         opened.callback(self._tracker.close)
-        self._display.begin(run.epoch, run.batch)
+        self._display.begin(run.epoch, run.batch, resumed=bool(run.epoch or run.batch))
         self._way: Way | None = None
 
     def _choose(self) -> Way:
@@ -116,7 +116,9 @@ class Trainer:
         look_every = 1 if run.device.type == "cpu" or ranks() > 1 else 20  # looking makes a GPU wait
         run.engine.network.train()
         try:
-            self._way = self._way or self._choose()
+            if self._way is None:
+                self._display.note("the first step takes longer")
+                self._way = self._choose()
             started = time.perf_counter() - run.epoch_seconds
             for report in self._way.steps.take(lambda: self._stop.requested):
                 run.batch += 1
@@ -151,24 +153,25 @@ class Trainer:
             row["step"] = self._way.about
         row |= _named("train", run.tally.scores())
         if len(task.data.validation):
-            row |= _named("val", self._scores(task.data.validation))
+            row |= _named("val", self._scores("validation", task.data.validation))
         test_every = task.training.test_every
         if done == self._epochs or (test_every and done % test_every == 0):
-            row |= _named("test", self._scores(task.data.test))
+            row |= _named("test", self._scores("test", task.data.test))
         run.end_epoch(row)
         self._tracker.epoch(row)
         self._display.epoch(row)
 
-    def _scores(self, split: Split) -> Scores:
+    def _scores(self, name: str, split: Split) -> Scores:
         task = self._task
-        return evaluate(
-            self._run.engine.network,
-            shared(resident(split, task.device)).batches(task.batch_size, train=False),
-            device=task.device,
-            bf16=task.training.bf16,
-            channels_last=task.training.channels_last,
-            shared=True,
-        )
+        with self._display.scoring(name):
+            return evaluate(
+                self._run.engine.network,
+                shared(resident(split, task.device)).batches(task.batch_size, train=False),
+                device=task.device,
+                bf16=task.training.bf16,
+                channels_last=task.training.channels_last,
+                shared=True,
+            )
 
     def save(self) -> None:
         """Write the checkpoint."""
