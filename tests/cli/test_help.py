@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from skeletal import __version__
+from skeletal.cli import app
+from skeletal.cli.help import MOST_USED, SELDOM
 
 COMMANDS = ("demo", "run", "prune", "train", "eval", "show", "diagnose", "bench", "doctor")
 
@@ -15,7 +17,7 @@ import sys
 from skeletal.cli import main
 
 for arguments in (
-    [], ["--help"], ["--version"], ["rnu"], ["run", "--desnity", "1"], ["run", "--print-config"],
+    [], ["--help"], ["run", "--help-all"], ["--version"], ["rnu"], ["run", "--desnity", "1"], ["run", "--print-config"],
     *([command, "--help"] for command in {COMMANDS}),
 ):
     sys.argv = ["skeletal", *arguments]
@@ -55,3 +57,36 @@ def test_the_options_that_are_everywhere(cli, command):
         expected |= {"--config", "--print-config", "--preset"}
     for option in expected:
         assert re.search(rf"{option}\b", shown), option
+
+
+EVERY = [(name,) for name in app if not name.startswith("-") and name != "study"]
+EVERY += [("study", name) for name in app["study"] if not name.startswith("-")]
+
+
+def options(shown):
+    return set(re.findall(r"--[a-z][\w-]*", shown)) - {"--help-all"}
+
+
+@pytest.mark.parametrize("command", [(), ("study",), *EVERY], ids=" ".join)
+def test_help_fits_on_a_screen_and_all_of_it_is_there_for_the_asking(cli, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "100")
+    short, full = cli(*command, "--help"), cli(*command, "--help-all")
+    assert short.status == full.status == 0
+    assert len(short.out.splitlines()) <= 50, "one screen"
+    assert "--help-all" in short.out
+    assert options(short.out) <= options(full.out)
+    assert not re.search(r"--(no-(?!memory)|empty-)", short.out)
+    if command:
+        found = app[command[0]] if len(command) == 1 else app["study"][command[1]]
+        if found.default_command:
+            wanted = {name for argument in found.assemble_argument_collection() for name in argument.names}
+            wanted = {name for name in wanted if name.startswith("--") and not name.startswith(("--no-", "--empty-"))}
+            assert {name for name in wanted if "." not in name} <= options(full.out)
+
+
+def test_what_a_short_help_shows_or_leaves_out_exists(cli):
+    assert set(MOST_USED) | SELDOM <= set().union(*(options(cli(*command, "--help-all").out) for command in EVERY))
+
+
+def test_an_option_cannot_be_emptied(cli):
+    assert cli("advise", "--empty-methods").status != 0

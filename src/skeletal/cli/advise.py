@@ -26,11 +26,11 @@ def advise(
     markdown: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Say how far a network can be pruned, by looking at it before training: minutes, no training.
+    """Find out how far a network can be pruned: minutes, without training it.
 
-    Each method is followed down to lower densities. Recommended is the lowest before the skeleton degrades: before
+    Follows each method down to lower densities and recommends the lowest one before the skeleton degrades: before
     paths from input to output are lost, more than a tenth of the kept weights lie on none, or the mean FORCE saliency
-    of a kept weight falls. docs/advise.md tells where that comes from, and how well it predicted.
+    of a kept weight falls. docs/advise.md explains the criterion and how well it predicts accuracy.
 
     For example:
 
@@ -41,23 +41,23 @@ def advise(
     Parameters
     ----------
     methods
-        one or several; by default force, snip and random
+        one or more; by default force, snip and random
     densities
-        to look at; by default 0.5, 0.2, 0.1, ... 0.001
+        densities to look at; by default 0.5, 0.2, 0.1, ... 0.001
     seeds
-        how many initializations, from --seed on
+        number of initializations, starting at --seed
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     measure_batches
-        batches of 128 training images that gradients are averaged over
+        batches of 128 training images over which gradients are averaged
     root
-        folder of run folders; finished ones are reused
+        folder for run folders; finished runs are reused
     plot
-        draw a picture into this file (png, svg or pdf)
+        draw the figure into this file (png, svg or pdf)
     trained
         folder of finished runs with the same settings: compare the advice with their accuracy
     jobs
-        worker processes, with --executor local; cores and GPUs are divided among them
+        worker processes, with --executor local; they share cores and GPUs
     executor
         none: one run after the other, in this process; local: worker processes
     markdown

@@ -22,9 +22,10 @@ def bench(
     plot: Path | None = None,
     json: Flag = False,
 ) -> None:
-    """Time training and inference of a skeleton against dense networks and other sparse libraries, side by side.
+    """Time a skeleton against dense networks and other sparse libraries.
 
-    Images are noise. Contestants take turns in one process; peak memory is that of a fresh process each.
+    Measures training and inference on images of noise. Contestants take turns in one process; peak memory is measured
+    in a fresh process for each.
 
     For example:
 
@@ -35,34 +36,34 @@ def bench(
     Parameters
     ----------
     model
-        network; by default the one the first mask was found on, or vgg19-cifar
+        network; by default that of the first mask, or vgg19-cifar
     mask
-        a mask file; may be given several times
+        a mask file; repeatable
     density
-        without a mask file, find a mask of this density on a batch of noise; may be given several times (default 0.01)
+        without a mask file: find a mask of this density on a batch of noise; repeatable (default 0.01)
     method
-        how that mask is found: force (15 steps), random-erk, ...
+        how to find that mask: force (15 steps), random-erk, ...
     data
-        the data set whose image size, channels and classes are taken
+        data set whose image size, channels and classes to use
     batch_size
         images per step
     baselines
-        beside ours in float32 and under autocast to bfloat16, which of: a masked dense float32, b best dense PyTorch of
-        float32 and bfloat16 in both memory orders, c torch's CSR products, d SparseProp, e SparseLab's linear layers
+        what to compare with: a masked dense float32; b the best of dense PyTorch in float32 and bfloat16, in both
+        memory orders; c torch's CSR products; d SparseProp; e SparseLab's linear layers
     repeat
-        rounds of which the median is taken
+        rounds; the median counts
     threads
-        for computing; by default as many as torch takes
+        compute threads; by default torch's choice
     no_memory
-        leave out peak memory, which takes a process each
+        do not measure peak memory, which takes a process for each contestant
     seed
-        seeds initial weights and noise
+        seed of initial weights and noise
     out
-        also write everything that was measured into this file, as JSON
+        also write every measurement into this file, as JSON
     plot
         draw the roofline into this file (png, svg or pdf)
     json
-        print everything as JSON on stdout
+        print every measurement as JSON on stdout
 
     """
     from json import dumps

@@ -17,6 +17,7 @@ from skeletal.cli.bench import bench
 from skeletal.cli.demo import demo
 from skeletal.cli.diagnose import diagnose
 from skeletal.cli.estimate import estimate
+from skeletal.cli.help import ALL, Help, ShortHelp
 from skeletal.cli.inspect import doctor, evaluate, show
 from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
@@ -34,6 +35,10 @@ app = App(
     Start with `skeletal demo`: it needs no download and takes a minute or two.
     `skeletal COMMAND --help` shows examples.""",
     help_format="markdown",
+    help_flags=("--help", "-h", ALL),
+    help_formatter=ShortHelp(),
+    help_epilogue=f"`{ALL}` shows all options.",
+    default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,
 )
 for name, command in {
@@ -66,7 +71,7 @@ def _with_config(
     Parameters
     ----------
     config
-        TOML file of settings, as `--print-config` writes it; what is on the command line wins
+        TOML file of settings, as `--print-config` writes it; the command line wins
 
     """
     if config is not None:
@@ -93,6 +98,7 @@ def main() -> None:
     """Run the command line; errors a user can mend are one message and exit status 1, without a traceback."""
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
     app.config = (only_whole_numbers,)
+    app.help_formatter = Help() if ALL in sys.argv else ShortHelp()
     try:
         try:
             with shown(os.environ.get("RANK", "0") == "0", for_person), stage(_named(sys.argv[1:]), bar=False):

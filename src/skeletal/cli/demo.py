@@ -10,19 +10,20 @@ DENSITIES = (0.1, 0.02, 0.005)
 
 
 def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json: Flag = False) -> None:
-    """Prune a small network to 90, 98 and 99.5% sparsity with FORCE, SNIP and random; train and compare.
+    """Prune and train a small network three ways and compare: a minute or two.
 
-    The network is a narrow VGG with 8 convolutions, the data scikit-learn's handwritten digits (1,797 real
-    images). Every run leaves its folder in `out`; a second demo finds them finished.
+    Prunes a narrow VGG with 8 convolutions to 90, 98 and 99.5% sparsity with FORCE, SNIP and at random, then trains it
+    on scikit-learn's 1,797 handwritten digits; nothing is downloaded. Each run keeps a folder in `out`, so a second
+    demo finds them finished.
 
     Parameters
     ----------
     out
-        where the run folders and the figure go
+        folder for the run folders and the figure
     epochs
-        how long each network is trained
+        epochs to train each network
     seed
-        seeds initial weights, batches and augmentation
+        seed of initial weights, batches and augmentation
     json
         print the results as JSON on stdout
 

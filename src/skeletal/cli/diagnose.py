@@ -15,7 +15,7 @@ def diagnose(
     out: Path | None = None,
     json: Flag = False,
 ) -> None:
-    """Tell what a mask leaves of its network: weights on a path, dead layers and channels, multiply-adds.
+    """Show what a mask leaves of its network: paths, dead channels, multiply-adds.
 
     For example:
 
@@ -28,15 +28,15 @@ def diagnose(
     path
         a mask file or a run folder
     model
-        network, where the mask does not tell
+        network, if the mask does not name it
     data
-        data set, for the shape of its images, where the mask does not tell
+        data set, for the shape of its images, if the mask does not name it
     data_dir
-        where an image folder lies; the other sets are not read
+        path of an image folder; no other data set is read
     repair
-        give every layer at least so many weights, taken from the layers with most; needs --out
+        give every layer at least this many weights, taken from the largest layers; needs --out
     out
-        where to save the repaired mask
+        file for the repaired mask
     json
         print the diagnosis as JSON on stdout
 

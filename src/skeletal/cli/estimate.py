@@ -12,9 +12,9 @@ def estimate(
     preset: str = "quick",
     json: Flag = False,
 ) -> None:
-    """Say how long `skeletal run` will take with the same options, and what memory and disk it needs.
+    """Estimate time, memory and disk of `skeletal run` with the same options.
 
-    A few steps of pruning and of training run on the real data and network, on this device, and are extrapolated.
+    Runs a few steps of pruning and training on the real data and network, on this device, and extrapolates.
 
     For example:
 
@@ -23,7 +23,7 @@ def estimate(
     Parameters
     ----------
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     json
         print the figures as JSON on stdout
 

@@ -16,7 +16,7 @@ def evaluate(
     engine: Literal["auto", "dense", "sparse"] = "auto",
     json: Flag = False,
 ) -> None:
-    """Score the trained network of a run folder again, and make sure it is as sparse as its mask.
+    """Test the trained network of a run again, and check it against its mask.
 
     For example:
 
@@ -27,13 +27,13 @@ def evaluate(
     run
         a run folder
     split
-        which images
+        images to test on
     data_dir
-        where the data set lies
+        folder of the data set
     device
         auto, cpu, cuda, cuda:1, mps
     engine
-        what computes a masked network on a CPU; auto takes what the run was trained by
+        what computes a masked network on a CPU; auto uses what trained the run
     json
         print the scores as JSON on stdout
 
@@ -51,9 +51,9 @@ def evaluate(
 
 
 def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: Flag = False) -> None:
-    """Show masks or runs: what is left in each layer, how it was found, what it scored.
+    """Show masks or runs: layers, how they were found, accuracy.
 
-    Several are shown side by side, one column of kept weights each.
+    Given several, shows them side by side, with a column of kept weights for each.
 
     For example:
 
@@ -113,7 +113,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
 
 
 def doctor(*, data_dir: Path | None = None, json: Flag = False) -> None:
-    """Tell what skeletal finds here: torch, cores, processor features, networks, data sets.
+    """Show what skeletal finds on this machine: torch, cores, networks, data sets.
 
     For example:
 
@@ -122,7 +122,7 @@ def doctor(*, data_dir: Path | None = None, json: Flag = False) -> None:
     Parameters
     ----------
     data_dir
-        look here for data sets, in place of ./data and ~/.cache/skeletal
+        look here for data sets, instead of ./data and ~/.cache/skeletal
     json
         print it as JSON on stdout
 

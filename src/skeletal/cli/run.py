@@ -31,9 +31,9 @@ def run(
     print_config: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Prune at initialization, train the skeleton, test it; leave a run folder behind.
+    """Prune at initialization, train, test, and keep everything in a run folder.
 
-    The same settings find the same folder: a finished run is not repeated, an interrupted one goes on.
+    The same settings find the same folder: a finished run is not repeated, an interrupted one resumes.
 
     For example:
 
@@ -46,17 +46,17 @@ def run(
     Parameters
     ----------
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     out
-        folder of run folders
+        folder for run folders
     name
-        name of the run folder, in place of model-data-method-density; a hash of the settings follows it
+        name of the run folder, instead of model-data-method-density; a hash of the settings is appended
     wait
-        for another process that is at work on the same run; without it, that is an error
+        wait for another process that works on the same run, instead of failing
     executor
-        none: in this process; local: in one of its own; slurm: submit it, and go on from its checkpoint when preempted
+        none: in this process; local: in a process of its own; slurm: submit it; it resumes when preempted
     slurm
-        options of sbatch, such as --slurm.partition P --slurm.time 720 (minutes) --slurm.gpus-per-node 1
+        sbatch options, such as --slurm.partition P --slurm.time 720 (minutes) --slurm.gpus-per-node 1
     print_config
         print the settings as TOML and stop
     json
@@ -92,7 +92,7 @@ def prune(
     print_config: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Find a mask at initialization and save it, with a table of what is left in each layer.
+    """Find a mask at initialization, show what it keeps in each layer, and save it.
 
     For example:
 
@@ -105,11 +105,11 @@ def prune(
     Parameters
     ----------
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     out
-        the mask file to write
+        mask file to write
     overwrite
-        replace a file that is there
+        replace an existing file
     print_config
         print the settings as TOML and stop
     json
@@ -148,7 +148,7 @@ def train(
     print_config: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Train and test with a mask from a file, or dense without one; leave a run folder behind.
+    """Train and test with a mask from a file, or dense without one.
 
     Use the network and the seed the mask was found with: it was made for those initial weights.
 
@@ -161,13 +161,13 @@ def train(
     Parameters
     ----------
     mask
-        a mask file of `skeletal prune`; without it the dense network is trained
+        mask file of `skeletal prune`; without one, train the dense network
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     out
-        folder of run folders
+        folder for run folders
     wait
-        for another process that is at work on the same run; without it, that is an error
+        wait for another process that works on the same run, instead of failing
     print_config
         print the settings as TOML and stop
     json

@@ -22,11 +22,11 @@ def sanity(
     markdown: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Ask what a method chooses: its mask beside masks that have only its layer densities, or other weights.
+    """Test what a method chooses: its mask against shuffled and random ones.
 
     Prunes, then measures and trains every variant: shuffled within layers, on other initial weights, with SNIP's
     positions or SNIP's layer densities, found on other batches, with one weight fewer at each step; and random masks
-    and the dense network. The same command goes on where it was stopped.
+    and the dense network. The same command resumes where it stopped.
 
     For example:
 
@@ -38,15 +38,15 @@ def sanity(
     Parameters
     ----------
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     seeds
-        how many, from --seed on; at least 2
+        number of seeds, starting at --seed; at least 2
     shuffles
-        of each mask
+        shuffled copies of each mask
     root
-        folder of run folders
+        folder for run folders
     jobs
-        worker processes, with --executor local; cores and GPUs are divided among them
+        worker processes, with --executor local; they share cores and GPUs
     executor
         none: one run after the other, in this process; local: worker processes
     markdown

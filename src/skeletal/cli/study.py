@@ -33,13 +33,13 @@ class Which:
     """At which scale, and where."""
 
     scale: Literal["paper", "gpu", "cpu", "smoke"] = "cpu"
-    """paper: as in the paper; gpu: an hour on one GPU; cpu: two cores; smoke: seconds"""
+    """paper: as in the paper; gpu: an hour on one GPU; cpu: two cores; smoke: a test whose numbers mean nothing"""
     epochs: int | None = None
-    """train so long instead, everywhere"""
+    """train every run for this many epochs instead"""
     seeds: int | None = None
-    """run so many seeds instead, everywhere"""
+    """run this many seeds instead"""
     root: Path = Path("studies")
-    """folder of the study's run folders"""
+    """folder for the study's run folders"""
 
     def resolved(self) -> "Scale":
         """Return the scale meant."""
@@ -72,10 +72,10 @@ def run(
     plan: Literal["shell", "array"] | None = None,
     json: Flag = False,
 ) -> None:
-    """Run what is missing of the items named, or of all of them.
+    """Run what is missing of the named items, or of all items.
 
-    Finished runs are kept, interrupted ones go on, failed ones are tried again; what several items need is run once.
-    The same command may be started several times, on several machines that share the folder: they divide the work.
+    Finished runs are kept, interrupted ones resume, failed ones are retried, and runs that several items share run
+    once. Start the same command several times, on machines that share the folder, and they divide the work.
 
     For example:
 
@@ -92,23 +92,23 @@ def run(
     only
         only these panels: a, b
     methods
-        only these series, as the legend calls them: FORCE, SNIP-MB
+        only these series, by their names in the legend: FORCE, SNIP-MB
     data_dir
-        where the data sets lie
+        folder of the data sets
     jobs
-        worker processes; cores and GPUs are divided among them
+        worker processes; they share cores and GPUs
     together
-        so many trainings of the same network take turns in each worker, which fills a GPU
+        trainings of the same network that take turns in each worker, to fill a GPU
     device
         auto, cpu, cuda, cuda:1, mps
     executor
-        local: worker processes here; slurm: jobs of a cluster, which go on by themselves; none: in this process
+        local: worker processes here; slurm: jobs on a cluster, which resume by themselves; none: in this process
     slurm
-        options of sbatch, such as --slurm.partition P --slurm.time 720 (minutes) --slurm.gpus-per-node 1
+        sbatch options, such as --slurm.partition P --slurm.time 720 (minutes) --slurm.gpus-per-node 1
     plan
         run nothing; print a shell line for each run, or a Slurm job array
     json
-        print what has become of the runs as JSON on stdout
+        print the state of the runs as JSON on stdout
 
     """
     scale = which.resolved()
@@ -169,10 +169,10 @@ def run(
 
 @study.command(name="list")
 def list_(*, which: WhichFlags = Which(), device: str = "auto", json: Flag = False) -> None:
-    """List the figures and tables: what they show, how many of their runs are done, what the rest costs here.
+    """List the figures and tables, how many runs are done, and what the rest costs here.
 
-    Costs are of one process with this machine to itself; what items share is counted in each. They come from finished
-    runs of the same networks below --root; where there are none, from multiply-adds, and are then rough ("about").
+    Costs assume one process with the machine to itself; runs that items share count in each. They come from finished
+    runs of the same networks in --root or, roughly ("about"), from multiply-adds.
 
     For example:
 
@@ -181,7 +181,7 @@ def list_(*, which: WhichFlags = Which(), device: str = "auto", json: Flag = Fal
     Parameters
     ----------
     device
-        which one to estimate for
+        device to estimate for
     json
         print it as JSON on stdout
 
@@ -213,7 +213,7 @@ def table(
     trace: Flag = False,
     out: Path | None = None,
 ) -> None:
-    """Print a table, or a figure's numbers: ours as mean, deviation and seeds, beside what was published.
+    """Print a table, or a figure's numbers, beside the published ones.
 
     For example:
 
@@ -228,9 +228,9 @@ def table(
     format
         markdown, csv (a line for each number, with its run folders) or latex
     trace
-        also name the run folders that each number comes from
+        also name the run folders behind each number
     out
-        write it to this file
+        write to this file instead
 
     """
     (chosen,) = _items((f"table{item}" if item.isdigit() else item,))
@@ -247,7 +247,7 @@ def table(
 
 @study.command
 def report(*, which: WhichFlags = Which(), out: Path | None = None) -> None:
-    """Draw everything that has run into one HTML page, which needs no network; gaps show the command that fills them.
+    """Write one HTML page with every figure and table, and the commands that fill gaps.
 
     For example:
 
@@ -256,7 +256,7 @@ def report(*, which: WhichFlags = Which(), out: Path | None = None) -> None:
     Parameters
     ----------
     out
-        folder of the page and its figures; by default report-SCALE in --root
+        folder for the page and its figures; by default report-SCALE in --root
 
     """
     from skeletal.study.show.html_report import build
@@ -273,7 +273,7 @@ def measure(
     out: Path = Path("runs"),
     json: Flag = False,
 ) -> None:
-    """Prune at initialization and measure what is left, without training; leave a run folder behind.
+    """Prune at initialization and measure what is left, without training.
 
     For example:
 
@@ -282,9 +282,9 @@ def measure(
     Parameters
     ----------
     preset
-        settings of the paper, for what is not given: cifar10, cifar100, tiny-imagenet, imagenet; or quick
+        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
     out
-        folder of run folders
+        folder for run folders
     json
         print the result as JSON on stdout
 

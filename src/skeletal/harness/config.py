@@ -19,19 +19,19 @@ class Setup:
     """The network, the data and where they run."""
 
     model: str = "vgg-mini"
-    """network: one of ours (see `skeletal doctor`), or any torchvision or timm name"""
+    """network, by name: ours, torchvision's or timm's; `skeletal doctor` lists them"""
     data: str = "digits"
-    """data set: digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, or the path of an ImageFolder"""
+    """digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, or the path of an ImageFolder"""
     data_dir: Path | None = None
-    """where the data set lies; by default `./data`, then `~/.cache/skeletal`"""
+    """folder of the data set; by default `./data`, then `~/.cache/skeletal`"""
     seed: int = 0
-    """seeds the initial weights, the batches, the augmentation and the random scores"""
+    """seed of initial weights, batches, augmentation and random scores"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     workers: int = 2
     """processes that decode images, for data sets too large for memory"""
     skip_corrupt: bool = False
-    """leave out images that cannot be decoded, with a warning that counts them, in place of an error"""
+    """skip images that cannot be decoded, with a warning that counts them, instead of failing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Pruning:
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
-    """1 - density, for those who think in sparsity; give one of the two"""
+    """1 - density; give one of the two"""
     steps: int | None = None
     """pruning steps T; one-shot methods take 1"""
     schedule: Literal["exponential", "linear"] = "exponential"
@@ -52,28 +52,29 @@ class Pruning:
     batches_per_step: int | None = None
     """batches whose gradients are averaged at each step; SNIP-MB is snip with many"""
     prune_batch_size: int | None = None
-    """examples in each of those batches, of all processes together"""
+    """examples in each of those batches, over all processes"""
     as_in: str = "paper"
-    """whose choices the next four options follow where they are not given: paper, force-code (the paper's official
-    code), grasp-code, synflow-code, pysnip"""
+    """whose defaults the next four options take: paper, force-code (the paper's official code), grasp-code,
+    synflow-code, pysnip"""
     sampling: Literal["plain", "balanced"] | None = None
-    """batches as the loader gives them (the default), or with equally many examples of each class"""
+    """plain: batches as the loader gives them (the default); balanced: equally many examples of each class"""
     loss: Literal["cross-entropy", "nll", "tempered"] | None = None
-    """what is differentiated: cross-entropy (the default), nll on raw logits, or the cross-entropy of logits / 200"""
+    """the loss that is differentiated: cross-entropy (the default), nll on raw logits, or tempered, the cross-entropy
+    of logits / 200"""
     average: Literal["signed", "absolute"] | None = None
-    """over a step's batches: gradients with their sign (the default), or each batch's absolute values"""
+    """how a step's batches are averaged: gradients with their sign (the default), or their absolute values"""
     bn_mode: Literal["train", "eval"] | None = None
     """mode of the network while it is scored (default train)"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of the forward pass while the network is scored; bfloat16 takes about half the time"""
+    """precision of the forward pass in scoring; bfloat16 takes about half the time"""
     scoring_engine: Literal["dense", "sparse"] = "dense"
-    """what takes the gradients of nested methods once few weights are left: torch, or our kernels on those kept"""
+    """what computes gradients once few weights are left, for nested methods: torch, or the sparse kernels"""
     micro_batch: int | None = None
-    """run each batch in pieces of at most so many images, to save memory; changes what batch norm sees"""
+    """split each batch into pieces of at most this many images, to save memory; changes what batch norm sees"""
     recompute: bool = False
-    """run parts of the network again on the way back, to save memory; the mask is the same"""
+    """recompute parts of the network in the backward pass, to save memory; the mask is the same"""
     on_collapse: Literal["raise", "keep"] = "keep"
-    """when too few weights have a score: stop, or fill up by position and say so"""
+    """when too few weights have a score: stop, or fill up by position with a warning"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,32 +84,31 @@ class Training:
     epochs: int | None = None
     """passes over the training images"""
     batch_size: int | None = None
-    """images per step, of all processes together"""
+    """images per step, over all processes"""
     lr: float | None = None
-    """learning rate at the start"""
+    """initial learning rate"""
     momentum: float | None = None
-    """of SGD"""
+    """momentum of SGD"""
     weight_decay: float | None = None
     """L2 penalty, on every parameter"""
     milestones: tuple[float, ...] | None = None
-    """fractions of the training after which the learning rate is divided by 10"""
+    """fractions of the training at which the learning rate is divided by 10"""
     bf16: bool = False
-    """forward and backward under bf16 autocast"""
+    """train under bfloat16 autocast"""
     channels_last: bool = False
-    """keep images and weights in channels-last memory order"""
+    """keep images and weights in channels-last memory format"""
     sync_bn: bool = False
-    """with several GPUs: batch norm over the whole batch, not over each process's part of it"""
+    """on several GPUs: batch norm over the whole batch, not over each process's part of it"""
     test_every: int = 0
-    """also test every so many epochs; 0 tests once, at the end"""
+    """also test every N epochs; 0 tests once, at the end"""
     engine: Literal["auto", "dense", "sparse"] = "auto"
-    """what computes a masked network on a CPU: torch on the dense weights, our kernels on the kept ones, or whichever
-    is measured to be faster"""
+    """what computes a masked network on a CPU: torch, the sparse kernels, or whichever is measured to be faster"""
     graph: Literal["auto", "no"] = "auto"
-    """on a GPU: record the whole training step once, as a CUDA graph, and replay it, wherever that can be; or never"""
+    """on a GPU: record the training step as a CUDA graph and replay it where possible, or never"""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """let torch.compile make the kernels: on a GPU where the run is long enough for it to pay, always, never"""
+    """use torch.compile: on a GPU where the run is long enough to pay, always, or never"""
     tensorboard: bool = False
-    """also write each epoch's metrics and the layer densities for TensorBoard, into the run folder"""
+    """also write metrics and layer densities for TensorBoard, into the run folder"""
 
 
 # The paper, section 5.1, 5.2 and appendix A. Milestones are fractions, so that `--epochs` keeps their proportion.
