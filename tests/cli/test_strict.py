@@ -10,8 +10,8 @@ from skeletal.cli import app
 from skeletal.cli.study import study
 from skeletal.harness.config import Pruning, Setup, Training
 
-COMMANDS = {(name,): app[name] for name in app if name not in ("study", "--help", "-h", "--version")}
-COMMANDS |= {("study", name): study[name] for name in study if name not in ("--help", "-h", "--version")}
+COMMANDS = {(name,): app[name] for name in app if name != "study" and not name.startswith("-")}
+COMMANDS |= {("study", name): study[name] for name in study if not name.startswith("-")}
 RECORDS = {"run": (Setup, Pruning, Training), "prune": (Setup, Pruning), "train": (Setup, Training)}
 
 

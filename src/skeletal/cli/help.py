@@ -1,12 +1,8 @@
 """Help on one screen: the options used most. `--help-all` shows every option."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from cyclopts.help import DefaultFormatter
-
-if TYPE_CHECKING:
-    from cyclopts.help import HelpEntry, HelpPanel
-    from rich.console import Console, ConsoleOptions
+from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 
 ALL = "--help-all"
 SHARED = ("Network and data", "Pruning", "Training")
@@ -24,24 +20,24 @@ SELDOM = {"--wait", "--name", "--executor", "--slurm", "--jobs", "--measure-batc
 class Help(DefaultFormatter):
     """A panel of options without what goes without saying: defaults that say no, and the options that say it."""
 
-    def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
         """Print one panel."""
         entries = [self._plain(entry) for entry in panel.entries if self.shows(panel, entry)]
         if entries:
             super().__call__(console, options, panel.copy(entries=entries))
 
-    def shows(self, panel: "HelpPanel", entry: "HelpEntry") -> bool:
+    def shows(self, panel: HelpPanel, entry: HelpEntry) -> bool:
         """Whether an option is shown."""
         return True
 
-    def _plain(self, entry: "HelpEntry") -> "HelpEntry":
+    def _plain(self, entry: HelpEntry) -> HelpEntry:
         return entry.copy(default=None, negative_names=()) if entry.default == "False" else entry
 
 
 class ShortHelp(Help):
     """The options used most."""
 
-    def shows(self, panel: "HelpPanel", entry: "HelpEntry") -> bool:
+    def shows(self, panel: HelpPanel, entry: HelpEntry) -> bool:
         """Whether an option is used often, or has to be given."""
         if panel.format == "command" or entry.required:
             return ALL not in entry.names
