@@ -12,7 +12,9 @@ from skeletal.harness.limits import check
 
 SetupFlags = Annotated[Setup, Parameter(name="*", group="Network and data")]
 PruningFlags = Annotated[Pruning, Parameter(name="*", group="Pruning")]
-TrainingFlags = Annotated[Training, Parameter(name="*", group="Training", consume_multiple=True)]
+TrainingFlags = Annotated[
+    Training, Parameter(name="*", group="Training", consume_multiple=True, negative_iterable="empty-")
+]
 SlurmFlags = Annotated[dict[str, str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
 
