@@ -1,5 +1,6 @@
 """Remove dead channels: the same function, by a smaller and ordinary dense network."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,9 @@ from skeletal.compaction.slices import Slices, gather, scatter
 from skeletal.compaction.tracing.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
-from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.masks.attach import gradient_hooks, matching_parameters
 from skeletal.core.model.preserve import preserve_model
-from skeletal.core.model.snapshot import copied
+from skeletal.core.model.snapshot import Snapshot, copied
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 
@@ -97,6 +98,9 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
             is a multiple, or what it was before. They are zeros: all of their weights, biases and scales are exactly
             0, pruned by the mask that is left, out of every gradient's reach, and so stay 0 in training.
 
+    Warns:
+        UserWarning: parameters have gradient hooks of their own, which stay with the model.
+
     Raises:
         MaskError: the mask belongs to another model.
         ValueError: the model does not run on the example; `multiple_of` is no whole number, or less than 1.
@@ -107,7 +111,16 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
     model = unwrap(model)
     mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
     matching_parameters(mask, model)
+    _warn_of_gradient_hooks(model)
     batch = (example, None) if isinstance(example, Tensor) else example
+    before = Snapshot(model)  # copies of it share what its hooks and functions write to
+    try:
+        return _compacted(model, mask, batch, multiple_of)
+    finally:
+        before.restore()
+
+
+def _compacted(model: nn.Module, mask: Tensors, batch: Any, multiple_of: int) -> Compact:
     original = copied(model)
     original.zero_grad(set_to_none=True)
     _zero(original, mask)
@@ -140,6 +153,16 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
     held = tuple(dict.fromkeys(reason for reason in channels.known.holds.values() if reason))
     relied_on = {name: entries for name, entries in channels.relied_on.items() if name in names and entries.any()}
     return Compact(traced, left, slices, Report(layers, (before, after), held), original, mask, relied_on)
+
+
+def _warn_of_gradient_hooks(model: nn.Module) -> None:
+    names = gradient_hooks(model)
+    if names:
+        warnings.warn(
+            f"hooks on the gradients of {', '.join(names[:3])}{', ...' if names[3:] else ''} stay with the original"
+            " model, whose parameters have other shapes: register them on the parameters of the new network",
+            stacklevel=3,
+        )
 
 
 def _line(node: fx.Node, rule: Product | Norm, channels: Channels, mask: Tensors, left: Tensors) -> CutLayer:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from skeletal.compaction.compact import Compact, compact
 from skeletal.compaction.original import Original
+from skeletal.compaction.tracing.network import Traced
 from skeletal.compaction.tracing.trace import modes_of, state_tensors, take_modes
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # the kernels are loaded where a check has found that they wo
 PATHS = ("auto", "sparse", "dense")
 
 
-class Compiled(nn.Module):
+class Compiled(Traced):
     """A skeleton that costs what is left of it. Made by `skeletal.compile`.
 
     The same function as the masked network, to rounding. Its parameters are the kept values of each masked weight, in
@@ -74,6 +75,7 @@ class Compiled(nn.Module):
             self._notes = (gain(compacted.report, device_of(module)),)
         self.register_state_dict_post_hook(to_user)
         self.register_load_state_dict_pre_hook(from_user)
+        self.take_over(self._original.blueprint)
 
     def _hold(self) -> None:
         """Masked weights of layers that only run dense (attention, 1d convolutions) are held at 0 as usual."""
@@ -313,9 +315,13 @@ def compile(
     batch = (example, None) if isinstance(example, Tensor) else example
     if device_of(model).type != "cpu":
         return _without_kernels(model, mask, batch, path)
-    compiled = Compiled(compact(model, mask, batch), mask, batch)
-    with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        compiled.use(path)
+    before = Snapshot(model)  # copies of it share what its hooks and functions write to
+    try:
+        compiled = Compiled(compact(model, mask, batch), mask, batch)
+        with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            compiled.use(path)
+    finally:
+        before.restore()
     return compiled
 
 

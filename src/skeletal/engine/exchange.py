@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 
 from skeletal.compaction.tracing.agreement import CannotRunError, Reference
 from skeletal.compaction.tracing.tracer import has_hooks
@@ -51,10 +53,28 @@ def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> st
     for name, layer in trial.named_modules():
         if isinstance(layer, Sparse):
             layer.path, kept[f"{name}.weight"] = "dense", layer.positions
+            layer.register_forward_hook(_once)
     try:
         return Reference(module, example).difference(trial, kept)
     except CannotRunError as error:
         return str(error)
+
+
+class _Once(torch.autograd.Function):
+    """Nothing, and no second derivative, as the kernels have none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyrefly: ignore [bad-override]
+        return gradient
+
+
+def _once(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+    return _Once.apply(out)
 
 
 def make_sparse(

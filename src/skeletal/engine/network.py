@@ -3,13 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
+
+from skeletal.compaction.tracing.network import Traced
 
 if TYPE_CHECKING:  # loaded where a check has found that kernels work
     from skeletal.engine.lower import Lowered
 
 
-class Network(nn.Module):
+class Network(Traced):
     """The modules of a network under their own names, run by code of ours.
 
     Modules with hooks are called as they are; a hook that is registered, or removed, later has the code made anew.
@@ -24,6 +26,8 @@ class Network(nn.Module):
         self.code = ""
         self._hooks: list[dict[int, Any]] = []
         self._hooked: list[bool] = []
+        self._function: Any = None
+        self.take_over(module)
 
     def install(self, lowered: "Lowered") -> None:
         """Take over code, with the modules it needs beside the network's own."""

@@ -2,30 +2,25 @@
 
 import inspect
 from collections.abc import Mapping
-from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from skeletal.compaction.tracing.agreement import CannotRunError, Reference
-from skeletal.compaction.tracing.network import GraphNetwork
-from skeletal.compaction.tracing.tracer import Refusal, Tracer, more_than_its_forward
+from skeletal.compaction.tracing.graph import UntraceableError, one_graph
+from skeletal.compaction.tracing.network import GraphNetwork, Inlined
+from skeletal.compaction.tracing.tracer import more_than_its_forward
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, to_device
 from skeletal.core.model.preserve import (
     device_of,
-    differentiable,
     preserve_mode,
     preserve_random_state,
     preserve_values,
 )
 from skeletal.core.model.snapshot import copied
 from skeletal.core.model.tensors import Tensors
-
-
-class UntraceableError(ValueError):
-    """A network whose forward pass torch.fx cannot write down as one graph; the message says why."""
 
 
 def state_tensors(model: nn.Module) -> Tensors:
@@ -117,39 +112,19 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     if why := more_than_its_forward(model):
         raise UntraceableError(f"{type(model).__name__} {why}")
     reference = _reference(model, batch)
-    graph = _graph(model)
+    graph = one_graph(model)
     modes = modes_of(model)
     module = GraphNetwork(model, graph, type(model).__name__)
     take_modes(module, modes, model.training)
-    for part in module.modules():
+    module.take_over(model)
+    for name, part in module.named_modules():
         if type(part) is nn.Module:
             part.__class__ = Inlined
+            part.take_over(model.get_submodule(name))
     _note_shapes_and_writes(module, batch)
     if (difference := reference.difference(module)) is not None:
         raise UntraceableError(f"its graph does not do what the model does: {difference}")
     return module
-
-
-class Inlined(nn.Module):
-    """What is left of a module whose operations a graph calls itself: a place for its parts."""
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """Nothing calls it.
-
-        Raises:
-            RuntimeError: always.
-
-        """
-        raise RuntimeError("this module's operations are part of the network's graph; call the network")
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise RuntimeError(
-            "a hook here would never run, as the network's graph calls this module's operations and not the module:"
-            " register it before compacting or compiling, which then keeps the module whole, or on one of its layers"
-        )
-
-    register_forward_hook = register_forward_pre_hook = _refuse
-    register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _refuse
 
 
 def _reference(model: nn.Module, batch: Any) -> Reference:
@@ -164,75 +139,17 @@ def _reference(model: nn.Module, batch: Any) -> Reference:
 def _run(model: nn.Module, batch: Any) -> Any:
     copy = copied(model)
     errors = []
-    for training in (False, True):
+    for training, gradients in ((False, False), (True, False), (False, True)):  # some take derivatives themselves
         try:
-            with torch.no_grad(), preserve_mode(copy, training=training), preserve_random_state(copy):
+            with (
+                torch.set_grad_enabled(gradients),
+                preserve_mode(copy, training=training),
+                preserve_random_state(copy),
+            ):
                 return forward(copy, to_device(batch, device_of(copy)))
         except Exception as error:  # whatever the model's own code raises
             errors.append(error)
     raise errors[0]
-
-
-def _graph(model: nn.Module) -> fx.Graph:
-    """One graph for both modes. What needs two is kept whole, the innermost module at a time."""
-    whole: dict[str, str] = {}
-    while True:
-        known = len(whole)
-        train, evaluate = (_graph_in(model, whole, training=training) for training in (True, False))
-        if len(whole) > known:
-            continue  # written down as if more could be
-        owner = _merge(train, evaluate)
-        if owner is None:
-            return train
-        if not owner:
-            raise UntraceableError("its forward pass is another one in train mode than in eval mode")
-        whole[owner] = "does other operations in train mode than in eval mode"
-
-
-def _graph_in(model: nn.Module, whole: dict[str, str], *, training: bool) -> fx.Graph:
-    try:
-        with differentiable(), preserve_mode(model, training=training), preserve_random_state(model):
-            return Tracer(whole).trace(model)
-    except Refusal as refusal:
-        raise UntraceableError(f"its forward pass {refusal}") from refusal
-    except Exception as error:  # torch.fx raises whatever the model's code raises on its proxies
-        first = str(error).strip().partition("\n")[0]
-        raise UntraceableError(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
-
-
-def _merge(train: fx.Graph, evaluate: fx.Graph) -> str | None:
-    """Let functions that take `training=` read it from the module, in the graph of train mode.
-
-    Returns:
-        None, or the name of the module that owns the first operation in which the graphs differ otherwise.
-
-    """
-    partner: dict[fx.Node, fx.Node] = {}
-    depends: list[fx.Node] = []
-    for one, two in zip_longest(train.nodes, evaluate.nodes):
-        if one is None or two is None:
-            return next(node.meta["owner"] for node in (one, two) if node is not None)
-        partner[two] = one
-        args, kwargs = fx.map_arg((two.args, two.kwargs), lambda node: partner.get(node, node))
-        training = one.kwargs.get("training"), kwargs.get("training")
-        same = (one.op, one.target, one.args) == (two.op, two.target, args)
-        same &= dict(one.kwargs) | {"training": None} == dict(kwargs) | {"training": None}
-        if not same or (training[0] != training[1] and training != (True, False)):
-            return _common([one.meta["owner"], two.meta["owner"]])
-        if training == (True, False):
-            depends.append(one)
-    for node in depends:
-        with train.inserting_before(node):
-            flag = train.create_node("get_attr", "training")
-            flag.meta["owner"] = ""
-            node.update_kwarg("training", flag)
-    return None
-
-
-def _common(owners: list[str]) -> str:
-    """The innermost module that holds both."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(*(owner.split(".") for owner in owners), strict=False))
-    return ".".join(first for first, _ in same)
 
 
 def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
@@ -250,7 +167,8 @@ def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
             else:
                 _settle_writes(module, run)
                 return
-    raise UntraceableError(f"its graph does not run: {type(errors[0]).__name__}: {errors[0]}")
+    first = str(errors[0]).strip().partition("\n")[0]
+    raise UntraceableError(f"its graph does not run: {type(errors[0]).__name__}: {first}")
 
 
 def _settle_writes(module: fx.GraphModule, run: _Writes) -> None:

@@ -320,6 +320,18 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
     return {name: parameters[name] for name in mask}
 
 
+def gradient_hooks(model: nn.Module) -> list[str]:
+    """The parameters that have hooks on their gradients, other than those of a skeleton; a copy has none of them."""
+    found = []
+    for name, parameter in model.named_parameters():
+        hooks = (getattr(parameter, kind, None) for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"))
+        if any(
+            not isinstance(getattr(hook, "__self__", None), _Held) for kind in hooks for hook in (kind or {}).values()
+        ):
+            found.append(name)
+    return found
+
+
 def check(mask: Tensors, model: nn.Module) -> None:
     """See `Mask.check`."""
     to_dense = getattr(unwrap(model), "to_dense", None)

@@ -3,6 +3,8 @@
 import copy
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ _CONTAINERS = (dict, list, set, deque)
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
 _FOREIGN = 3
 """how many objects of other classes deep an attribute is followed: caches and tables, not whole trainers"""
+_NOT_FOLLOWED = ("builtins", "torch", "logging", "skeletal")
 
 
 class _Found(NamedTuple):
@@ -33,9 +36,9 @@ class _Held(NamedTuple):
 class Snapshot:
     """The attributes of a model and of all its modules as they are now, and the contents of what they hold.
 
-    Lists, dicts, sets and plain objects are followed; hooks, registries, caches and modules outside the registries are
-    among them. Of tensors that are neither parameters nor buffers the values are kept, too: those two are left
-    to whoever lends the model stand-ins for them (see `preserve.state_of`).
+    Lists, dicts, sets, plain objects, and what functions have at hand are followed; hooks, registries, caches and
+    modules outside the registries are among them. Of tensors that are neither parameters nor buffers the values are
+    kept, too: those two are left to whoever lends the model stand-ins for them (see `preserve.state_of`).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -120,8 +123,8 @@ def _reachable(model: nn.Module) -> Iterator[_Found]:
             inside = [(key if found.attribute == "" else found.attribute, part) for key, part in value.items()]
         elif isinstance(value, (*_CONTAINERS, tuple)):
             inside = [(found.attribute, part) for part in value]
-        elif depth < _FOREIGN and _is_plain(value):
-            inside, depth = [(found.attribute, vars(value))], depth + 1
+        elif depth < _FOREIGN:
+            inside, depth = [(found.attribute, part) for part in _behind(value)], depth + 1
         else:
             continue
         pending += [(_Found(part, found.owner, str(name)), depth) for name, part in inside if _may_hold(part)]
@@ -131,10 +134,20 @@ def _may_hold(value: Any) -> bool:
     return not isinstance(value, str | bytes | int | float | complex | type | None)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether an object is of somebody's own class: no function, no module of Python, nothing of torch's machinery."""
-    library = type(value).__module__.partition(".")[0]
-    return hasattr(value, "__dict__") and not callable(value) and library not in ("builtins", "torch", "logging")
+def _behind(value: Any) -> list[Any]:
+    """What an object, a function or a method, as hooks are, has at hand to write to: containers, other objects."""
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    maker = value if isinstance(value, FunctionType) else type(value)
+    if (maker.__module__ or "builtins").partition(".")[0] in _NOT_FOLLOWED:
+        return []
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        named = [value.__globals__.get(name) for name in value.__code__.co_names]
+        return [*cells, *(part for part in named if isinstance(part, _CONTAINERS))]
+    return [vars(value)] if hasattr(value, "__dict__") else []
 
 
 def _alike(one: Any, two: Any) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.modules.blocked import Blocked, copy_sharing, storage_type, with_halo
+from skeletal.engine.modules.read_only import WRITTEN_TO, ReadOnly
 from skeletal.engine.ops.convolution import Convolve
 from skeletal.engine.ops.images import Pack, Unpack
 from skeletal.engine.ops.linear import Multiply
@@ -28,6 +29,7 @@ _OF_A_CONVOLUTION = (
     "output_padding", "padding_mode",
 )  # fmt: skip
 """attributes that code may read of a convolution"""
+_FIXED = {*_OF_A_CONVOLUTION, "in_features", "out_features"}
 
 
 class Sparse(nn.Module):
@@ -58,7 +60,7 @@ class Sparse(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight as code that knows a dense layer reads it: dense, differentiable, 0 where it is pruned."""
-        return self.dense_weight()
+        return self.dense_weight().as_subclass(ReadOnly)
 
     def get_parameter(self, target: str) -> nn.Parameter:
         """The parameter registered under a name."""
@@ -66,9 +68,10 @@ class Sparse(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
+            raise AttributeError(WRITTEN_TO)
+        if name in _FIXED and name in self.__dict__:
             raise AttributeError(
-                "the weight of a layer over kept weights is made of its kept values: write to `values`, or to the dense"
-                " network and compile that"
+                f"tables were made for the {name} this layer has: change it on the dense network, and compile that"
             )
         super().__setattr__(name, value)
 

@@ -1,0 +1,136 @@
+"""One graph for all that a network may be asked for: both modes, autocast or not, optional arguments given or not."""
+
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import takewhile, zip_longest
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from skeletal.compaction.tracing.tracer import Refusal, Tracer
+from skeletal.core.model.preserve import differentiable, preserve_mode, preserve_random_state
+
+
+class UntraceableError(ValueError):
+    """A network whose forward pass torch.fx cannot write down as one graph; the message says why."""
+
+
+def one_graph(model: nn.Module) -> fx.Graph:
+    """Write a network down several times; what is not always the same is kept whole, the innermost module at a time.
+
+    Raises:
+        UntraceableError: the network's own forward pass, and not only that of a part, is not always the same, or does
+            what a graph cannot hold.
+
+    """
+    whole: dict[str, str] = {}
+    while True:
+        known = len(whole)
+        train, evaluate = (_graph_in(model, whole, training=training) for training in (True, False))
+        cast = _graph_in(model, whole, training=True, autocast=True)
+        if len(whole) > known:
+            continue  # written down as if more could be
+        for difference, when in (
+            (_first_difference(train, evaluate, flag="training"), "in train mode than in eval mode"),
+            (_first_difference(train, cast), "under autocast"),
+            (_without_options(model, whole, train), "where an optional argument is not given"),
+        ):
+            if difference is None:
+                continue
+            reason = f"does other operations {when}"
+            if not (owner := _common([node.meta["owner"] for node in difference])):
+                raise UntraceableError(f"its forward pass {reason}")
+            whole[owner] = reason
+            break
+        else:
+            _follow_mode(train, evaluate)
+            return train
+
+
+def _graph_in(
+    model: nn.Module, whole: dict[str, str], *, training: bool, autocast: bool = False, absent: Container[str] = ()
+) -> fx.Graph:
+    try:
+        with (
+            differentiable(),
+            _autocast() if autocast else nullcontext(),
+            preserve_mode(model, training=training),
+            preserve_random_state(model),
+        ):
+            return Tracer(whole, absent).trace(model)
+    except Refusal as refusal:
+        raise UntraceableError(f"its forward pass {refusal}") from refusal
+    except Exception as error:  # torch.fx raises whatever the model's code raises on its proxies
+        first = str(error).strip().partition("\n")[0]
+        raise UntraceableError(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
+
+
+@contextmanager
+def _autocast() -> Iterator[None]:
+    """Autocast to bfloat16, as code sees it that asks; on GPUs, too, present or not."""
+    before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    try:
+        for kind, _, _ in before:
+            torch.set_autocast_enabled(kind, True)
+            torch.set_autocast_dtype(kind, torch.bfloat16)
+        yield
+    finally:
+        for kind, enabled, dtype in before:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+
+
+def _without_options(model: nn.Module, whole: dict[str, str], graph: fx.Graph) -> list[fx.Node] | None:
+    """Where a network does something else once its optional arguments are None: `is None` is no operation."""
+    options = {node.target for node in graph.nodes if node.op == "placeholder" and node.args == (None,)}
+    if not options:
+        return None
+    parts = dict(whole)
+    try:
+        without = _graph_in(model, parts, training=True, absent=options)
+    except UntraceableError:
+        return None  # nor can the original do without
+    return _first_difference(without, graph, absent=options) if len(parts) == len(whole) else None
+
+
+def _first_difference(
+    one: fx.Graph, two: fx.Graph, *, flag: str = "", absent: Container[Any] = ()
+) -> list[fx.Node] | None:
+    """The first operations, in the same place, that are not the same; where one graph ends, the other's.
+
+    Args:
+        one: a graph.
+        two: of the same network.
+        flag: an argument that may be True in the first and False in the second.
+        absent: placeholders of the second that are None in the first.
+
+    """
+    partner: dict[fx.Node, fx.Node | None] = {}
+    for a, b in zip_longest(one.nodes, two.nodes):
+        if a is None or b is None:
+            return [node for node in (a, b) if node is not None]
+        partner[b] = None if b.op == "placeholder" and b.target in absent else a
+        args, kwargs = fx.map_arg((b.args, b.kwargs), lambda node: partner.get(node, node))
+        mine, others = dict(a.kwargs), dict(kwargs)
+        flags = mine.pop(flag, None), others.pop(flag, None)
+        same = flags[0] == flags[1] or flags == (True, False)
+        if not same or (a.op, a.target, a.args, mine) != (b.op, b.target, args, others):
+            return [a, b]
+    return None
+
+
+def _common(owners: list[str]) -> str:
+    """The innermost module that holds both."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(*(owner.split(".") for owner in owners), strict=False))
+    return ".".join(first for first, _ in same)
+
+
+def _follow_mode(train: fx.Graph, evaluate: fx.Graph) -> None:
+    """Let functions that take `training=` read it from the module, in the graph of train mode."""
+    for one, two in zip(list(train.nodes), evaluate.nodes, strict=True):
+        if (one.kwargs.get("training"), two.kwargs.get("training")) == (True, False):
+            with train.inserting_before(one):
+                flag = train.create_node("get_attr", "training")
+                flag.meta["owner"] = ""
+                one.update_kwarg("training", flag)

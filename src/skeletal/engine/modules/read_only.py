@@ -1,0 +1,53 @@
+"""A tensor that can be read like any other, and not written to."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+WRITTEN_TO = (
+    "the weight of a layer over kept weights is made of its kept values: write to `values`, or to the dense network and"
+    " compile that"
+)
+
+
+class ReadOnly(Tensor):
+    """Made by `tensor.as_subclass(ReadOnly)`. Views of it are read-only, too; what is made of it are plain tensors."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch.
+
+        Raises:
+            AttributeError: it writes, in place or to `out=`.
+
+        """
+        kwargs = kwargs or {}
+        if _writes(func.__name__) or isinstance(kwargs.get("out"), cls):
+            raise AttributeError(WRITTEN_TO)
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and not isinstance(result, cls) and _shares_memory(result, args):
+                return result.as_subclass(cls)
+        return result
+
+
+def _writes(function: str) -> bool:
+    if function in ("__set__", "__setitem__"):  # the former of `weight.data = `
+        return True
+    if function.startswith("__"):
+        return function.startswith("__i") and function.strip("_") in _IN_PLACE
+    return function.endswith("_") and function != "requires_grad_"
+
+
+_IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")} | {
+    f"i{name}" for name in ("and", "or", "xor", "lshift", "rshift")
+}
+
+
+def _shares_memory(result: Tensor, args: Any) -> bool:
+    first = args[0] if args else None
+    if not isinstance(first, ReadOnly) or result.layout != torch.strided or not result.numel():
+        return False
+    return result.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
