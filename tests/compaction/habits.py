@@ -126,6 +126,10 @@ def by_mode(self, x):
     return x * self.scale if self.training else x.abs()
 
 
+def asking_autocast(self, x):
+    return x * self.scale * (2 if torch.is_autocast_enabled("cpu") else 1)
+
+
 def island(self, x):
     with torch.autocast("cpu", enabled=False):
         return x * self.scale
@@ -208,6 +212,35 @@ class Stride(Base):
         return self.head(x.mean((2, 3))) * self.head.out_features
 
 
+class Tempered(Base):
+    """Has an attribute that training moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = 0.5
+
+    def forward(self, x):
+        return super().forward(x) / self.temperature
+
+
+class Optional(Base):
+    """Asks whether it was given something."""
+
+    def forward(self, x, keep=None):
+        return super().forward(x if keep is None else x * keep)
+
+
+class Force(Base):
+    """Returns a derivative, as energy models do."""
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        (force,) = torch.autograd.grad(
+            self.head(torch.tanh(self.two(self.one(x))).mean((2, 3))).sum(), x, create_graph=True
+        )
+        return force.mean((2, 3))
+
+
 class Merging(Base):
     """An adapter that is merged into the weight outside of training."""
 
@@ -230,16 +263,16 @@ class Merging(Base):
         self.head = self.Adapter()
 
 
-WHOLE = {kind.__name__: kind for kind in (Inference, Island, OwnFunction, Counting)}
+WHOLE = {kind.__name__: kind for kind in (Inference, Island, OwnFunction, Counting, Optional)}
 """kept whole, since the network's own forward pass does it"""
 PARTS = {
     f.__name__: (lambda f=f: Holding(f))
-    for f in (skipping, pythons, storing, straight_through, asking, by_mode, island)
+    for f in (skipping, pythons, storing, straight_through, asking, by_mode, asking_autocast, island)
 }
 """one part is kept whole, under its name"""
 TRACED = {
     kind.__name__: kind
-    for kind in (Base, NoGrad, NoGradInside, Detached, DataRead, Momentum, Tied, Cosine, Keyword, Stride)
+    for kind in (Base, NoGrad, NoGradInside, Detached, DataRead, Momentum, Tied, Cosine, Keyword, Stride, Tempered)
 }
 """written down as one graph"""
 EITHER = {kind.__name__: kind for kind in (Adding, Penalty, Merging)} | {"branching": lambda: Holding(branching)}

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 import skeletal
 from tests.cases import random_mask
-from tests.compaction.habits import KINDS, PARTS, TRACED, WHOLE, Base
+from tests.compaction.habits import KINDS, PARTS, TRACED, WHOLE, Base, Force
 from tests.unchanged import assert_same, everything_about
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
@@ -93,11 +93,93 @@ def test_says_what_was_kept_whole(kind):
         ("asking", "part cannot be traced"),
         ("by_mode", "part does other operations in train mode"),
         ("island", "part has an autocast region"),
+        ("asking_autocast", "part does other operations under autocast"),
+        ("Optional", "is another one where an optional argument is not given"),
     ],
 )
 def test_by_name(kind, reason):
     model, mask, _ = prepared(kind)
     assert reason in str(skeletal.compact(model, mask, X).report)
+
+
+def test_an_option_that_the_example_has_not():
+    model, mask, masked = prepared("Optional")
+    keep = torch.rand(4, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) < 0.5
+    for example, other in (((X, None), (X, keep)), (({"x": X, "keep": keep}), (X,))):
+        for network in (skeletal.compact(model, mask, example).model, skeletal.compile(model, mask, example).network):
+            torch.testing.assert_close(network(*other), masked(*other))
+
+
+def test_asked_for_autocast_under_autocast():
+    torch.manual_seed(1)
+    model = KINDS["asking_autocast"]()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    small, x = skeletal.compact(model, mask, X.float()).model, X.float()
+    mask.attach(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(small(x), model(x))
+
+
+@pytest.mark.parametrize("path", ["auto", "sparse"])
+def test_a_network_that_differentiates_itself(path):
+    """It does not run without gradients; and kernels have no second derivative."""
+    torch.manual_seed(1)
+    model = Force().double()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    fast = skeletal.compile(model, mask, X, path=path)
+    assert skeletal.diagnose(model, mask, X).effective
+    mask.attach(model)
+    outputs = [network(X) for network in (model, fast)]
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(fast.network.one.weight.grad, model.one.weight.grad)
+
+
+@pytest.mark.parametrize("way", ["compact", "compile"])
+def test_an_attribute_that_nobody_would_read_is_refused(way):
+    model = nn.ModuleDict({"part": KINDS["Tempered"]()})
+    model = _Calling(model["part"]).double()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    network = skeletal.compact(model, mask, X).model if way == "compact" else skeletal.compile(model, mask, X)
+    inside = network if way == "compact" else network.network
+    for copied in (network, copy.deepcopy(network)):
+        with pytest.raises(AttributeError, match="`scale` would not be read"):
+            copied.scale = 2.0
+    for copied in (inside, copy.deepcopy(inside)):
+        with pytest.raises(AttributeError, match="`temperature` would not be read"):
+            copied.part.temperature = 2.0
+    inside.part.own = network.own = 1  # what the original has not is the caller's business
+
+
+class _Calling(nn.Module):
+    def __init__(self, part) -> None:
+        super().__init__()
+        self.part, self.scale = part, 1.0
+
+    def forward(self, x):
+        return self.part(x) * self.scale
+
+
+@pytest.mark.parametrize("way", ["compact", "dense", "sparse"])
+def test_an_error_leaves_gradients_on(way):
+    model, mask, _ = prepared("NoGrad")
+    network = skeletal.compact(model, mask, X).model if way == "compact" else skeletal.compile(model, mask, X, path=way)
+    with pytest.raises((RuntimeError, ValueError)):
+        network(X[:, :2])
+    assert torch.is_grad_enabled() and network(X).requires_grad
+
+
+def test_hooks_on_gradients_stay_behind_with_a_warning():
+    model, mask, _ = prepared("Base")
+    skeleton = mask.attach(model)
+    skeletal.compact(model, mask, X)  # the skeleton's own say nothing
+    model.one.bias.register_hook(lambda gradient: gradient * 0)
+    model.head.bias.register_post_accumulate_grad_hook(lambda parameter: None)
+    for function in (skeletal.compact, skeletal.compile):
+        with pytest.warns(UserWarning, match=r"hooks on the gradients of one\.bias, head\.bias stay"):
+            function(model, mask, X)
+    skeleton.detach()
 
 
 def test_gradients_stay_off_where_the_caller_has_switched_them_off():
@@ -170,7 +252,7 @@ def test_a_graph_that_differs_is_not_taken(monkeypatch):
     """The comparison is what catches habits that nobody has thought of."""
     monkeypatch.setattr(Base, "forward", lambda self, x: self.head(self.body(x).mean((2, 3))) * HIDDEN[0])
     model, mask, _ = prepared("Base")
-    monkeypatch.setattr("skeletal.compaction.tracing.trace._graph", _graph_of_something_else)
+    monkeypatch.setattr("skeletal.compaction.tracing.trace.one_graph", _graph_of_something_else)
     assert "differs" in str(skeletal.compact(model, mask, X).report.whole)
 
 

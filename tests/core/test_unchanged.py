@@ -1,5 +1,7 @@
 """No public function leaves anything in the caller's model: tables, activations, counters, modes, computed weights."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,41 @@ def test_leaves_the_model_as_it_was(function, used):
     out = model(BATCH[0])
     assert out.dtype == torch.float32
     out.sum().backward()
+
+
+class Recorder:
+    """Hooks as people write them: an object that is called, its method, closures, and a global table."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, module, args, out):
+        self.seen.append(out)
+
+    def save(self, module, args, out):
+        self.seen = [*self.seen, out]
+
+
+TABLE = {}
+
+
+def to_table(module, args, out):
+    TABLE["out"] = out
+
+
+def to_given(table, module, args, out):
+    table["out"] = out
+
+
+@pytest.mark.parametrize("function", ["prune snip", "diagnose", "compact", "compile", "saliency"])
+def test_nothing_stays_in_what_hooks_write_to(function):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    called, method, closed, given = Recorder(), Recorder(), {}, {}
+    hooks = (called, method.save, lambda module, args, out: closed.update(out=out), partial(to_given, given), to_table)
+    for hook in hooks:
+        model[2].register_forward_hook(hook)
+    for _ in range(2):
+        FUNCTIONS[function](model, mask)
+        assert not (called.seen or method.seen or closed or given or TABLE)

@@ -17,8 +17,8 @@ from skeletal.compaction.tracing.trace import UntraceableError, modes_of, note_s
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import gradient_hooks, matching_parameters
-from skeletal.core.model.preserve import preserve_model
-from skeletal.core.model.snapshot import Snapshot, copied
+from skeletal.core.model.preserve import preserve_attributes, preserve_model
+from skeletal.core.model.snapshot import copied
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 
@@ -113,11 +113,8 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
     matching_parameters(mask, model)
     _warn_of_gradient_hooks(model)
     batch = (example, None) if isinstance(example, Tensor) else example
-    before = Snapshot(model)  # copies of it share what its hooks and functions write to
-    try:
+    with preserve_attributes(model):
         return _compacted(model, mask, batch, multiple_of)
-    finally:
-        before.restore()
 
 
 def _compacted(model: nn.Module, mask: Tensors, batch: Any, multiple_of: int) -> Compact:

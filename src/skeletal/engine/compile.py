@@ -18,7 +18,7 @@ from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.precision import autocast_as_inputs
-from skeletal.core.model.preserve import device_of
+from skeletal.core.model.preserve import device_of, preserve_attributes
 from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
@@ -315,13 +315,10 @@ def compile(
     batch = (example, None) if isinstance(example, Tensor) else example
     if device_of(model).type != "cpu":
         return _without_kernels(model, mask, batch, path)
-    before = Snapshot(model)  # copies of it share what its hooks and functions write to
-    try:
+    with preserve_attributes(model):
         compiled = Compiled(compact(model, mask, batch), mask, batch)
         with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             compiled.use(path)
-    finally:
-        before.restore()
     return compiled
 
 

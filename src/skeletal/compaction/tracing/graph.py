@@ -38,10 +38,9 @@ def one_graph(model: nn.Module) -> fx.Graph:
         ):
             if difference is None:
                 continue
-            reason = f"does other operations {when}"
             if not (owner := _common([node.meta["owner"] for node in difference])):
-                raise UntraceableError(f"its forward pass {reason}")
-            whole[owner] = reason
+                raise UntraceableError(f"its forward pass is another one {when}")
+            whole[owner] = f"does other operations {when}"
             break
         else:
             _follow_mode(train, evaluate)

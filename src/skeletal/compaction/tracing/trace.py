@@ -119,8 +119,9 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     module.take_over(model)
     for name, part in module.named_modules():
         if type(part) is nn.Module:
-            part.__class__ = Inlined
-            part.take_over(model.get_submodule(name))
+            inlined: Any = part
+            inlined.__class__ = Inlined
+            inlined.take_over(model.get_submodule(name))
     _note_shapes_and_writes(module, batch)
     if (difference := reference.difference(module)) is not None:
         raise UntraceableError(f"its graph does not do what the model does: {difference}")

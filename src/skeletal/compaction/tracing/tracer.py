@@ -95,7 +95,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         """What the network's forward pass is called with."""
         function, arguments = super().create_args_for_root(*args, **kwargs)
-        absent = [isinstance(one, fx.Proxy) and one.node.target in self._absent for one in arguments]
+        absent = [isinstance(one, fx.Proxy) and str(one.node.target) in self._absent for one in arguments]
         return function, [None if gone else one for one, gone in zip(arguments, absent, strict=True)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -65,19 +65,28 @@ def differentiable() -> Iterator[None]:
 
 
 @contextmanager
+def preserve_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back what hangs on a model beside parameters and buffers, also what only copies of it have run.
+
+    They share what the model's hooks and functions write to: closures, tables outside of it.
+    """
+    before = Snapshot(model)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
 def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
     """Set train or eval mode and seed every global random generator; restore all of it after.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
     forward pass leaves in attributes, as cached tables or activations, is taken off again.
     """
-    before = Snapshot(model)
-    try:
-        with preserve_random_state(model), preserve_mode(model, training=training):
-            seed_all(seed)
-            yield
-    finally:
-        before.restore()
+    with preserve_attributes(model), preserve_random_state(model), preserve_mode(model, training=training):
+        seed_all(seed)
+        yield
 
 
 @contextmanager

@@ -124,7 +124,8 @@ def _reachable(model: nn.Module) -> Iterator[_Found]:
         elif isinstance(value, (*_CONTAINERS, tuple)):
             inside = [(found.attribute, part) for part in value]
         elif depth < _FOREIGN:
-            inside, depth = [(found.attribute, part) for part in _behind(value)], depth + 1
+            behind, depth = _behind(value, depth)
+            inside = [(found.attribute, part) for part in behind]
         else:
             continue
         pending += [(_Found(part, found.owner, str(name)), depth) for name, part in inside if _may_hold(part)]
@@ -134,20 +135,25 @@ def _may_hold(value: Any) -> bool:
     return not isinstance(value, str | bytes | int | float | complex | type | None)
 
 
-def _behind(value: Any) -> list[Any]:
-    """What an object, a function or a method, as hooks are, has at hand to write to: containers, other objects."""
+def _behind(value: Any, depth: int) -> tuple[list[Any], int]:
+    """What an object, a function or a method, as hooks are, has at hand to write to, and how deep that counts.
+
+    Behind a function or method, an object's own attributes are followed, and no other objects: a trainer's method
+    that serves as a hook leads to its list of outputs, and not on to the stream of batches.
+    """
+    last = max(depth, _FOREIGN - 1)
     if isinstance(value, partial):
-        return [value.func, *value.args, *value.keywords.values()]
+        return [value.func, *value.args, *value.keywords.values()], last
     if isinstance(value, MethodType):
-        return [value.__self__, value.__func__]
+        return [value.__self__], last
     maker = value if isinstance(value, FunctionType) else type(value)
     if (maker.__module__ or "builtins").partition(".")[0] in _NOT_FOLLOWED:
-        return []
+        return [], depth
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
         named = [value.__globals__.get(name) for name in value.__code__.co_names]
-        return [*cells, *(part for part in named if isinstance(part, _CONTAINERS))]
-    return [vars(value)] if hasattr(value, "__dict__") else []
+        return [*cells, *(part for part in named if isinstance(part, _CONTAINERS))], max(depth + 1, last)
+    return [vars(value)] if hasattr(value, "__dict__") else [], depth + 1
 
 
 def _alike(one: Any, two: Any) -> bool:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 WRITTEN_TO = (
     "the weight of a layer over kept weights is made of its kept values: write to `values`, or to the dense network and"
     " compile that"
@@ -24,11 +23,13 @@ class ReadOnly(Tensor):
 
         """
         kwargs = kwargs or {}
-        if _writes(func.__name__) or isinstance(kwargs.get("out"), cls):
+        first = next(iter((*args, *kwargs.values())), None)
+        written = first if _writes(func.__name__) else kwargs.get("out")
+        if any(isinstance(tensor, cls) for tensor in (written if isinstance(written, list | tuple) else (written,))):
             raise AttributeError(WRITTEN_TO)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-            if isinstance(result, Tensor) and not isinstance(result, cls) and _shares_memory(result, args):
+            if isinstance(first, cls) and isinstance(result, Tensor) and _share_memory(first, result):
                 return result.as_subclass(cls)
         return result
 
@@ -46,8 +47,5 @@ _IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv",
 }
 
 
-def _shares_memory(result: Tensor, args: Any) -> bool:
-    first = args[0] if args else None
-    if not isinstance(first, ReadOnly) or result.layout != torch.strided or not result.numel():
-        return False
-    return result.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+def _share_memory(one: Tensor, two: Tensor) -> bool:
+    return two.layout == torch.strided and one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr() != 0
