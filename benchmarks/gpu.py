@@ -31,12 +31,12 @@ from torch.nn.functional import cross_entropy
 import skeletal
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.console.interrupt import Stop
 from skeletal.harness.data import SPECS, Data
 from skeletal.harness.data.memory import Arrays, Part, assemble
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.runs.finding import create_model, find_mask
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training.interrupt import Stop
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.trainer import Trainer

@@ -24,6 +24,7 @@ FLOORS = """
     harness/bench
     harness/runs
     harness/training
+    harness/console
     harness/store  harness/models  harness/data  harness/output
     harness/*
     integrations

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from skeletal.harness.console.interrupt import Interrupted, Stop
 from skeletal.harness.training import checkpoint
-from skeletal.harness.training.interrupt import Interrupted, Stop
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.static_step import StaticSteps
 from skeletal.harness.training.task import Task

@@ -12,8 +12,8 @@ from torch import nn
 import skeletal
 from skeletal.core.masks.mask import Mask
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.runs import experiment, review
-from skeletal.harness.training.interrupt import Interrupted
 from tests.cases import convnet, images
 from tests.harness.training.test_train import TRAINING, blobs, folder, run
 from tests.harness.training.test_train import convnet as small

@@ -107,6 +107,17 @@ class Training:
     """on a GPU: record the training step as a CUDA graph and replay it where possible, or never"""
     compile: Literal["auto", "yes", "no"] = "auto"
     """use torch.compile: on a GPU where the run is long enough to pay, always, or never"""
+    update: Literal["none", "set", "rigl", "gradual"] = "none"
+    """move the mask while training: set regrows weights at random, rigl where the gradient is largest, gradual prunes
+    more and more (with --method dense from all weights)"""
+    update_every: int | None = None
+    """steps between two updates (default 100; for set 0, an epoch)"""
+    update_fraction: float | None = None
+    """set, rigl: fraction of each layer's kept weights that an update replaces (default 0.3)"""
+    update_end: float | None = None
+    """fraction of the training after which the mask stays (default 0.75; for set 1)"""
+    update_density: float | None = None
+    """gradual: density at the end"""
     tensorboard: bool = False
     """also write metrics and layer densities for TensorBoard, into the run folder"""
 
@@ -145,6 +156,14 @@ AS_IN: dict[str, dict[str, Any]] = {
     "pysnip": dict(loss="cross-entropy", average="absolute", bn_mode="train", sampling="plain"),
 }
 
+# What a mask that moves does where nothing else is said: the defaults of `skeletal.SET`, `RigL` and `Gradual`.
+UPDATES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "set": dict(update_every=0, update_fraction=0.3, update_end=1.0),
+    "rigl": dict(update_every=100, update_fraction=0.3, update_end=0.75),
+    "gradual": dict(update_every=100, update_end=0.75),
+}
+
 ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
@@ -174,5 +193,25 @@ def resolve(record: Record, preset: str) -> Record:
             known["steps"] = 1
         elif record.method == "synflow":
             known["steps"] = 100
+    if isinstance(record, Training):
+        known |= _of_update(record)
     missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}
     return replace(record, **missing)
+
+
+def _of_update(training: Training) -> dict[str, Any]:
+    """The defaults of a mask that moves, after a look at what was said of it.
+
+    Raises:
+        ValueError: something is said that this update does not do, or gradual pruning is not told where to end.
+
+    """
+    require("update", training.update, UPDATES)
+    known = UPDATES[training.update]
+    takes = {*known, "update_density"} if training.update == "gradual" else set(known)
+    for name in ("update_every", "update_fraction", "update_end", "update_density"):
+        if getattr(training, name) is not None and name not in takes:
+            raise ValueError(f"{name} is given, which --update {training.update} does not take: leave it out")
+    if training.update == "gradual" and training.update_density is None:
+        raise ValueError("--update gradual needs --update-density: the fraction of weights that is left in the end")
+    return known

@@ -14,6 +14,7 @@ _AT_LEAST = {
     "epochs": 1,
     "batch_size": 1,
     "test_every": 0,
+    "update_every": 0,
     "lr": 0,
     "weight_decay": 0,
 }
@@ -34,6 +35,9 @@ def check(record: Any) -> None:
             raise ValueError(f"{name} is {value}; it has to be at least {least}{finite}")
     if (density := settings.get("density")) is not None and not 0 < density <= 1:
         raise ValueError(f"density is {density}; it is the fraction kept, above 0 and at most 1")
+    for name in ("update_fraction", "update_end", "update_density"):
+        if (share := settings.get(name)) is not None and not 0 < share <= 1:
+            raise ValueError(f"{name} is {share}; it is a fraction, above 0 and at most 1")
     if (sparsity := settings.get("sparsity")) is not None and not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it is the fraction pruned, at least 0 and below 1")
     if (momentum := settings.get("momentum")) is not None and not 0 <= momentum < 1:

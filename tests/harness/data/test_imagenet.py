@@ -12,10 +12,10 @@ from torch import nn
 
 from skeletal.harness import data
 from skeletal.harness.config import PRESETS, Pruning, Setup, Training, resolve
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.runs import experiment, finding
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training.interrupt import Interrupted
 from skeletal.harness.training.train import milestones, train
 
 WNIDS = ["n02119789", "n01440764", "n03000684"]  # not in order

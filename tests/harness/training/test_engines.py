@@ -13,10 +13,10 @@ from torch import nn
 from skeletal.core.masks.mask import Mask
 from skeletal.engine import autotune
 from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.runs import experiment, finding, review
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import engine_for
-from skeletal.harness.training.interrupt import Interrupted
 from tests.cases import convnet, random_mask
 from tests.harness.training.test_train import TRAINING, blobs, folder, run, same, timeless
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from skeletal.core.errors import NonFiniteError
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
-from skeletal.harness.training.interrupt import Interrupted
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult

@@ -11,10 +11,10 @@ import skeletal
 from skeletal.core.errors import NonFiniteError
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Training
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.data.memory import Levels, made, plan_epoch
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint, choose_step
-from skeletal.harness.training.interrupt import Interrupted
 from skeletal.harness.training.train import train
 from tests.cases import random_mask
 from tests.harness.training.test_train import folder, same, timeless

@@ -12,9 +12,9 @@ from torch import nn
 
 from skeletal.core.errors import NonFiniteError
 from skeletal.harness.config import Training
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
-from skeletal.harness.training.interrupt import Interrupted
 from skeletal.harness.training.train import milestones, train
 
 EXAMPLES, CLASSES, BATCH = 70, 3, 16  # five batches, the last of 6

@@ -15,6 +15,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, together
 from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
+from skeletal.core.pruning.prune import prune
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
@@ -22,7 +23,7 @@ from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.processes import launcher
-from skeletal.harness.training.task import Task
+from skeletal.harness.training.task import Task, TrainResult
 from skeletal.harness.training.train import steps_per_epoch, train
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
@@ -30,7 +31,10 @@ _NOT_IDENTITY = (
     "data_dir", "device", "workers", "engine", "graph", "compile", "tensorboard", "sparsity", "as_in", "recompute"
 )  # fmt: skip
 # Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
-_LATER = {"micro_batch": None, "sync_bn": False, "skip_corrupt": False}
+_LATER = {
+    "micro_batch": None, "sync_bn": False, "skip_corrupt": False,
+    "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
+}  # fmt: skip
 
 
 def _place(
@@ -39,8 +43,17 @@ def _place(
     dense = pruning.method == DENSE
     require("method", pruning.method, [*METHODS, DENSE])
     method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
+    method = _named_after(method, training)
     config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
     return root, name or run_name(setup, *method), config
+
+
+def _named_after(method: list[str], training: Training) -> list[str]:
+    """A run's method and density, as its folder is called: those that its mask ends with."""
+    if training.update == "none":
+        return method
+    density = method[1:] if training.update_density is None else [f"{training.update_density:g}"]
+    return [f"{method[0]}-{training.update}", *density]
 
 
 def run_folder(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None) -> RunFolder:
@@ -96,13 +109,16 @@ def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, nam
     """Find the mask of a run that is claimed, and make its folder; what is left to be trained."""
     place = _place(setup, pruning, training, root, name)
     data, model = _prepare(setup, training)
-    dense = pruning.method == DENSE
-    mask = None if dense else _mask_of(RunFolder.find(*place), model, data, setup, pruning, progress)
+    if pruning.method != DENSE:
+        mask = _mask_of(RunFolder.find(*place), model, data, setup, pruning, progress)
+    else:
+        mask = None if training.update == "none" else _of_all_weights(model, setup, data)
     return _opened(place, model, data, setup, training, mask)
 
 
 def _masked_place(setup: Setup, training: Training, mask: Mask | None, root: Path) -> tuple[Path, str, dict[str, Any]]:
     method = [DENSE] if mask is None else [_method(mask), f"{mask.density:.4g}"]
+    method = _named_after(method, training)
     config = identity(setup, training) | {"mask": None if mask is None else mask.digest}
     return root, run_name(setup, *method), config
 
@@ -159,6 +175,13 @@ def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
 def run_name(setup: Setup, *method: str) -> str:
     """What a run folder is called, before the hash: network, data set, method and density."""
     return "-".join([setup.model.replace(":", "-").replace("/", "-"), Path(setup.data).name, *method])
+
+
+def _of_all_weights(model: nn.Module, setup: Setup, data: Data) -> Mask:
+    """The mask of a dense network, at which gradual pruning begins."""
+    mask = prune(model, density=1.0, method="random", seed=setup.seed)
+    mask.metadata |= {"method": DENSE, "network": setup.model, "data": data.name}
+    return mask
 
 
 def _method(mask: Mask) -> str:
@@ -226,7 +249,15 @@ def _train(task: Task, setup: Setup, progress: bool) -> dict[str, Any]:
         resume_command=task.resume_command,
         progress=progress,
     )
-    return describe(setup, task.data, task.mask) | asdict(trained)
+    return result_of(setup, task, trained)
+
+
+def result_of(setup: Setup, task: Task, trained: TrainResult) -> dict[str, Any]:
+    """What a finished run's `result.json` holds; of a mask that has moved it tells of the last one."""
+    mask = task.mask
+    if task.training.update != "none" and task.folder is not None:
+        mask = Mask.load(task.folder.path / MASK)
+    return describe(setup, task.data, mask) | asdict(trained)
 
 
 def describe(setup: Setup, data: Data, mask: Mask | None) -> dict[str, Any]:

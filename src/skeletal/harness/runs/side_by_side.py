@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.devices import pick_device
-from skeletal.harness.runs.experiment import begin, describe, run_folder
+from skeletal.harness.runs.experiment import begin, result_of, run_folder
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.task import Task, TrainResult
 
@@ -63,7 +63,7 @@ def run_many(
             task = tasks.pop(number)
             if isinstance(outcome, TrainResult):
                 assert task.folder is not None, "every run has a folder"
-                result = describe(runs[number].setup, task.data, task.mask) | asdict(outcome)
+                result = result_of(runs[number].setup, task, outcome)
                 task.folder.finish(result)
                 outcome = result
             claimed[number].close()

@@ -25,6 +25,8 @@ from skeletal.harness.store.environment import environment
 
 FORMAT = 1
 MASK = "mask.safetensors"
+STARTING_MASK = "starting-mask.safetensors"
+"""of a finished run whose mask has moved; `MASK` is then the one it ended with"""
 
 
 def _path_as_text(value: object) -> str:

@@ -4,33 +4,62 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
+from skeletal.engine.optimizer_state import from_dense, to_dense
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.store.statefile import REMEDY, engine_of, in_short, load, path_in, save
 from skeletal.harness.training.engines import Engine
 from skeletal.harness.training.evaluate import Tally
 
+
+class Moving(Protocol):
+    """What moves the mask of a run; see `training.moving`."""
+
+    def before_step(self) -> bool:
+        """Whether another form of the network takes the coming step than the last one."""
+        ...
+
+    def after_step(self, share: float) -> bool:
+        """Whether the network has taken another form."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, before its weights are loaded."""
+        ...
+
+
 __all__ = ["RunState", "engine_of", "load", "save"]
 
 
-def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, moving: bool) -> dict[str, Any]:
     """The optimizer's state; of a compiled network by parameter name, as its tensors have no other sign of theirs."""
     state = optimizer.state_dict()
     if engine.compiled:
         names = [name for name, _ in engine.network.named_parameters()]
         state["state"] = {names[i]: entries for i, entries in state["state"].items()}
+    if moving and engine.compiled:  # what a compiled network has a place for may be another where the run goes on
+        state["state"] = to_dense(engine.network, state["state"])
     return state
 
 
-def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _load_optimizer_state(
+    engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any], moving: bool
+) -> None:
     if engine.compiled:
         parameters = dict(engine.network.named_parameters())
+        if moving:
+            mine = {name: entries for name, entries in state["state"].items() if name in parameters}
+            state = state | {"state": from_dense(engine.network, mine)}
         for name, entries in state["state"].items():
             for what, value in entries.items():
                 wanted = tuple(parameters[name].shape) if name in parameters else "nothing"
@@ -55,6 +84,7 @@ class RunState:
     optimizer: torch.optim.SGD
     scheduler: torch.optim.lr_scheduler.MultiStepLR
     mask: Mask | None
+    """as it is now"""
     folder: RunFolder | None
     settings: dict[str, Any]
     """what a resumed run must have in common with the one it continues"""
@@ -70,6 +100,8 @@ class RunState:
     started: float = field(default_factory=time.perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """metrics of the epochs that are done"""
+    moving: Moving | None = None
+    """what moves the mask while training"""
     newest: float = math.nan
     """the last loss that `materialize` has seen"""
 
@@ -135,7 +167,7 @@ class RunState:
             "settings": self.settings,
             "engine": self.engine.choice,
             "model": self.engine.network.state_dict(),
-            "optimizer": _optimizer_state(self.engine, self.optimizer),
+            "optimizer": _optimizer_state(self.engine, self.optimizer, self.moving is not None),
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -146,6 +178,8 @@ class RunState:
             "cuda_rng": cuda_rng,
             "rng_of_others": others,
         }
+        if self.moving is not None:
+            state["update"] = self.moving.state()
         on_first(partial(save, self.folder.path, state))
 
     def restore(self) -> None:
@@ -182,8 +216,10 @@ class RunState:
             ) from error
 
     def _take(self, state: dict[str, Any]) -> None:
+        if self.moving is not None:
+            self.moving.load(state["update"])
         self.engine.network.load_state_dict(state["model"])
-        _load_optimizer_state(self.engine, self.optimizer, state["optimizer"])
+        _load_optimizer_state(self.engine, self.optimizer, state["optimizer"], self.moving is not None)
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.tally = Tally(**state["tally"]) if rank() == 0 else Tally()  # the sums of all ranks so far

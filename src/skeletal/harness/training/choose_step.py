@@ -75,6 +75,8 @@ def why_eager(training: Training, batching: Batching, recorder: Recorder | None)
         return "no CUDA device"
     if training.graph == "no":
         return "--graph no"
+    if training.update != "none":
+        return f"--update {training.update}, a mask that moves"
     if ranks() > 1:
         return f"{ranks()} processes"
     if not isinstance(batching.split, MemorySplit):

@@ -130,7 +130,46 @@ def _compiled(
         with autocast():
             fast.use(asked)
     paths = {name: layer.path for name, layer in fast.sparse_layers().items()}
-    return Engine(fast, {"asked": asked, "chosen": fast.chosen, "paths": paths})
+    measured_with = {} if earlier is None or "kept" not in earlier else {"kept": earlier["kept"]}
+    return Engine(fast, {"asked": asked, "chosen": fast.chosen, "paths": paths} | measured_with)
+
+
+def plan_again(
+    engine: Engine,
+    model: nn.Module,
+    mask: Mask,
+    example: Callable[[], Tensor],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> Engine:
+    """The same engine for a network whose mask has moved; ranks plan alike.
+
+    Every layer takes the way that was chosen for it, so that a run with updates and one that was resumed between them
+    are the same. "auto" measures again where less than half of the weights is left of those it has measured with.
+
+    Args:
+        engine: compiled; its choice has under "kept" how many weights it was measured with.
+        model: the dense network, with the new mask attached.
+        mask: the new one.
+        example: see `engine_for`.
+        autocast: see `engine_for`.
+
+    """
+    from skeletal.engine.compile import compile
+
+    choice = engine.choice
+    with torch.random.fork_rng(devices=[]):
+        fast = compile(model, mask, example(), path="dense").train(model.training)
+        if choice["asked"] == "auto" and 2 * mask.kept < choice["kept"]:
+            with together():
+                if rank() == 0:
+                    with autocast():
+                        fast.use("auto")
+            found = everyone({name: layer.path for name, layer in fast.sparse_layers().items()})[0]
+            choice = choice | {"chosen": everyone(fast.chosen)[0], "paths": found, "kept": mask.kept}
+    fallback = choice["asked"] if choice["asked"] != "auto" else "sparse"
+    paths = {name: choice["paths"].get(name, fallback) for name in fast.sparse_layers()}
+    fast.repeat(paths, choice["chosen"])
+    return Engine(fast, choice | {"paths": paths})
 
 
 def engine_for_all(

@@ -84,7 +84,12 @@ class Team:
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._network, self._device = network, device
+        self._device = device
+        self.turn_to(network)
+
+    def turn_to(self, network: nn.Module) -> None:
+        """Train another form of the network from now on."""
+        self._network = network
         self._trained: dict[str, nn.Parameter] | None = None
 
     def meet(self, loss: Tensor, examples: int, stopping: bool) -> StepReport:

@@ -13,8 +13,8 @@ import torch
 
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import ranks
+from skeletal.harness.console.interrupt import Interrupted, Stop
 from skeletal.harness.devices import tuned
-from skeletal.harness.training.interrupt import Interrupted, Stop
 from skeletal.harness.training.task import Task, TrainResult
 from skeletal.harness.training.trainer import Trainer, turns
 

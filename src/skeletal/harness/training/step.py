@@ -54,7 +54,7 @@ class EagerSteps:
         self, run: RunState, batching: Batching, team: Team, network: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         self._run, self._batching, self._team = run, batching, team
-        self._network = network or run.engine.network
+        self._network = network
 
     def take(self, stopping: Callable[[], bool]) -> Iterator[StepReport]:
         """See `Steps`."""
@@ -66,6 +66,8 @@ class EagerSteps:
 
     def _step(self, inputs: Tensor, targets: Tensor, stopping: Callable[[], bool]) -> StepReport:
         run, team, examples = self._run, self._team, len(targets)
+        if run.moving is not None and run.moving.before_step():
+            team.turn_to(run.engine.network)
         run.optimizer.zero_grad()
         loss = torch.zeros((), device=run.device)
         if examples:  # none, where a small last batch is divided, or its images are corrupt
@@ -76,12 +78,15 @@ class EagerSteps:
             raise run.non_finite("the training loss", merged.loss, run.batch + 1)
         team.average_gradients(examples, merged)
         run.optimizer.step()
+        if run.moving is not None and run.moving.after_step(examples * ranks() / max(merged.examples, 1)):
+            team.turn_to(run.engine.network)
         return merged
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's mean loss and outputs, after the backward pass."""
+        run = self._run
         with self._batching.autocast():
-            outputs = self._network(inputs)
+            outputs = (self._network or run.engine.network)(inputs)
         outputs = outputs.float()
         loss = cross_entropy(outputs, targets)
         loss.backward()

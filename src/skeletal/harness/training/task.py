@@ -4,14 +4,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.harness.config import Training
+from skeletal.harness.console import trackers
+from skeletal.harness.data.placing import shared
 from skeletal.harness.data.splits import Data
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training import trackers
 from skeletal.harness.training.engines import ENGINES
 from skeletal.harness.training.evaluate import Scores
 
@@ -38,6 +39,10 @@ class Task:
         """What the network runs under, measurements of it included."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.bf16)
 
+    def example(self) -> Tensor:
+        """A batch of inputs of the usual size."""
+        return next(iter(shared(self.data.train).batches(self.batch_size, train=False)))[0]
+
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it continues."""
         settings: dict[str, Any] = {**asdict(self.training), "seed": self.seed}
@@ -45,6 +50,8 @@ class Task:
             del settings[how]
         if not settings["sync_bn"]:
             del settings["sync_bn"]  # came later: checkpoints from before it go on
+        for name in [name for name in settings if name.startswith("update") and self.training.update == "none"]:
+            del settings[name]  # likewise
         return settings
 
 
@@ -75,7 +82,7 @@ def steps_per_epoch(training: Training, data: Data) -> int:
 
     """
     settings: dict[str, Any] = asdict(training)
-    missing = [name for name, value in settings.items() if value is None]
+    missing = [name for name, value in settings.items() if value is None and not name.startswith("update_")]
     if missing:
         raise ValueError(f"training needs {', '.join(missing)}: `resolve(training, preset)` fills them in")
     for name in ("epochs", "batch_size"):

@@ -13,11 +13,11 @@ from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import rank, together
 from skeletal.core.progress import shown
 from skeletal.harness.config import Training
+from skeletal.harness.console.interrupt import Stop
 from skeletal.harness.data.splits import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training.interrupt import Stop
 from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
 from skeletal.harness.training.trainer import Trainer, turns
 

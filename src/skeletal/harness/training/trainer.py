@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
@@ -12,17 +12,21 @@ from safetensors.torch import save
 from torch import nn
 
 from skeletal.core.files import write_atomically
+from skeletal.core.masks.attach import Skeleton
+from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
+from skeletal.core.updates.rule import Rule
+from skeletal.harness.console import trackers
+from skeletal.harness.console.display import Display
+from skeletal.harness.console.interrupt import Interrupted, Stop
 from skeletal.harness.data.placing import resident, shared
 from skeletal.harness.data.splits import Split
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training import trackers
 from skeletal.harness.training.checkpoint import RunState, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
-from skeletal.harness.training.display import Display
 from skeletal.harness.training.engines import Engine, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
-from skeletal.harness.training.interrupt import Interrupted, Stop
+from skeletal.harness.training.moving import Moving, leave_mask, mask_in, rule_of
 from skeletal.harness.training.processes import Team, generator_seed
 from skeletal.harness.training.step import Batching
 from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
@@ -64,23 +68,34 @@ class Trainer:
             _to_channels_last(task.model)
         if training.sync_bn:
             _synchronize(task.model, task.device, len(task.data.train), task.batch_size)
-        engine = _engine(task)
-        network = engine.network
-        if engine.compiled:
-            opened.callback(lambda: task.model.train().load_state_dict(network.state_dict()))
+        rule = rule_of(training, self._steps)
+        state = None if task.folder is None else load(task.folder.path)
+        mask = mask_in(state, task.mask)
+        if rule is not None and mask is None:
+            raise ValueError(f"--update {training.update} moves a mask, and a dense training has none: give it one")
+        if rule is not None and state is not None:
+            _take_weights(task.model, state)  # which tell a compiled network, too, what is dead
+        engine = _engine(task, mask, state)
+        trained = engine.network if rule is None else task.model
         self._optimizer = torch.optim.SGD(
-            network.parameters(),
+            trained.parameters(),
             lr=training.lr or 0.0,
             momentum=training.momentum or 0.0,
             weight_decay=training.weight_decay or 0.0,
         )
         scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones(training), gamma=0.1)
-        if task.mask is not None and not engine.compiled:
-            opened.callback(task.mask.attach(task.model, self._optimizer).detach)
-        torch.manual_seed(generator_seed(task.seed))
         settings = task.settings()
-        run = RunState(engine, self._optimizer, scheduler, task.mask, task.folder, settings, task.device)
+        run = RunState(engine, self._optimizer, scheduler, mask, task.folder, settings, task.device)
+        if mask is not None and (rule is not None or not engine.compiled):
+            skeleton = mask.attach(task.model, self._optimizer)
+            opened.callback(skeleton.detach)
+            if rule is not None:
+                run.moving = self._moving(run, skeleton, rule)
+        if engine.compiled:
+            opened.callback(lambda: task.model.train().load_state_dict(run.engine.network.state_dict()))
+        torch.manual_seed(generator_seed(task.seed))
         run.restore()
+        network = run.engine.network
         held = network.state_dict() | {"settings": settings, "epoch": run.epoch, "batch": run.batch}
         agree(held, "train the same model with the same settings on every rank, from one run folder that all can see")
         self._run, self._team = run, Team(network, task.device)
@@ -88,6 +103,13 @@ class Trainer:
         opened.callback(self._tracker.close)
         self._display.begin(run.epoch, run.batch, resumed=bool(run.epoch or run.batch))
         self._way: Way | None = None
+
+    def _moving(self, run: RunState, skeleton: Skeleton, rule: Rule) -> Moving:
+        task = self._task
+        steps = self._epochs * self._steps
+        return Moving(
+            run, task.model, skeleton, rule, steps=steps, seed=task.seed, example=task.example, autocast=task.autocast
+        )
 
     def _choose(self) -> Way:
         task, run = self._task, self._run
@@ -149,6 +171,8 @@ class Trainer:
             "seconds": run.epoch_seconds,
             "engine": run.engine.name,
         }
+        if run.moving is not None and run.mask is not None:
+            row["density"] = run.mask.density
         if self._way is not None and self._way.about is not None:
             row["step"] = self._way.about
         row |= _named("train", run.tally.scores())
@@ -189,6 +213,8 @@ class Trainer:
             raise self._interrupted()
         if folder is not None:
             on_first(partial(_save_weights, run.engine.network, folder))
+            if run.moving is not None and run.mask is not None:
+                on_first(partial(leave_mask, self._task, run.mask))
         return _result(run)
 
     def _interrupted(self) -> Interrupted:
@@ -230,15 +256,19 @@ def _synchronize(model: nn.Module, device: torch.device, examples: int, batch_si
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def _engine(task: Task) -> Engine:
+def _take_weights(model: nn.Module, state: dict[str, Any]) -> None:
+    with suppress(RuntimeError):  # they do not fit: `restore` says so
+        model.load_state_dict(state["model"])
+
+
+def _engine(task: Task, mask: Mask | None, state: dict[str, Any] | None) -> Engine:
     """What the folder's checkpoint was trained by, or what the settings ask for."""
-    state = None if task.folder is None else load(task.folder.path)
     return engine_for_all(
         task.model,
-        task.mask,
+        mask,
         task.training.engine,
         device=task.device,
-        example=lambda: next(iter(shared(task.data.train).batches(task.batch_size, train=False)))[0],
+        example=task.example,
         autocast=task.autocast,
         earlier=None if state is None else engine_of(state),
     )

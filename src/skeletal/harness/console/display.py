@@ -6,8 +6,8 @@ from typing import Any
 
 from skeletal.core.model.distributed import rank
 from skeletal.core.progress import Progress, current
+from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training.interrupt import Interrupted
 
 
 class Display:

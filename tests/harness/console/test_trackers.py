@@ -9,9 +9,9 @@ import torch
 
 from skeletal import Mask
 from skeletal.core.errors import NonFiniteError
+from skeletal.harness.console import trackers
+from skeletal.harness.console.trackers import TensorBoard, require_tensorboard
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training import trackers
-from skeletal.harness.training.trackers import TensorBoard, require_tensorboard
 from tests.harness.training.test_train import TRAINING, blobs, mlp, train
 
 pytest.importorskip("tensorboard")

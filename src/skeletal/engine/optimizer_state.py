@@ -1,0 +1,106 @@
+"""What an optimizer remembers of a network's weights, carried over between its dense and its compiled form."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from skeletal.compaction.slices import cut, paste
+
+States = Mapping[str, Mapping[str, Any]]
+"""by parameter name and kind: momentum, moments, counts"""
+
+
+def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> None:
+    """Let an optimizer go on with another form of the same network, weight by weight.
+
+    Groups, their settings and schedulers stay, and so do counts of steps. Momentum and moments of weights that `before`
+    has no place for, pruned or without effect, are 0; those that `after` has no place for are lost.
+
+    Args:
+        optimizer: of the parameters of `before`; from now on of those of `after`.
+        before: a module, or what `skeletal.compile` has made of it.
+        after: likewise; one of the two is the module itself.
+
+    """
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    first = _first_names(before if _layers(after) is not None else after)
+    group_of = {id(weight): number for number, group in enumerate(optimizer.param_groups) for weight in group["params"]}
+    numbers = {first[name]: group_of[id(weight)] for name, weight in old.items() if id(weight) in group_of}
+    states = {name: optimizer.state[weight] for name, weight in old.items() if weight in optimizer.state}
+    dense = {first[name]: entries for name, entries in to_dense(before, states).items()}
+    own = from_dense(after, {name: dense[first[name]] for name in new if first[name] in dense})
+    for group in optimizer.param_groups:
+        group["params"] = []
+    optimizer.state.clear()
+    for name, weight in new.items():
+        if first[name] in numbers:
+            optimizer.param_groups[numbers[first[name]]]["params"].append(weight)
+        if name in own:
+            optimizer.state[weight] = own[name]
+
+
+def to_dense(network: nn.Module, states: States) -> dict[str, dict[str, Any]]:
+    """States of a network's parameters, with the shapes that those have in the original network.
+
+    What has the shape of its parameter becomes dense, 0 where a compiled network has nothing; the rest stays. Of an
+    original network all is as it was.
+    """
+    places, weights = _places(network), dict(network.named_parameters())
+    return {name: _each(entries, weights[name].shape, places[name].dense) for name, entries in states.items()}
+
+
+def from_dense(network: nn.Module, states: States) -> dict[str, dict[str, Any]]:
+    """The inverse of `to_dense`, as far as the network has a place for it."""
+    places = _places(network)
+    return {name: _each(entries, places[name].shape, places[name].own) for name, entries in states.items()}
+
+
+class _Place:
+    """Where a parameter's entries lie in that of the original network."""
+
+    def __init__(self, shape: torch.Size, indices: tuple[Tensor | None, ...] | None = None, layer: Any = None) -> None:
+        self.shape, self._indices, self._layer = shape, indices, layer
+
+    def dense(self, value: Tensor) -> Tensor:
+        if self._layer is not None:  # kept values, of what is left of the weight
+            whole = torch.zeros(torch.Size(self._layer.shape).numel(), dtype=value.dtype)
+            value = whole.index_copy(0, self._layer.positions, value).view(self._layer.shape)
+        return value if self._indices is None else paste(value, self._indices, value.new_zeros(self.shape))
+
+    def own(self, value: Tensor) -> Tensor:
+        left = value if self._indices is None else cut(value, self._indices)
+        return left if self._layer is None else left.flatten()[self._layer.positions]
+
+
+def _layers(network: Any) -> dict[str, Any] | None:
+    """The layers over kept weights of a compiled network; None of any other."""
+    return network.sparse_layers() if hasattr(network, "sparse_layers") else None
+
+
+def _places(network: Any) -> dict[str, _Place]:
+    layers = _layers(network)
+    if layers is None:
+        return {name: _Place(weight.shape) for name, weight in network.named_parameters(remove_duplicate=False)}
+    sparse = {f"{name}.weight": layer for name, layer in layers.items()}
+    slices, blueprint = network._original.slices, network._original.blueprint
+    return {
+        name: _Place(weight.shape, slices[name], sparse.get(name))
+        for name, weight in blueprint.named_parameters(remove_duplicate=False)
+    }
+
+
+def _each(entries: Mapping[str, Any], shape: torch.Size, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    return {
+        kind: change(value) if isinstance(value, Tensor) and value.shape == shape else value
+        for kind, value in entries.items()
+    }
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of a parameter, and the first name of the same one."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(weight), name) for name, weight in named}
