@@ -10,7 +10,7 @@ SHARED = ("Network and data", "Pruning", "Training")
 MOST_USED = {
     "--model", "--data", "--data-dir", "--seed", "--device",
     "--method", "--density", "--sparsity", "--steps",
-    "--epochs", "--batch-size", "--lr",
+    "--epochs", "--batch-size", "--lr", "--update",
 }  # fmt: skip
 """options of those groups that a short help shows"""
 SELDOM = {"--wait", "--name", "--executor", "--slurm", "--jobs", "--measure-batches", "--together", "--plan"}
