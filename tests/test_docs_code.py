@@ -17,7 +17,12 @@ from skeletal.cli import app
 from tests.pages import ROOT, blocks, same_output
 
 DOCS = ROOT / "docs"
-RUN = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+RUN = [
+    DOCS / "tutorial.md",
+    *sorted((DOCS / "howto").glob("*.md")),
+    *sorted((DOCS / "migrate").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+]
 RUN = [page for page in RUN if any(block.language == "python" and block.run for block in blocks(page))]
 NEEDS = {
     "transformers": "transformers",
