@@ -98,6 +98,21 @@ def test_is_checked_once(call, tmp_path):
     assert (tmp_path / "calls").read_text() == "xx"
 
 
+def test_one_process_checks_both_types(call, tmp_path):
+    """What the first has shown counts, whatever becomes of the second."""
+    code = f"""
+import os
+import skeletal.engine.self_check as checks
+open({str(tmp_path / "calls")!r}, "a").write("x")
+checks.mismatch = lambda maps: os.abort()
+raise RuntimeError("this numba is too new")
+"""
+    ask = "from skeletal.engine import available; print(*map(available, ('bfloat16', 'float32')), sep='\\n')"
+    bfloat16, float32 = call(ask, code)
+    assert "ended in SIGABRT" in bfloat16 and "this numba is too new" in float32
+    assert (tmp_path / "calls").read_text() == "x"
+
+
 def test_networks_work_without_the_engine(call):
     found = json.loads(call(TRAIN, BROKEN["raises"][0])[-1])
     assert found["off"] < 1e-6

@@ -110,12 +110,11 @@ def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
 
 
 def test_a_detached_mask_leaves_nothing_behind():
-    gc.collect()  # compiled networks of other tests, each of which watches for the first step of an optimizer
     model = convnet()
     mask = skeletal.prune(model, images(), density=0.2, method="snip")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     before = hooks(model, optimizer)
-    assert set(before.values()) == {0} or before["_global_optimizer_post_hooks"]
+    assert {count for kind, count in before.items() if "_global_" not in kind} == {0}  # those are of other tests, too
     skeleton = mask.attach(model, optimizer)
     assert hooks(model, optimizer) != before
     model(images()[0][0]).sum().backward()

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata, util
@@ -21,7 +22,7 @@ from skeletal.core.version import __version__
 from skeletal.engine.host import processor, remember, remembered
 
 _SECONDS = 900
-"""for the check: many times what compiling takes on a busy machine"""
+"""for the check of one type: many times what compiling takes on a busy machine"""
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skeletal.engine.self_check import main; main()"
 _PACKAGES = "numba", "llvmlite", "numpy", "torch"
 _SETTINGS = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT", "NUMBA_OPT", "NUMBA_ENABLE_AVX"
@@ -49,7 +50,8 @@ def available(maps: str = "float32") -> Availability:
     (`XDG_CACHE_HOME` or `~/.cache`), by CPU and versions, and for as long as neither changes.
 
     Args:
-        maps: type of the maps, "float32" or "bfloat16": each has kernels of its own.
+        maps: type of the maps, "float32" or "bfloat16": each has kernels of its own. Networks in bfloat16 have use for
+            both, so that asking for "bfloat16" checks both, in one process.
 
     Returns:
         An `Availability`: true, or false with a `reason`, which `str` gives, too.
@@ -58,35 +60,45 @@ def available(maps: str = "float32") -> Availability:
     missing = [package for package in _PACKAGES[:2] if _place(package) is None]
     if missing:
         return Availability(f"{' and '.join(missing)} cannot be found: pip install {' '.join(missing)}")
-    name = f"engine-{_key(maps)}"
-    earlier = remembered(name)
-    if earlier is not None and "reason" in earlier:
-        return Availability(earlier["reason"])
-    with stage("compiling the sparse engine's kernels and checking them, once on this machine"):
-        reason, lasts = _check(maps)
-    if lasts:
-        remember(name, {"reason": reason, "maps": maps, "versions": _versions()})
-    return Availability(reason)
+    names = {kind: f"engine-{_key(kind)}" for kind in dict.fromkeys(("float32", maps))}
+    known = {kind: found["reason"] for kind, name in names.items() if (found := remembered(name)) and "reason" in found}
+    if maps not in known:
+        unknown = [kind for kind in names if kind not in known]
+        with stage("compiling the sparse engine's kernels and checking them, once on this machine"):
+            answers = _check(unknown)
+        for kind, (reason, lasts) in zip(unknown, answers, strict=True):
+            known[kind] = reason
+            if lasts:
+                remember(names[kind], {"reason": reason, "maps": kind, "versions": _versions()})
+    return Availability(known[maps])
 
 
-def _check(maps: str) -> tuple[str | None, bool]:
-    """What a check in another process has found, and whether it would find the same again."""
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), maps]
+def _check(kinds: list[str]) -> list[tuple[str | None, bool]]:
+    """For each type of maps what a check in another process has found, and whether it would find the same again."""
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), *kinds]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"its kernels did not compile within {_SECONDS} seconds ({_versions()})", False
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS * len(kinds))
+        answers, ended = done.stdout, _ended(done)
+    except subprocess.TimeoutExpired as late:
+        answers = (late.stdout or b"").decode()
+        ended = f"its kernels did not compile within {_SECONDS} seconds ({_versions()})", False
     except OSError as error:
-        return f"no process to check it in could be started: {error}", False
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+        answers, ended = "", (f"no process to check it in could be started: {error}", False)
+    found: list[tuple[str | None, bool]] = []
+    for line in answers.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            reason = json.loads(line)["reason"]
+            found.append((reason and f"{reason} ({_versions()})", True))
+    return [*found, *[ended] * len(kinds)][: len(kinds)]
+
+
+def _ended(check: subprocess.CompletedProcess[str]) -> tuple[str, bool]:
+    """What became of a check that gave no answer, and whether another one would end so, too."""
+    if check.returncode < 0:
+        name = signal.Signals(-check.returncode).name
         return f"compiling or running its kernels ended in {name} ({_versions()})", name not in ("SIGKILL", "SIGTERM")
-    try:
-        reason = json.loads(done.stdout.splitlines()[-1])["reason"]
-    except (IndexError, ValueError, KeyError, TypeError):
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return f"its check failed: {last} ({_versions()})", False
-    return reason and f"{reason} ({_versions()})", True
+    last = (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
+    return f"its check failed: {last} ({_versions()})", False
 
 
 def _versions() -> str:

@@ -171,7 +171,7 @@ class Compiled(Traced):
         if not self._sparse and path != "sparse":
             self.chosen = DENSE_LAST
             return
-        works = path == "dense" or not self._sparse or available("bfloat16" if _under_bfloat16() else "float32")
+        works = path == "dense" or not self._sparse or available(_maps())
         if not works:
             self._notes = (f"all layers are dense, as the sparse engine does not work here: {works}",)
             warnings.warn(self._notes[0], stacklevel=3)
@@ -315,9 +315,14 @@ def compile(
     batch = (example, None) if isinstance(example, Tensor) else example
     if device_of(model).type != "cpu":
         return _without_kernels(model, mask, batch, path)
+    autocast = nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16)
     with preserve_attributes(model):
-        compiled = Compiled(compact(model, mask, batch), mask, batch)
-        with nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        compacted = compact(model, mask, batch)
+        with autocast:
+            if path != "dense":
+                available(_maps())  # in bfloat16 both types are of use: one check for both
+        compiled = Compiled(compacted, mask, batch)
+        with autocast:
             compiled.use(path)
     return compiled
 
@@ -328,8 +333,10 @@ def _without_kernels(model: nn.Module, mask: Mask, batch: Any, path: str) -> Com
     return compiled
 
 
-def _under_bfloat16() -> bool:
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+def _maps() -> str:
+    """What maps are stored in where this is called."""
+    bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return "bfloat16" if bfloat16 else "float32"
 
 
 def _again(

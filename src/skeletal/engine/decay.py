@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -20,35 +21,39 @@ def param_groups(network: Any, weight_decay: float, no_decay: tuple[str, ...] = 
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+_unseen: list[list[weakref.ref[nn.Parameter]]] = []
+"""the kept weights of each compiled network that no optimizer has stepped yet"""
+
+
 def warn_of_lost_decay(vectors: list[nn.Parameter]) -> None:
     """Warn at the first step of an optimizer that decays other parameters but none of a network's kept weights.
 
     That is what comes of recipes such as "no weight decay where `ndim <= 1`", as timm's.
     """
-    ours = [weakref.ref(vector) for vector in vectors]
-    looked = False
+    _hook_once()
+    _unseen[:] = [network for network in _unseen if any(vector() is not None for vector in network)]
+    _unseen.append([weakref.ref(vector) for vector in vectors if vector.numel()])
 
-    def look(optimizer: Optimizer, *_: Any) -> None:
-        nonlocal looked
-        if looked:
-            return
-        there = {id(vector) for ref in ours if (vector := ref()) is not None and vector.numel()}
-        decays = [
-            (id(parameter) in there, bool(group.get("weight_decay")))
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        if not any(mine for mine, _ in decays):
-            return
-        looked = True
-        grouped = len({bool(group.get("weight_decay")) for group in optimizer.param_groups}) > 1
-        if grouped and not any(mine and decay for mine, decay in decays):
+
+@cache
+def _hook_once() -> None:
+    """One hook on all optimizers, for all networks: it stays, and costs nothing while none is unseen."""
+    register_optimizer_step_pre_hook(_look)
+
+
+def _look(optimizer: Optimizer, *_: Any) -> None:
+    if not _unseen:
+        return
+    decay = {id(p): float(group.get("weight_decay", 0)) for group in optimizer.param_groups for p in group["params"]}
+    here, rest = [], []
+    for network in _unseen:
+        (here if any(id(vector()) in decay for vector in network) else rest).append(network)
+    _unseen[:] = rest
+    some = any(decay.values()) and not all(decay.values())
+    for network in here:
+        if some and not any(decay.get(id(vector())) for vector in network):
             warnings.warn(
                 "this optimizer has weight decay for some parameters, but for none of the compiled network's kept"
                 " weights, which are vectors: a recipe took them for biases. Use `fast.param_groups(weight_decay)`",
                 stacklevel=4,
             )
-
-    hook = register_optimizer_step_pre_hook(look)
-    for vector in vectors[:1]:
-        weakref.finalize(vector, hook.remove)

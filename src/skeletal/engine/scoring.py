@@ -106,7 +106,7 @@ class SkeletonDerivatives(Derivatives):
 
     def _make(self, mask: Tensors, count: int) -> tuple[_Plan | None, str]:
         """A skeleton, or why there is none."""
-        if why := _unsuited(self.model, mask):
+        if why := _unsuited(self.model, mask) or available(self.precision).reason:
             return None, why
         with preserve_random_state(self.model), differentiable():
             example, compacted = self._compacted(mask)
@@ -116,7 +116,7 @@ class SkeletonDerivatives(Derivatives):
                 return None, f"{', '.join(compacted.mask.keys() - mask.keys())} has several names"
             compiled = Compiled(compacted, Mask(mask), example)
             if not compiled.sparse_layers():
-                return None, available().reason or "no layer of it runs on sparse kernels"
+                return None, "no layer of it runs on sparse kernels"
             compiled.use("sparse")
         shared = self.batches, self.count, self.loss, self.bn_mode, self.average
         inner = Derivatives(compiled.network, *shared, precision=self.precision, micro_batch=self.micro_batch)

@@ -14,17 +14,18 @@ _OFF = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
 def main() -> None:
-    """Print a JSON object with the `reason` why the kernels cannot be used, or None."""
+    """Print for each type of maps a JSON object with the `reason` why its kernels cannot be used, or None."""
     out = os.dup(1)
     os.dup2(2, 1)  # whatever is printed on the way is not the answer
     torch.set_num_threads(2)
-    try:
-        reason = mismatch(getattr(torch, sys.argv[2]))
-    except Exception as error:
-        what = "do not load" if isinstance(error, ImportError) else "do not compile"
-        first = (str(error).strip().splitlines() or [""])[0]
-        reason = f"its kernels {what}: {type(error).__name__}: {first[:200]}"
-    os.write(out, f"{json.dumps({'reason': reason})}\n".encode())
+    for maps in sys.argv[2:]:
+        try:
+            reason = mismatch(getattr(torch, maps))
+        except Exception as error:
+            what = "do not load" if isinstance(error, ImportError) else "do not compile"
+            first = (str(error).strip().splitlines() or [""])[0]
+            reason = f"its kernels {what}: {type(error).__name__}: {first[:200]}"
+        os.write(out, f"{json.dumps({'reason': reason})}\n".encode())
 
 
 def mismatch(maps: torch.dtype) -> str | None:
@@ -46,7 +47,7 @@ def _results(maps: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
             for parameter in layer.parameters():
                 parameter.data = torch.randn(parameter.shape, generator=generator).bfloat16().float()
             mask = torch.rand(layer.weight.shape, generator=generator) < density
-            x = torch.randn(size, generator=generator).bfloat16().float()
+            x = torch.randn(size, generator=generator).bfloat16().to(maps)
             sparse = SparseConv2d(layer, mask) if isinstance(layer, nn.Conv2d) else SparseLinear(layer, mask)
             own = x.clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=maps == torch.bfloat16):
