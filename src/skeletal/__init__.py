@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from skeletal.engine.compile import compile as compile
     from skeletal.engine.prune import prune as prune
     from skeletal.harness import models as models
+    from skeletal.harness.runs.load import load_run as load_run
 
 _HOME = {
     "prune": "skeletal.engine.prune:prune",
@@ -49,6 +50,7 @@ _HOME = {
     "CollapseWarning": "skeletal.core.errors:CollapseWarning",
     "MaskError": "skeletal.core.errors:MaskError",
     "NonFiniteError": "skeletal.core.errors:NonFiniteError",
+    "load_run": "skeletal.harness.runs.load:load_run",
     "models": "skeletal.harness.models:",
 }
 __all__ = ["__version__", *_HOME]

@@ -19,6 +19,7 @@ from skeletal.cli.diagnose import diagnose
 from skeletal.cli.estimate import estimate
 from skeletal.cli.help import ALL, Help, ShortHelp
 from skeletal.cli.inspect import doctor, evaluate, show
+from skeletal.cli.results import compare, export
 from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
 from skeletal.cli.strict import only_whole_numbers
@@ -49,6 +50,8 @@ for name, command in {
     "train": train,
     "eval": evaluate,
     "show": show,
+    "compare": compare,
+    "export": export,
     "diagnose": diagnose,
     "advise": advise,
     "sanity": sanity,

@@ -53,7 +53,8 @@ def evaluate(
 def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: Flag = False) -> None:
     """Show masks or runs: layers, how they were found, accuracy.
 
-    Given several, shows them side by side, with a column of kept weights for each.
+    Given several, shows them side by side, with a column of kept weights for each. Given another folder, shows the
+    runs in it, at any depth.
 
     For example:
 
@@ -64,7 +65,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     Parameters
     ----------
     paths
-        mask files or run folders
+        mask files, run folders, or folders that hold some
     plot
         draw the layers into this file (png, svg or pdf)
     markdown
@@ -76,10 +77,11 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     if not paths:
         raise ValueError("show what? Name mask files or run folders")
     from skeletal.core.masks.mask import Mask
-    from skeletal.harness.output.layers import layer_table, plot_layers
+    from skeletal.harness.output.layers import layer_table, of_one_network, plot_layers
     from skeletal.harness.store.folders import MASK, RunFolder
 
     masks: dict[str, Mask] = {}
+    named, paths = paths, tuple(inside for path in paths for inside in _runs_in(path))
     stems = [path.name.removesuffix(".safetensors") for path in paths]
     for path, stem in zip(paths, stems, strict=True):
         file = path
@@ -89,9 +91,9 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
             if folder.finished and not json:
                 print(summary(folder.result()), end="\n\n")
             if not file.exists():
-                if not folder.finished:
+                if not folder.finished and paths == named:
                     raise ValueError(f"{path} holds neither a mask nor a result yet")
-                continue  # a dense run
+                continue  # a dense run, or one that has just begun
         masks[stem if stems.count(stem) == 1 else str(path)] = Mask.load(file)
     if plot is not None:
         if not masks:
@@ -107,9 +109,23 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
         print(mask)
         print("\n".join(f"{key}: {value}" for key, value in mask.metadata.items()))
     elif masks:
-        print(layer_table(masks, markdown=markdown))
+        each = [masks] if paths == named else of_one_network(masks)
+        print("\n\n".join(layer_table(some, markdown=markdown) for some in each))
     if plot is not None:
         print(f"drawn into {plot}")
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The run folders in a folder that is none itself."""
+    from skeletal.harness.store.folders import is_run
+    from skeletal.harness.store.search import runs_below
+
+    if not path.is_dir() or is_run(path):
+        return [path]
+    found = [folder.path for folder in runs_below(path)]
+    if not found:
+        raise ValueError(f"{path} is no run folder, and there is none in it")
+    return found
 
 
 def doctor(*, data_dir: Path | None = None, json: Flag = False) -> None:

@@ -1,6 +1,8 @@
 """`skeletal run`, `prune` and `train`."""
 
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Literal
 
 from skeletal.cli.settings import (
@@ -25,6 +27,7 @@ def run(
     preset: str = "quick",
     out: Path = Path("runs"),
     name: str | None = None,
+    seeds: int = 1,
     wait: Flag = False,
     executor: Literal["none", "local", "slurm"] = "none",
     slurm: SlurmFlags = None,
@@ -41,6 +44,8 @@ def run(
 
         skeletal run --model vgg19-cifar --data cifar10 --data-dir D --method force --density 0.01 --preset cifar10
 
+        skeletal run --density 0.02 --seeds 3
+
         skeletal run --print-config > my.toml; skeletal run --config my.toml --seed 1
 
     Parameters
@@ -51,6 +56,8 @@ def run(
         folder for run folders
     name
         name of the run folder, instead of model-data-method-density; a hash of the settings is appended
+    seeds
+        how many runs, one per seed from --seed on; prints the mean and the deviation of their accuracy
     wait
         wait for another process that works on the same run, instead of failing
     executor
@@ -66,20 +73,23 @@ def run(
     if print_config:
         return print_settings(preset, setup, pruning, training)
     _, pruning, training = resolved(preset, setup, pruning, training)
+    if seeds < 1:
+        raise ValueError(f"--seeds is how many runs there are, at least 1, not {seeds}")
+    setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
     if executor != "none":
         from skeletal.study.dispatch.launch import launch_one
         from skeletal.study.paper.jobs import Job
 
-        job = Job(setup, pruning, training, name)
-        ids = launch_one(job, out, executor=executor, slurm=slurm or {})
+        jobs = [Job(each, pruning, training, name) for each in setups]
+        ids = [i for job in jobs for i in launch_one(job, out, executor=executor, slurm=slurm or {})]
         if ids:
             return print_json({"submitted": ids}) if json else print(f"submitted to Slurm: {', '.join(ids)}")
-        folder = job.folder(out)
-        return _report(folder.path, folder.result(), json)
+        folders = [job.folder(out) for job in jobs]
+        return _report([(folder.path, folder.result()) for folder in folders], json)
     from skeletal.harness.runs import experiment
 
-    folder, result = experiment.run(setup, pruning, training, root=out, name=name, wait=wait, progress=not json)
-    _report(folder.path, result, json)
+    done = [experiment.run(each, pruning, training, root=out, name=name, wait=wait) for each in setups]
+    _report([(folder.path, result) for folder, result in done], json)
 
 
 def prune(
@@ -127,7 +137,7 @@ def prune(
     from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
     data = load_data(setup)
-    mask = find_mask(create_model(setup, data), data, setup, pruning, progress=not json)
+    mask = find_mask(create_model(setup, data), data, setup, pruning)
     on_first(lambda: mask.save(out))
     if json:
         print_json({"out": out, "kept": mask.kept, "prunable": mask.total, "densities": mask.densities(),
@@ -179,13 +189,21 @@ def train(
     _, training = resolved(preset, setup, training)
     from skeletal.harness.runs import experiment
 
-    folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait, progress=not json)
-    _report(folder.path, result, json)
+    folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait)
+    _report([(folder.path, result)], json)
 
 
-def _report(path: Path, result: dict, json: bool) -> None:
+def _report(done: list[tuple[Path, dict]], json: bool) -> None:
+    """What one run has come to, or several that differ in the seed."""
+    if len(done) == 1:
+        ((path, result),) = done
+        return print_json({"folder": path, **result}) if json else print(f"{summary(result)}\nrun folder: {path}")
+    top1 = [result["test"]["top1"] for _, result in done]
+    mean, deviation = fmean(top1), stdev(top1)
     if json:
-        print_json({"folder": path, **result})
-    else:
-        print(summary(result))
-        print(f"run folder: {path}")
+        runs = [{"folder": path, **result} for path, result in done]
+        return print_json({"runs": runs, "test_top1": {"mean": mean, "deviation": deviation}})
+    print(summary(done[0][1]).splitlines()[0])
+    for path, result in done:
+        print(f"seed {result['seed']}: test top-1 {result['test']['top1']:.2f}%  {result['seconds']:.1f} s  {path}")
+    print(f"test top-1 {mean:.2f} ± {deviation:.2f}% (mean and standard deviation of {len(done)} seeds)")

@@ -292,7 +292,7 @@ def measure(
     _, pruning = resolved(preset, setup, pruning)
     from skeletal.harness.runs.measure import measure as prune_and_measure
 
-    folder, result = prune_and_measure(setup, pruning, root=out, progress=not json)
+    folder, result = prune_and_measure(setup, pruning, root=out)
     if json:
         return print_json({"folder": folder.path, **result})
     print(

@@ -10,6 +10,11 @@ def spelled(value: str, choices: Iterable[str]) -> str:
     return next((choice for choice in choices if _plain(choice) == plain), value)
 
 
+def same_name(one: str, other: str) -> bool:
+    """Whether two names differ in case and in `-` or `_` only."""
+    return _plain(one) == _plain(other)
+
+
 def _plain(name: str) -> str:
     return name.casefold().replace("_", "-")
 

@@ -37,7 +37,7 @@ class Stage:
         self._progress, self._start, self._done_before = progress, time.monotonic(), done
         self.what, self.total, self.unit, self.done, self.bar = what, total, unit, done, bar
         self._note: Note = ""
-        self.due = self._start + FIRST
+        self.due = self._start + (FIRST if bar else 3 * FIRST)  # others may say more
         self.told = False
 
     def update(self, done: int | None = None, *, total: int | None = None, note: "Note | None" = None) -> None:
@@ -138,7 +138,7 @@ class Lines(Progress):
         """Tell something at once."""
         with self._news:
             for stage in self._stages:
-                stage.due = time.monotonic() + self.again
+                stage.due, stage.told = time.monotonic() + self.again, False
             self._print(f"{text}\n")
 
     def _watch(self) -> None:

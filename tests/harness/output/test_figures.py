@@ -135,6 +135,14 @@ def test_accuracy_stands_at_its_sparsity_and_dense_is_a_line_across(axes):
     assert axes().get_title() == "a title"
 
 
+def test_of_several_seeds_the_mean_is_drawn_with_its_deviation(axes):
+    more = [{**result, "test": {"top1": result["test"]["top1"] - 2}} for result in RESULTS]
+    plot_accuracy(RESULTS + more, None, "two seeds")
+    assert curves(axes())["force"] == [[0, 97], [1, 96]] and curves(axes())["dense"][0][1] == 98
+    bars = axes().collections[0].get_segments()
+    assert [(low, high) for (_, low), (_, high) in bars] == [pytest.approx((m - 2**0.5, m + 2**0.5)) for m in (97, 96)]
+
+
 def test_without_pruned_runs_the_dense_line_is_drawn_alone(axes):
     plot_accuracy(RESULTS[:1], None, "dense only")
     assert list(curves(axes())) == ["dense"] and not list(axes().get_xticks())

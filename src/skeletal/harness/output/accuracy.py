@@ -1,6 +1,7 @@
 """Test accuracy against sparsity, as a figure."""
 
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from skeletal.core.extras import extra
@@ -9,7 +10,10 @@ from skeletal.harness.output.palette import COLOURS, curve_style
 
 
 def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Test accuracy against sparsity, a curve a method, as in the paper's Figure 1 and 2."""
+    """Test accuracy against sparsity, a curve a method, as in the paper's Figure 1 and 2.
+
+    Of several results at one place, such as seeds, the mean is drawn, with the standard deviation as a bar.
+    """
     with extra("run"):
         from matplotlib.figure import Figure
 
@@ -18,13 +22,18 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
     pruned = [result for result in results if result["method"] != "dense"]
     densities = sorted({round(result["density"], 4) for result in pruned}, reverse=True)
     for position, method in enumerate(dict.fromkeys(result["method"] for result in pruned)):
-        top1 = {round(r["density"], 4): r["test"]["top1"] for r in pruned if r["method"] == method}
+        top1: dict[float, list[float]] = {}
+        for result in (result for result in pruned if result["method"] == method):
+            top1.setdefault(round(result["density"], 4), []).append(result["test"]["top1"])
         places = [x for x, density in enumerate(densities) if density in top1]
-        axes.plot(
-            places, [top1[densities[x]] for x in places], label=method, linewidth=2, **curve_style(method, position)
-        )
-    for dense in (result for result in results if result["method"] == "dense"):
-        axes.axhline(dense["test"]["top1"], color=COLOURS["dense"], linestyle="--", linewidth=1, label="dense")
+        seeds = [top1[densities[x]] for x in places]
+        means, look = [fmean(values) for values in seeds], curve_style(method, position)
+        axes.plot(places, means, label=method, linewidth=2, **look)
+        if max(map(len, seeds)) > 1:
+            spread = [stdev(values) if len(values) > 1 else 0.0 for values in seeds]
+            axes.errorbar(places, means, spread, fmt="none", capsize=3, ecolor=look["color"])
+    if dense := [result["test"]["top1"] for result in results if result["method"] == "dense"]:
+        axes.axhline(fmean(dense), color=COLOURS["dense"], linestyle="--", linewidth=1, label="dense")
     axes.set_xticks(range(len(densities)), [f"{100 * (1 - density):g}%" for density in densities])
     axes.set_xlabel("sparsity (weights removed before training)")
     axes.set_ylabel("test accuracy (%)")

@@ -29,6 +29,14 @@ def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:
     return Table(["layer", "weights", *masks], rows).shown(markdown=markdown)
 
 
+def of_one_network(masks: Mapping[str, Mask]) -> list[dict[str, Mask]]:
+    """The masks of each network by themselves."""
+    groups: dict[tuple, dict[str, Mask]] = {}
+    for name, mask in masks.items():
+        groups.setdefault(tuple((layer, keep.shape) for layer, keep in mask.items()), {})[name] = mask
+    return list(groups.values())
+
+
 def _of_one_network(masks: Mapping[str, Mask]) -> Mask:
     first = next(iter(masks.values()))
     for name, mask in masks.items():

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import Diagnosis, diagnose
@@ -17,6 +15,7 @@ from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.finding import create_model, load_data
+from skeletal.harness.runs.load import setup_of, trained
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import ENGINES, engine_for_all
@@ -47,20 +46,10 @@ def evaluate_run(
 
     """
     require("engine", engine, ENGINES)
-    config = RunFolder.at(path).config
-    weights = path / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"{path} has no model.safetensors: its training has not finished")
-    setup = Setup(model=config["model"], data=config["data"], seed=config["seed"], data_dir=data_dir, device=device)
+    folder = RunFolder.at(path)
+    config, setup = folder.config, setup_of(folder, data_dir, device)
     data = load_data(setup)
-    model = create_model(setup, data)
-    try:
-        model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
-    mask = Mask.load(path / MASK) if (path / MASK).exists() else None
-    if mask is not None:
-        mask.check(model)
+    model, mask = trained(folder, setup, data)
     part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     target = pick_device(device)
     here = data_sets.shared(data_sets.resident(part, target))

@@ -51,6 +51,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, sound or damaged: others may have a `config.json`, too."""
+    if not (path / "config.json").is_file():
+        return False
+    if (path / "environment.json").is_file():
+        return True
+    try:
+        found = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "format" in found and "seed" in found
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One run on disk; make one with `RunFolder.open`."""
@@ -103,6 +116,8 @@ class RunFolder:
         """
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path} is not a run folder: it has no config.json")
+        if not is_run(path):
+            raise FileNotFoundError(f"{path} is not a run folder: its config.json was written by another program")
         folder = cls(path, _read_json(path / "config.json"))
         folder._refuse_other_format(folder.config.pop("format", None))
         return folder

@@ -1,0 +1,125 @@
+"""`skeletal compare` and `export`: what comes after a run."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from skeletal.cli.settings import Flag, print_json
+
+
+def compare(
+    *runs: Path,
+    sort: str = "accuracy",
+    reverse: Flag = False,
+    filter: list[str] | None = None,
+    plot: Path | None = None,
+    markdown: Flag = False,
+    csv: Flag = False,
+    latex: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Set runs side by side, a row a run: method, sparsity, accuracy, seconds, folder.
+
+    For example:
+
+        skeletal compare runs
+
+        skeletal compare runs/a runs/b --filter method=force --filter "density<0.05" --sort sparsity --markdown
+
+        skeletal compare studies --filter model=vgg19-cifar --filter epochs=160 --plot accuracy.png --csv
+
+    Parameters
+    ----------
+    runs
+        run folders, or folders that hold some at any depth (default runs)
+    sort
+        by this column, the smallest first, but the best accuracy; or by a setting, such as lr
+    reverse
+        turn the order round
+    filter
+        only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1; may
+        be given several times
+    plot
+        draw accuracy against sparsity into this file (png, svg or pdf): a curve a method, means over seeds
+    markdown
+        print the table as Markdown
+    csv
+        print it as CSV, every column, numbers as they are
+    latex
+        print it as LaTeX
+    json
+        print every run with its settings as JSON on stdout
+
+    """
+    if markdown + csv + latex + json > 1:
+        raise ValueError("--markdown, --csv, --latex and --json are four ways to print the same: choose one")
+    from skeletal.harness.runs import compare as comparing
+    from skeletal.harness.store.search import runs_below
+
+    folders = {folder.path.absolute(): folder for root in runs or (Path("runs"),) for folder in runs_below(root)}
+    if not folders:
+        raise ValueError(f"there is no run in {', '.join(map(str, runs or ('runs',)))}")
+    rows = comparing.chosen(map(comparing.row_of, folders.values()), filter or ())
+    if not rows:
+        raise ValueError(f"none of {len(folders)} runs meets {' and '.join(filter or ())}")
+    rows = comparing.ordered(rows, sort, reverse=reverse)
+    if plot is not None:
+        comparing.plot(rows, plot)
+    if json:
+        return print_json(rows)
+    if csv:
+        return print(comparing.plain(rows).csv())
+    table = comparing.table(rows)
+    if latex:
+        return print(table.latex())
+    print(comparing.heading(rows), end="\n\n")
+    print(table.shown(markdown=markdown))
+    print(f"\n{comparing.LEGEND}" + (f"\ndrawn into {plot}" if plot else ""))
+
+
+def export(
+    run: Path,
+    *,
+    onnx: Flag = False,
+    torch: Flag = False,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Write a run's trained network for other runtimes: dead channels removed, the same outputs, any batch size.
+
+    The file is run on noise before it counts, and compared with the network it stands for. Images go in as in training:
+    scaled to 0..1, then normalized.
+
+    For example:
+
+        skeletal export runs/vgg-mini-digits-force-0.1-1a2b3c4d --onnx
+
+        skeletal export runs/vgg-mini-digits-force-0.1-1a2b3c4d --torch --out digits.pt2
+
+    Parameters
+    ----------
+    run
+        a finished run's folder
+    onnx
+        as ONNX, for onnxruntime and others; needs pip install 'skeletal[onnx]'
+    torch
+        as a program of PyTorch's own, which torch.export.load reads without skeletal and without the network's code
+    out
+        the file; by default compact.onnx or compact.pt2 in the run's folder
+    data_dir
+        where an image folder lies, of which only class names and sizes are asked
+    json
+        print what was written as JSON on stdout
+
+    """
+    if onnx == torch:
+        raise ValueError("export as what? Say --onnx or --torch" + (", not both" if onnx else ""))
+    from skeletal.harness.runs.export import export as write
+
+    done = write(run, "onnx" if onnx else "torch", out, data_dir=data_dir)
+    if json:
+        return print_json(asdict(done))
+    print(f"{done.file}: {done.size / 2**20:.2f} MiB, {done.after:,} of {done.before:,} parameters")
+    channels, height, width = done.shape
+    print(f"takes normalized images (batch, {channels}, {height}, {width}) in float32, gives logits (batch, classes)")
+    print(f"run on noise: outputs differ from the masked network's by at most {done.difference:.2g}")

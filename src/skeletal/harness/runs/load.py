@@ -1,0 +1,90 @@
+"""A run read back from its folder: the trained network, its mask, what was asked for and what it scored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from skeletal.core.masks.mask import Mask
+from skeletal.harness import data as data_sets
+from skeletal.harness.config import Setup
+from skeletal.harness.data import Data, Spec
+from skeletal.harness.runs.finding import create_model, load_data
+from skeletal.harness.store.folders import MASK, RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as `load_run` reads it."""
+
+    path: Path
+    """its folder"""
+    network: nn.Module
+    """trained, in evaluation mode, on the CPU; pruned weights are exactly 0"""
+    mask: Mask | None
+    """None if the run is dense"""
+    config: dict[str, Any]
+    """its settings, complete"""
+    result: dict[str, Any]
+    """what it scored and cost, as in `result.json`"""
+    metrics: list[dict[str, Any]]
+    """a row an epoch"""
+    shape: tuple[int, int, int]
+    """of an input image: channels, height, width"""
+
+
+def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
+    """Read the run in a folder back: its network with the trained weights, its mask, its result.
+
+    Args:
+        path: the folder, as `skeletal run` prints it.
+        data_dir: where the data set lies; asked only where its name does not tell classes and image size.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has not finished.
+        ValueError: a file of it is damaged, or of another network.
+        MaskError: a pruned weight is not 0.
+        MissingExtraError: a package of the extra `run` is not installed.
+
+    """
+    path = Path(path)
+    folder = RunFolder.at(path)
+    setup = setup_of(folder, None if data_dir is None else Path(data_dir))
+    shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
+    network, mask = trained(folder, setup, shapes)
+    if not folder.finished:
+        raise FileNotFoundError(f"{path} has no result yet: the same command that began the run ends it")
+    shape = shapes.channels, shapes.image_size, shapes.image_size
+    return Run(path, network.eval(), mask, folder.config, folder.result(), folder.metrics(), shape)
+
+
+def setup_of(folder: RunFolder, data_dir: Path | None = None, device: str = "auto") -> Setup:
+    """The network and the data of a run, here."""
+    settings = {name: folder.config[name] for name in ("model", "data", "seed")}
+    return Setup(**settings, data_dir=data_dir, device=device)
+
+
+def trained(folder: RunFolder, setup: Setup, shapes: Data | Spec) -> tuple[nn.Module, Mask | None]:
+    """A run's network with the weights it ended with, and its mask, which they are checked against.
+
+    Raises:
+        FileNotFoundError: training has not finished.
+        ValueError: the file is damaged, or of another network.
+        MaskError: a pruned weight is not 0.
+
+    """
+    weights = folder.path / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{folder.path} has no model.safetensors: its training has not finished")
+    network = create_model(setup, shapes)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
+    mask = Mask.load(folder.path / MASK) if (folder.path / MASK).exists() else None
+    if mask is not None:
+        mask.check(network)
+    return network, mask

@@ -1,0 +1,166 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import skeletal
+from skeletal.harness.runs import export
+from skeletal.harness.store.folders import RunFolder
+
+
+def leave(root, method, density, seed, top1, **config):
+    """A finished run, without the running."""
+    settings = {"model": "vgg-mini", "data": "digits", "seed": seed, "method": method, "lr": 0.1, "epochs": 3}
+    if method != "dense":
+        settings["density"] = density
+    folder = RunFolder.open(Path(root), f"{method}-{density}", settings | config)
+    test = {"top1": top1, "top5": 100.0, "loss": 1.0}
+    left = {"density": density, "kept": round(density * 471_584), "prunable": 471_584, "empty_layers": []}
+    folder.finish({**folder.config, **left, "test": test, "seconds": 30.0 + seed, "epochs": 3})
+    return folder.path
+
+
+@pytest.fixture
+def runs(cli):
+    places = {
+        "dense": leave("runs", "dense", 1.0, 0, 97.0),
+        "force": leave("runs/deep/deeper", "force", 0.1, 0, 95.5),
+        "again": leave("runs/deep", "force", 0.1, 1, 96.5, lr=0.05),
+        "snip": leave("runs", "snip", 0.01, 0, 40.25),
+    }
+    other = Path("runs/language-model")
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    (Path("runs") / "notes.txt").write_text("not a run")
+    begun = RunFolder.open(Path("runs"), "begun", {"model": "vgg-mini", "data": "digits", "seed": 5, "method": "force",
+                                                   "density": 0.1, "epochs": 3})  # fmt: skip
+    begun.append({"epoch": 0})
+    return places | {"begun": begun.path}
+
+
+def folders(shown):
+    return [row["folder"] for row in shown.json]
+
+
+def test_a_row_a_run_the_best_first_whatever_else_lies_there(cli, runs):
+    shown = cli("compare", "--json")
+    assert folders(shown) == [str(runs[name]) for name in ("dense", "again", "force", "snip", "begun")]
+    text = cli("compare", "runs")
+    assert text.status == 0 and text.err == "" and text.out.startswith("5 runs of vgg-mini on digits\n")
+    head, best, *_, last = text.out.split("\n\n")[1].splitlines()
+    assert head.split() == ["method", "sparsity", "seed", "epochs", "accuracy", "seconds", "folder"]
+    assert best.split() == ["dense", "0", "0", "3", "97.00", "30.0", str(runs["dense"])]
+    assert last.split() == ["force", "90", "5", "1", "of", "3", "-", "-", str(runs["begun"])]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--filter", "method=FORCE", "--sort", "seed"], ["force", "again", "begun"]),
+        (["--filter", "density<0.1"], ["snip"]),
+        (["--filter", "accuracy >= 95.5", "--sort", "accuracy", "--reverse"], ["force", "again", "dense"]),
+        (["--filter", "lr=0.10", "--filter", "method!=dense"], ["force", "snip"]),
+        (["--filter", "sparsity>=90", "--sort", "folder"], ["begun", "force", "again", "snip"]),
+    ],
+)
+def test_filter_and_sort(cli, runs, options, names):
+    found = folders(cli("compare", "runs", *options, "--json"))
+    assert found == [str(runs[name]) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--filter", "methd=force"], "Did you mean 'method'?"),
+        (["--filter", "force"], "NAME=VALUE"),
+        (["--filter", "density<low"], "no number"),
+        (["--filter", "method=grasp"], "none of 5 runs"),
+        (["--sort", "acuracy"], "Did you mean 'accuracy'?"),
+        (["--csv", "--latex"], "choose one"),
+        (["nowhere"], "nowhere"),
+        (["runs/language-model"], "no run in"),
+    ],
+)
+def test_what_is_no_comparison(cli, runs, options, said):
+    shown = cli("compare", *options)
+    assert shown.status == 1 and said in shown.err and "delete" not in shown.err
+
+
+def test_for_other_programs_and_papers(cli, runs):
+    rows = list(csv.DictReader(cli("compare", "--csv").out.splitlines()))
+    assert len(rows) == 5 and rows[1]["accuracy"] == "96.5" and rows[1]["density"] == "0.1"
+    assert rows[-1]["accuracy"] == "" and rows[0]["model"] == "vgg-mini"
+    assert cli("compare", "--markdown").out.splitlines()[3].startswith("|---|")
+    assert cli("compare", "--latex").out.startswith("\\begin{tabular}")
+
+
+def test_a_figure_of_one_network(cli, runs):
+    assert "drawn into a.png" in cli("compare", "--plot", "a.png").out
+    assert imread("a.png").shape[2] >= 3
+    leave("runs", "force", 0.1, 9, 50.0, model="lenet5")
+    refused = cli("compare", "--plot", "a.png")
+    assert refused.status == 1 and "lenet5 on digits, vgg-mini on digits" in refused.err
+
+
+def test_show_of_a_folder_of_runs_and_of_other_things(cli, runs):
+    (Path("runs") / "snip.safetensors").touch()
+    shown = cli("show", "runs")
+    assert shown.status == 0 and shown.out.count("vgg-mini on digits") == 4
+    for path in ("runs/language-model", runs["begun"]):
+        refused = cli("show", path)
+        assert refused.status == 1 and "delete" not in refused.err and str(path) in refused.err
+
+
+@pytest.mark.slow
+def test_seeds_then_load_then_export(cli):
+    small = ["--epochs", "1", "--batch-size", "512", "--engine", "dense", "--method", "random", "--density", "0.004"]
+    several = cli("run", *small, "--seeds", "2", "--json").json
+    top1 = [run["test"]["top1"] for run in several["runs"]]
+    assert [run["seed"] for run in several["runs"]] == [0, 1]
+    assert several["test_top1"]["mean"] == pytest.approx(sum(top1) / 2)
+    assert several["test_top1"]["deviation"] == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5)
+    again = cli("run", *small, "--seeds", "2")
+    assert again.err.count("already finished: ") == 2 and "(mean and standard deviation of 2 seeds)" in again.out
+
+    path = Path(several["runs"][0]["folder"])
+    run = skeletal.load_run(path)
+    assert run.result["test"]["top1"] == top1[0] and run.config["epochs"] == 1 and len(run.metrics) == 1
+    assert run.shape == (1, 8, 8) and not run.network.training
+    run.mask.check(run.network)
+    images = torch.randn(5, *run.shape)
+    done = cli("export", path, "--torch", "--out", "small.pt2", "--json").json
+    assert done["after"] < done["before"] == sum(p.numel() for p in run.network.parameters())
+    with torch.no_grad():
+        found, wanted = torch.export.load("small.pt2").module()(images), run.network(images)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert sorted(file.name for file in Path().iterdir()) == ["runs", "small.pt2"]  # no draft
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    told = cli("export", path, "--onnx")
+    assert told.status == 0 and "takes normalized images (batch, 1, 8, 8)" in told.out
+    session = onnxruntime.InferenceSession(path / "compact.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-4, rtol=1e-4)
+
+    for options in ([], ["--onnx", "--torch"]):
+        assert "--onnx or --torch" in cli("export", path, *options).err
+    shutil.rmtree(path / "checkpoint")
+    (path / "model.safetensors").unlink()
+    unfinished = cli("export", path, "--torch")
+    assert unfinished.status == 1 and "has not finished" in unfinished.err
+    config = json.loads((path / "config.json").read_text())
+    assert config["method"] == "random" and "seeds" not in config
+
+
+def test_what_was_exported_and_computes_something_else_is_no_file(cli, monkeypatch):
+    path = cli("run", "--epochs", "1", "--batch-size", "512", "--method", "dense", "--json").json["folder"]
+    monkeypatch.setattr("skeletal.harness.runs.export.compact", None)  # a dense run has no mask to make compact
+    writes, runs_it, name = export._FORMS["torch"]
+    monkeypatch.setitem(export._FORMS, "torch", (writes, lambda file, images: runs_it(file, images) + 1, name))
+    shown = cli("export", path, "--torch")
+    assert shown.status == 1 and "other outputs" in shown.err
+    assert not [file for file in Path(path).iterdir() if "compact" in file.name]
