@@ -8,7 +8,7 @@ from skeletal import __version__
 from skeletal.cli import app
 from skeletal.cli.help import MOST_USED, SELDOM
 
-COMMANDS = ("demo", "run", "prune", "train", "eval", "show", "diagnose", "bench", "doctor")
+COMMANDS = ("demo", "run", "prune", "train", "eval", "show", "compare", "export", "diagnose", "bench", "doctor")
 
 
 def test_help_and_mistakes_answer_without_torch():

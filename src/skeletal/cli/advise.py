@@ -4,8 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from skeletal.cli.run_jobs import work
-from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, print_json, resolved
+from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, print_json, resolved, work
 from skeletal.harness.config import ONE_SHOT, Pruning, Setup
 
 

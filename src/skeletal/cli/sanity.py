@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from skeletal.cli.run_jobs import work
-from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, TrainingFlags, print_json, resolved
+from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, TrainingFlags, print_json, resolved, work
 from skeletal.harness.config import Pruning, Setup, Training
 
 

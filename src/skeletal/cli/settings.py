@@ -1,12 +1,14 @@
 """What the commands share: settings from the command line, resolved, shown, and results printed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from skeletal.core.progress import stage
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.limits import check
 
@@ -89,3 +91,25 @@ def summary(result: dict[str, Any]) -> str:
         f"test top-1 {test['top1']:.2f}%  top-5 {test['top5']:.2f}%  loss {test['loss']:.4f}"
         f"  after {result['epochs']} epoch{'s' if result['epochs'] != 1 else ''}, {result['seconds']:.1f} s{by}"
     )
+
+
+def work(jobs: Sequence[Any], root: Path, setup: Setup, what: str, *, executor: str, workers: int) -> None:
+    """Do the jobs that are not finished, and tell how many are.
+
+    Raises:
+        ValueError: some have failed; tells each error once.
+
+    """
+    from skeletal.study.dispatch.launch import launch
+    from skeletal.study.paper.collect import error_of
+
+    with stage(what, len(jobs)) as told:
+
+        def report(counted: Any) -> None:
+            told.update(counted["finished"], note=f"{counted['failed']} failed" if counted["failed"] else "")
+
+        place = {"data_dir": setup.data_dir, "device": setup.device}
+        launch(jobs, root, executor=executor, workers=workers, report=report, **place)
+    errors = dict.fromkeys(error for job in jobs if (error := error_of(job.folder(root))))
+    if errors:
+        raise ValueError("; ".join(errors))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, SlurmFlags, print_json, resolved
+from skeletal.core.progress import stage
 from skeletal.harness.config import Pruning, Setup
 
 if TYPE_CHECKING:
@@ -123,21 +124,13 @@ def run(
         from skeletal.study.dispatch.shell import array, lines
 
         return print((lines if plan == "shell" else array)(todo, which.root, data_dir, device))
-    from rich.console import Console
-
     from skeletal.study.dispatch.launch import counts, launch
     from skeletal.study.paper.collect import error_of
 
-    console, said = Console(stderr=True), ""
-    with console.status("starting") as status:
+    with stage("runs", len(todo)) as told:
 
         def report(counted: Any) -> None:
-            nonlocal said
-            now = f"{counted['finished']} of {len(todo)} runs finished, {counted['failed']} failed"
-            status.update(now)
-            if now != said and not console.is_terminal:
-                console.print(now)
-            said = now
+            told.update(counted["finished"], note=f"{counted['failed']} failed" if counted["failed"] else "")
 
         ids = launch(
             todo,
