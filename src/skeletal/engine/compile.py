@@ -16,10 +16,8 @@ from skeletal.compaction.tracing.trace import modes_of, state_tensors, take_mode
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
-from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.precision import autocast_as_inputs
 from skeletal.core.model.preserve import device_of, preserve_attributes
-from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
 from skeletal.engine.availability import available
@@ -212,23 +210,9 @@ class Compiled(Traced):
             self._notes = ("nothing here runs on sparse kernels: all layers are dense",)
             self.repeat(dict.fromkeys(layers, "dense"), "dense")
             return
-        from skeletal.engine import autotune
+        from skeletal.engine.autotune import fastest
 
-        examples = []
-        map_tensors(lambda tensor: examples.append((tuple(tensor.shape), str(tensor.dtype))) or tensor, self._example)
-        key = autotune.cache_key(
-            [
-                examples,
-                [(name, layer.shape, layer.values.numel(), layer.values.dtype) for name, layer in layers.items()],
-            ]
-        )
-        choice = autotune.remembered(key)
-        if choice is None or not set(choice["sparse"]) <= set(layers):
-            before = Snapshot(self.network) if self._graph is None else None  # its own code may leave things behind
-            choice = autotune.measure(self, layers, self._shapes, self._example)
-            if before is not None:
-                before.restore()
-            autotune.remember(key, choice)
+        choice = fastest(self, layers, self._shapes, self._example)
         self._times = {name: (times[0], times[1]) for name, times in choice["times"].items()}
         self._steps = dict(choice["steps"])
         paths = {name: "sparse" if name in choice["sparse"] else "dense" for name in layers}
