@@ -5,6 +5,7 @@ A field that is `None` means "as the preset says", or, where public codes differ
 import torch: the command line needs it to show its help.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -40,7 +41,7 @@ class Pruning:
 
     method: str = "force"
     """force, force-regrow, snip, grasp, grasp-it, grasp-iterative, synflow, magnitude, random, random-uniform,
-    random-erk; `dense` trains without a mask"""
+    random-erk; `imp` prunes by training again and again; `dense` trains without a mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -73,6 +74,8 @@ class Pruning:
     """split each batch into pieces of at most this many images, to save memory; changes what batch norm sees"""
     recompute: bool = False
     """recompute parts of the network in the backward pass, to save memory; the mask is the same"""
+    rewind_epochs: int | None = None
+    """imp: epoch whose weights every round begins with (default 3% of the training; 0 is the initialization)"""
     on_collapse: Literal["raise", "keep"] = "keep"
     """when too few weights have a score: stop, or fill up by position with a warning"""
 
@@ -164,6 +167,8 @@ UPDATES: dict[str, dict[str, Any]] = {
     "gradual": dict(update_every=100, update_end=0.75),
 }
 
+IMP = "imp"
+
 ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
@@ -191,12 +196,19 @@ def resolve(record: Record, preset: str) -> Record:
             record = replace(record, sparsity=None, density=float(1 - Decimal(str(record.sparsity))))
         if record.method in ONE_SHOT:
             known["steps"] = 1
+        elif record.method == IMP:
+            known["steps"] = rounds_to(known["density"] if record.density is None else record.density)
         elif record.method == "synflow":
             known["steps"] = 100
     if isinstance(record, Training):
         known |= _of_update(record)
     missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}
     return replace(record, **missing)
+
+
+def rounds_to(density: float) -> int:
+    """Rounds of iterative magnitude pruning that each prune a fifth of what is left, as in its paper."""
+    return max(1, math.ceil(round(math.log(density) / math.log(0.8), 6)))
 
 
 def _of_update(training: Training) -> dict[str, Any]:

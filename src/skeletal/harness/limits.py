@@ -15,6 +15,7 @@ _AT_LEAST = {
     "batch_size": 1,
     "test_every": 0,
     "update_every": 0,
+    "rewind_epochs": 0,
     "lr": 0,
     "weight_decay": 0,
 }

@@ -16,11 +16,12 @@ from skeletal.core.model.distributed import on_first, rank, together
 from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.prune import prune
-from skeletal.harness.config import Pruning, Setup, Training
+from skeletal.harness.config import IMP, Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.runs.rewinding import last_round, rewind_epoch
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.processes import launcher
 from skeletal.harness.training.task import Task, TrainResult
@@ -33,6 +34,7 @@ _NOT_IDENTITY = (
 # Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {
     "micro_batch": None, "sync_bn": False, "skip_corrupt": False,
+    "rewind_epochs": None,
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
 
@@ -41,7 +43,9 @@ def _place(
     setup: Setup, pruning: Pruning, training: Training, root: Path, name: str | None
 ) -> tuple[Path, str, dict[str, Any]]:
     dense = pruning.method == DENSE
-    require("method", pruning.method, [*METHODS, DENSE])
+    require("method", pruning.method, [*METHODS, IMP, DENSE])
+    if pruning.method == IMP and training.update != "none":
+        raise ValueError(f"the method imp finds its mask by training; it does not go with --update {training.update}")
     method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
     method = _named_after(method, training)
     config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
@@ -109,6 +113,9 @@ def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, nam
     """Find the mask of a run that is claimed, and make its folder; what is left to be trained."""
     place = _place(setup, pruning, training, root, name)
     data, model = _prepare(setup, training)
+    if pruning.method == IMP:
+        rewind_epoch(pruning, training.epochs or 0)
+        return last_round(_opened(place, model, data, setup, training, None), pruning, progress=progress)
     if pruning.method != DENSE:
         mask = _mask_of(RunFolder.find(*place), model, data, setup, pruning, progress)
     else:

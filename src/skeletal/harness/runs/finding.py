@@ -14,7 +14,7 @@ from skeletal.core.pruning.schedules import Schedule
 from skeletal.engine.prune import prune
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
-from skeletal.harness.config import Pruning, Setup
+from skeletal.harness.config import IMP, Pruning, Setup
 from skeletal.harness.data import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.output.bars import for_person
@@ -88,6 +88,8 @@ def find_mask(
     """
     if pruning.method == DENSE:
         raise ValueError("the method dense has no mask: there is nothing to prune; train it with `skeletal train`")
+    if pruning.method == IMP:
+        raise ValueError("the method imp finds its mask by training: use `skeletal run`, which does both")
     assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
     assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
     device = pick_device(setup.device)

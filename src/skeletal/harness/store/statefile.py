@@ -15,6 +15,8 @@ import torch
 from skeletal.core.files import atomic_file
 
 FORMAT = 1
+KEPT = "rewind"
+"""folder in a run folder: the state of an epoch that other trainings go back to"""
 REMEDY = "delete it to train from the beginning"
 _END_SIGN, _END_SIZE = b"PK\5\6", 22  # of the archive's last record; torch adds no comment to it
 _NEEDED = {

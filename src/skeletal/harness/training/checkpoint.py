@@ -13,7 +13,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
 from skeletal.engine.optimizer_state import from_dense, to_dense
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.store.statefile import REMEDY, engine_of, in_short, load, path_in, save
+from skeletal.harness.store.statefile import KEPT, REMEDY, engine_of, in_short, load, path_in, save
 from skeletal.harness.training.engines import Engine
 from skeletal.harness.training.evaluate import Tally
 
@@ -52,12 +52,11 @@ def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, moving: b
     return state
 
 
-def _load_optimizer_state(
-    engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any], moving: bool
-) -> None:
-    if engine.compiled:
+def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any], dense: bool) -> None:
+    """`dense`: what is under a name has the shape of the original network's parameter."""
+    if all(isinstance(key, str) for key in state["state"]):
         parameters = dict(engine.network.named_parameters())
-        if moving:
+        if dense:
             mine = {name: entries for name, entries in state["state"].items() if name in parameters}
             state = state | {"state": from_dense(engine.network, mine)}
         for name, entries in state["state"].items():
@@ -102,6 +101,8 @@ class RunState:
     """metrics of the epochs that are done"""
     moving: Moving | None = None
     """what moves the mask while training"""
+    keep_epoch: int | None = None
+    """after so many epochs a second copy of the checkpoint is kept for good"""
     newest: float = math.nan
     """the last loss that `materialize` has seen"""
 
@@ -180,6 +181,8 @@ class RunState:
         }
         if self.moving is not None:
             state["update"] = self.moving.state()
+        if (self.epoch, self.batch) == (self.keep_epoch, 0):  # first: a run that is killed here takes that epoch again
+            on_first(partial(save, self.folder.path / KEPT, state))
         on_first(partial(save, self.folder.path, state))
 
     def restore(self) -> None:
@@ -219,7 +222,8 @@ class RunState:
         if self.moving is not None:
             self.moving.load(state["update"])
         self.engine.network.load_state_dict(state["model"])
-        _load_optimizer_state(self.engine, self.optimizer, state["optimizer"], self.moving is not None)
+        dense = self.moving is not None or "rewound" in state
+        _load_optimizer_state(self.engine, self.optimizer, state["optimizer"], dense)
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.tally = Tally(**state["tally"]) if rank() == 0 else Tally()  # the sums of all ranks so far

@@ -29,6 +29,7 @@ class Task:
     folder: RunFolder | None = None
     seed: int = 0
     resume_command: str | None = None
+    keep_epoch: int | None = None
 
     @property
     def batch_size(self) -> int:

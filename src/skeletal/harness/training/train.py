@@ -36,12 +36,13 @@ def train(
     device: str = "auto",
     resume_command: str | None = None,
     progress: bool = True,
+    keep_epoch: int | None = None,
 ) -> TrainResult:
     """Train `model` in place with SGD and cross-entropy, holding pruned weights at 0.
 
     With a `folder`, every epoch adds a line to `metrics.jsonl` (epochs count from 0) and replaces the
     checkpoint; a folder that has a checkpoint is resumed; the final weights land in `model.safetensors`.
-    Writing `result.json` is left to the caller, who may have more to say.
+    Writing `result.json` is left to the caller, who may have more to say. The checkpoint of epoch `keep_epoch` is kept.
 
     SIGINT (Ctrl-C) and SIGTERM let the current step finish, write the checkpoint, print `resume_command` and
     raise `Interrupted`; a second SIGINT interrupts at once. Signals are handled in the main thread only.
@@ -77,6 +78,7 @@ def train(
         folder=folder,
         seed=seed,
         resume_command=resume_command,
+        keep_epoch=keep_epoch,
     )
     with (
         flush_denormals(),

@@ -73,7 +73,7 @@ class Trainer:
         mask = mask_in(state, task.mask)
         if rule is not None and mask is None:
             raise ValueError(f"--update {training.update} moves a mask, and a dense training has none: give it one")
-        if rule is not None and state is not None:
+        if state is not None and (rule is not None or "rewound" in state):
             _take_weights(task.model, state)  # which tell a compiled network, too, what is dead
         engine = _engine(task, mask, state)
         trained = engine.network if rule is None else task.model
@@ -86,6 +86,7 @@ class Trainer:
         scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones(training), gamma=0.1)
         settings = task.settings()
         run = RunState(engine, self._optimizer, scheduler, mask, task.folder, settings, task.device)
+        run.keep_epoch = task.keep_epoch
         if mask is not None and (rule is not None or not engine.compiled):
             skeleton = mask.attach(task.model, self._optimizer)
             opened.callback(skeleton.detach)
@@ -270,7 +271,7 @@ def _engine(task: Task, mask: Mask | None, state: dict[str, Any] | None) -> Engi
         device=task.device,
         example=task.example,
         autocast=task.autocast,
-        earlier=None if state is None else engine_of(state),
+        earlier=None if state is None or "rewound" in state else engine_of(state),
     )
 
 
