@@ -97,7 +97,7 @@ def test_whose_choices_are_followed(code, choices):
 def test_an_unknown_code_and_those_of_the_help():
     with pytest.raises(ValueError, match=r"unknown as-in 'force-cod'\. Did you mean 'force-code'\? There are paper, "):
         resolve(Pruning(as_in="force-cod"), "quick")
-    text = Path(config.__file__).read_text().partition("where they are not given: ")[2].partition('"""')[0]
+    text = Path(config.__file__).read_text().partition("the next four options take: ")[2].partition('"""')[0]
     assert all(code in text for code in AS_IN)
 
 
