@@ -128,6 +128,7 @@ def test_what_is_missing_is_named_and_the_scale_told():
     figure = draw(item(accuracy("a"), accuracy("b")), [*points("a"), *points("b", METHODS[1:])], SMOKE)
     assert "Missing in (b): FORCE." in text_of(figure)
     assert f"Scale: smoke. {SMOKE.about}" in text_of(figure)
+    assert figure.subfigs[0].get_suptitle() == "smoke test: these numbers mean nothing"
     assert "FORCE" in legend_of(figure)
     assert not text_of(draw(item(accuracy()), points(), SMOKE, notes=False))
 

@@ -38,7 +38,7 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
     intensities = [point[0] for point in points if point[0] > 0] + [ridge]
     ends = [min(intensities) / 3, max(intensities) * 3]
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(
         [ends[0], ridge, ends[1]], [ends[0] * slope, peak, peak], color="black", linewidth=1, label="roof, float32"
@@ -54,5 +54,5 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("GFLOP/s, over kept weights for ours")
     axes.set_title(f"{result['setting']['model']}, training step, batch {result['setting']['batch_size']}")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     save_figure(figure, path)

@@ -8,6 +8,10 @@ from skeletal.core.table import Table
 from skeletal.harness.bench.contestants import OURS
 
 _COLUMNS = ("", "way", "training ms", "x ours", "inference ms", "x ours", "state MB", "peak MB", "differs by")
+_LEGEND = (
+    "x ours: the time over the faster of ours; state: weights, gradients, momentum and indices; peak: of one process",
+    "differs by: the largest difference of an output from the masked dense network's, over the largest output",
+)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -34,7 +38,7 @@ def _of_mask(record: dict[str, Any]) -> list[str]:
         f"{record['name']}: {record['method']}{data}, density {record['density']:.4g},"
         f" {record['kept']:,} of {record['total']:,} weights",
         "",
-        Table(_COLUMNS, [_row(contestants, key) for key in contestants], left=2).text(),
+        Table(_COLUMNS, [_row(contestants, key) for key in contestants], left=2, notes=_LEGEND).text(),
         "",
     ]
     for key, line in contestants.items():

@@ -1,6 +1,6 @@
 """Kept weights of each layer, for several masks of one network: a table, a figure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from skeletal.core.extras import extra
@@ -45,6 +45,11 @@ def _of_one_network(masks: Mapping[str, Mask]) -> Mask:
     return first
 
 
+def _columns(names: Iterable[str]) -> int:
+    """How many entries of a legend stand side by side above a figure of 8 inches, at 9 points."""
+    return max(1, min(4, 96 // (max(map(len, names)) + 8)))
+
+
 def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
     """Kept weights of each layer, a curve a mask, log scale; below 1, a cross for each empty layer.
 
@@ -75,5 +80,5 @@ def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
     axes.set_xticks(range(len(layers)), names, rotation=90, fontsize=8)
     axes.set_ylabel("weights kept (x: empty layer)")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    figure.legend(loc="outside upper center", ncols=_columns(masks), fontsize=9, frameon=False)
     save_figure(figure, path)

@@ -45,6 +45,8 @@ class Scale:
     name: str
     about: str
     """one sentence for the reader of a figure"""
+    warning: str = ""
+    """what figures say above their panels"""
     trained: Mapping[Pair, Task]
     measured: Mapping[Pair, Task]
     """for figures that prune and do not train; `seeds` are their trials"""
@@ -171,6 +173,7 @@ SCALES: dict[str, Scale] = {
         Scale(
             name="smoke",
             about="Seconds on any machine, to see that it works; the numbers mean nothing.",
+            warning="smoke test: these numbers mean nothing",
             trained=_tasks(_DIGITS, seeds=2, steps=3, synflow_steps=3, prune_batch_size=32,
                            training=Training(epochs=1, engine="dense")),
             measured=_tasks(_DIGITS, seeds=2, steps=3, prune_batch_size=32),

@@ -18,6 +18,7 @@ from skeletal.study.show.plot_styles import looks, method_of
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 3.3, 2.3  # inches a panel: a column of a two-column page
 _FONT = 7.5  # points
+_HEADING = 0.25  # inches
 _LINE = 0.15  # inches of one line of the legend or the notes
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -37,7 +38,7 @@ def draw(
         scale: what the points were run at.
         panels: keys of the panels to draw, with the colours they have beside the others; by default all that are to be
             run at this scale.
-        notes: say below what is missing, and the scale.
+        notes: say below what is missing, and the scale; above, the scale's warning.
 
     Raises:
         ValueError: the item has no such panel.
@@ -59,9 +60,12 @@ def draw(
     handles = legend.handles(shown, drawn, look)
     in_row, legend_rows = legend.arranged([handle.get_label() for handle in handles], width)
     below = _LINE * (legend_rows + 1 + len(lines)) + 0.1
+    panes = rows * _HEIGHT + (_HEADING if notes and scale.warning else 0)
     with rc_context(_STYLE):
-        figure: Any = Figure(figsize=(width, rows * _HEIGHT + below), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[rows * _HEIGHT, below])
+        figure: Any = Figure(figsize=(width, panes + below), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, height_ratios=[panes, below])
+        if notes and scale.warning:
+            upper.suptitle(scale.warning, color="#B00020", fontsize=9, fontweight="bold")
         grid = upper.subplots(rows, columns, squeeze=False).ravel()
         for panel, axes in zip(shown, grid, strict=False):
             _draw_panel(axes, panel, [point for point in drawn if point.panel == panel.key], look)
