@@ -123,8 +123,8 @@ def test_a_dense_run_has_no_mask_to_diagnose(cli):
 
 
 def test_a_network_with_a_slash_in_its_name_is_unknown_and_the_nearest_are_named(cli):
-    shown = cli("run", "--model", "timm/resnet18")
-    assert shown.status == 1 and "unknown network 'timm/resnet18'; did you mean" in shown.err
+    shown = cli("run", "--model", "nets/resnet18")
+    assert shown.status == 1 and "unknown network 'nets/resnet18'; did you mean" in shown.err
     assert "resnet18" in shown.err.partition("did you mean")[2]
 
 

@@ -176,6 +176,26 @@ def test_a_mask_of_another_seed_comes_with_a_warning(cli):
     assert shown.err.startswith("warning: the mask was found with seed 0, this run has 1")
 
 
+def test_a_mask_brings_its_network_data_and_seed(cli):
+    found = ["--model", "VGG11_CIFAR", "--data", "digits", "--seed", "3"]
+    refused = cli("prune", "--method", "random", *found)  # too small an image for it
+    assert refused.status == 1 and "vgg11-cifar leaves nothing of 8x8 images" in refused.err
+    found = ["--model", "RESNET20_CIFAR", "--seed", "3"]
+    assert cli("prune", "--method", "Random_ERK", "--density", "0.01", *found).status == 0
+    trained = cli("train", "--mask", "mask.safetensors", "--epochs", "1", "--batch-size", "1024", *DENSE)
+    assert trained.status == 0 and "warning" not in trained.err
+    assert trained.err.startswith("as the mask was found: --model resnet20-cifar --seed 3\n")
+    (folder,) = Path("runs").iterdir()
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model"], config["data"], config["seed"]) == ("resnet20-cifar", "digits", 3)
+
+
+def test_names_as_people_write_them_find_the_same_run(cli):
+    first = cli("run", *METHODS["random"], *QUICK, "--json").json["folder"]
+    again = cli("run", "--method", "RANDOM", "--density", "0.05", "--model", "VGG_Mini", "--data", "Digits", *QUICK)
+    assert again.status == 0 and again.err == f"already finished: {first}\n"
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(cli, tmp_path):
     settings = ["run", *METHODS["random"], "--epochs", "5", "--batch-size", "512", *DENSE]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from skeletal.harness import config
-from skeletal.harness.config import AS_IN, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
+from skeletal.harness import config, data, models
+from skeletal.harness.config import AS_IN, ITERATIVE, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
+from skeletal.harness.names import DATA_SETS, NETWORKS
 from skeletal.harness.training.train import milestones
 
 
@@ -70,8 +71,31 @@ def test_the_methods_of_the_help_are_those_of_the_table():
     assert set(ONE_SHOT) == {name for name, row in skeletal.METHODS.items() if row.one_shot}
     text = Path(config.__file__).read_text()
     listed = text.partition('"""force, ')[2].partition(";")[0]
-    assert {"force", *listed.replace(",", " ").split()} == set(skeletal.METHODS)
+    assert {"force", *listed.replace(",", " ").split()} == {*skeletal.METHODS, "snip-mb", "grasp-mb"}
+    assert set(ITERATIVE) == set(skeletal.METHODS) - set(ONE_SHOT)
     assert resolve(Pruning(method="synflow"), "quick").steps == skeletal.METHODS["synflow"].steps
+
+
+@pytest.mark.parametrize(
+    ("written", "method", "batches"),
+    [
+        ("FORCE", "force", 1), ("GraSP_It", "grasp-it", 1), ("SNIP-MB", "snip", 300), ("grasp_mb", "grasp", 300),
+        ("Iter SNIP", "force", 1), ("Dense", "dense", 1),
+    ],
+)  # fmt: skip
+def test_methods_as_people_write_them(written, method, batches):
+    pruning = resolve(Pruning(method=written), "cifar10")
+    assert (pruning.method, pruning.batches_per_step) == (method, batches)
+    assert resolve(Pruning(method=written, batches_per_step=7), "cifar10").batches_per_step == 7
+
+
+def test_networks_and_data_sets_as_people_write_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setup = resolve(Setup(model="VGG19_CIFAR", data="Fashion_MNIST"), "cifar10")
+    assert (setup.model, setup.data) == ("vgg19-cifar", "fashion-mnist")
+    (tmp_path / "CIFAR10").mkdir()
+    assert resolve(Setup(data="CIFAR10"), "cifar10").data == "CIFAR10"  # a folder's name is its own
+    assert list(NETWORKS) == list(models.NAMES) and list(DATA_SETS) == list(data.NAMES)
 
 
 @pytest.mark.parametrize(

@@ -67,17 +67,18 @@ def advise(
     """
     from rich.console import Console
 
-    from skeletal.core.choices import spelled
-    from skeletal.core.pruning.methods import METHODS
+    from skeletal.core.choices import plain
+    from skeletal.core.pruning.shorthand import expanded
     from skeletal.study.beyond.advice_shown import Advised
     from skeletal.study.beyond.advise import DENSITIES, METHODS_ADVISED, Advice
 
     if pruning.density is not None or pruning.sparsity is not None:
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
     prunings = []
-    for method in (spelled(method, METHODS) for method in methods or METHODS_ADVISED):
-        steps = None if method in ONE_SHOT else pruning.steps
-        prunings += resolved(preset, setup, replace(pruning, method=method, steps=steps))[1:]
+    for method in methods or METHODS_ADVISED:
+        steps = None if plain(expanded(method)[0]) in ONE_SHOT else pruning.steps
+        setup, settings = resolved(preset, setup, replace(pruning, method=method, steps=steps))
+        prunings.append(settings)
     every = tuple(range(setup.seed, setup.seed + seeds))
     advice = Advice(setup, tuple(prunings), tuple(densities or DENSITIES), every, measure_batches)
     root = root.absolute()

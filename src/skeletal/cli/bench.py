@@ -71,9 +71,10 @@ def bench(
     import torch
     from rich.console import Console
 
-    from skeletal.core.choices import require, spelled
+    from skeletal.core.choices import named, require
     from skeletal.core.masks.mask import Mask
     from skeletal.core.pruning.methods import METHODS
+    from skeletal.core.pruning.shorthand import expanded
     from skeletal.harness.bench import Setting
     from skeletal.harness.bench import bench as measure
     from skeletal.harness.bench.contestants import CONTESTANTS, OURS
@@ -82,9 +83,7 @@ def bench(
 
     if mask and density:
         raise ValueError("--mask brings its own density: give --mask or --density, not both")
-    data, method = spelled(data, SPECS), spelled(method, METHODS)
-    require("data set", data, SPECS)
-    require("method", method, METHODS)
+    data, method = named("data set", data, SPECS), named("method", expanded(method)[0], METHODS)
     names = tuple(name.strip() for name in baselines.split(",") if name.strip())
     for name in names:
         require("baseline", name, [key for key in CONTESTANTS if key not in OURS])

@@ -32,7 +32,7 @@ def estimate(
 
     from skeletal.harness.runs import estimate as estimating
 
-    _, pruning, training = resolved(preset, setup, pruning, training)
+    setup, pruning, training = resolved(preset, setup, pruning, training)
     found = estimating.estimate(setup, pruning, training)
     if json:
         return print_json(asdict(found))

@@ -1,5 +1,6 @@
 """`skeletal run`, `prune` and `train`."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +17,7 @@ from skeletal.cli.settings import (
     summary,
 )
 from skeletal.cli.settings import print_config as print_settings
+from skeletal.core.progress import say
 from skeletal.harness.config import Pruning, Setup, Training
 
 
@@ -72,7 +74,7 @@ def run(
     """
     if print_config:
         return print_settings(preset, setup, pruning, training)
-    _, pruning, training = resolved(preset, setup, pruning, training)
+    setup, pruning, training = resolved(preset, setup, pruning, training)
     if seeds < 1:
         raise ValueError(f"--seeds is how many runs there are, at least 1, not {seeds}")
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
@@ -128,7 +130,7 @@ def prune(
     """
     if print_config:
         return print_settings(preset, setup, pruning)
-    _, pruning = resolved(preset, setup, pruning)
+    setup, pruning = resolved(preset, setup, pruning)
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another --out, or --overwrite")
     if not out.parent.is_dir():
@@ -160,11 +162,11 @@ def train(
 ) -> None:
     """Train and test with a mask from a file, or dense without one.
 
-    Use the network and the seed the mask was found with: it was made for those initial weights.
+    Network, data and seed are those the mask was found with, unless you name others.
 
     For example:
 
-        skeletal train --mask force.safetensors --model vgg19-cifar --data cifar10 --data-dir D --preset cifar10
+        skeletal train --mask force.safetensors --data-dir D --preset cifar10
 
         skeletal train --model resnet20-cifar --data fashion-mnist --epochs 5
 
@@ -186,11 +188,30 @@ def train(
     """
     if print_config:
         return print_settings(preset, setup, training)
-    _, training = resolved(preset, setup, training)
+    if mask is not None:
+        setup = _as_the_mask_was_found(mask, setup)
+    setup, training = resolved(preset, setup, training)
     from skeletal.harness.runs import experiment
 
     folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait)
     _report([(folder.path, result)], json)
+
+
+def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
+    """The setup with network, data and seed of a mask where nothing else was asked for; tells what was taken."""
+    from skeletal.core.masks.mask import Mask
+
+    about = Mask.load(path).metadata
+    taken = {}
+    for name, key in (("model", "network"), ("data", "data"), ("seed", "seed")):
+        said = getattr(setup, name) != getattr(Setup(), name) or any(
+            token.partition("=")[0] == f"--{name}" for token in sys.argv
+        )
+        if not said and about.get(key) not in (None, getattr(setup, name)):
+            taken[name] = about[key]
+    if taken:
+        say(f"as the mask was found: {' '.join(f'--{name} {value}' for name, value in taken.items())}")
+    return replace(setup, **taken)
 
 
 def _report(done: list[tuple[Path, dict]], json: bool) -> None:

@@ -58,7 +58,7 @@ def sanity(
 
     from skeletal.study.beyond.sanity import SanityChecks, answer, table
 
-    _, pruning, training = resolved(preset, setup, pruning, training)
+    setup, pruning, training = resolved(preset, setup, pruning, training)
     checks = SanityChecks(setup, pruning, training, tuple(range(setup.seed, setup.seed + seeds)), shuffles)
     root = root.absolute()
     work(checks.mask_jobs(), root, setup, "masks", executor=executor, workers=jobs)

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from skeletal.core.choices import same_name
 from skeletal.core.progress import stage
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.limits import check
+from skeletal.harness.names import NETWORKS
 
 SetupFlags = Annotated[Setup, Parameter(name="*", group="Network and data")]
 PruningFlags = Annotated[Pruning, Parameter(name="*", group="Pruning")]
@@ -28,19 +30,20 @@ def resolved(preset: str, *records: Any) -> list[Any]:
         ValueError: what `resolve` raises; or the method is dense, and something is said of how to prune.
 
     """
-    records = tuple(map(_spelled, records))
     for record in records:
         check(record)
-        if isinstance(record, Pruning) and record.method == "dense":
+        if isinstance(record, Pruning) and same_name(record.method, "dense"):
             _refuse_settings_of(record)
-    return [record if isinstance(record, Setup) else resolve(record, preset) for record in records]
+    return [_known(resolve(record, preset)) for record in records]
 
 
-def _spelled(record: Any) -> Any:
-    """A method's name in the spelling of the table, which has small letters and hyphens."""
-    if not isinstance(record, Pruning):
+def _known(record: Any) -> Any:
+    """A network of another library under the name that it has there; ours have theirs already."""
+    if not isinstance(record, Setup) or record.model in NETWORKS:
         return record
-    return replace(record, method=record.method.lower().replace("_", "-"))
+    from skeletal.harness import models
+
+    return replace(record, model=models.named(record.model))
 
 
 def _refuse_settings_of(dense: Pruning) -> None:

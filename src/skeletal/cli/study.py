@@ -282,7 +282,7 @@ def measure(
         print the result as JSON on stdout
 
     """
-    _, pruning = resolved(preset, setup, pruning)
+    setup, pruning = resolved(preset, setup, pruning)
     from skeletal.harness.runs.measure import measure as prune_and_measure
 
     folder, result = prune_and_measure(setup, pruning, root=out)

@@ -5,18 +5,34 @@ from difflib import get_close_matches
 
 
 def spelled(value: str, choices: Iterable[str]) -> str:
-    """The choice that differs from `value` in case and in `-` or `_` only; `value` itself where there is none."""
-    plain = _plain(value)
-    return next((choice for choice in choices if _plain(choice) == plain), value)
+    """The choice that differs from `value` in case, and in `-`, `_` or blanks, only; else `value` itself."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    return next((choice for choice in choices if same_name(choice, value)), value)
+
+
+def named(what: str, value: str, choices: Iterable[str]) -> str:
+    """The choice that `value` means, however it is written.
+
+    Raises:
+        ValueError: there is none; see `require`.
+
+    """
+    choices = list(choices)
+    found = spelled(value, choices) if isinstance(value, str) else value
+    require(what, found, choices)
+    return found
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names differ in case and in `-` or `_` only."""
-    return _plain(one) == _plain(other)
+    """Whether two names differ in case and in `-`, `_` or blanks only."""
+    return plain(one) == plain(other)
 
 
-def _plain(name: str) -> str:
-    return name.casefold().replace("_", "-")
+def plain(name: str) -> str:
+    """A name in small letters, with hyphens between its words."""
+    return name.strip().casefold().replace("_", "-").replace(" ", "-")
 
 
 def require(what: str, value: object, choices: Iterable[str]) -> None:
@@ -28,6 +44,6 @@ def require(what: str, value: object, choices: Iterable[str]) -> None:
     """
     choices = list(choices)
     if value not in choices:
-        near = get_close_matches(_plain(str(value)), map(_plain, choices), n=1)
+        near = get_close_matches(plain(str(value)), map(plain, choices), n=1)
         meant = f" Did you mean {spelled(near[0], choices)!r}?" if near else ""
         raise ValueError(f"unknown {what} {value!r}.{meant} There are {', '.join(choices)}")

@@ -11,8 +11,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from skeletal.core.choices import require
+from skeletal.core.choices import named, spelled
+from skeletal.core.pruning.shorthand import expanded
 from skeletal.harness.limits import check
+from skeletal.harness.names import DATA_SETS, NETWORKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,8 @@ class Pruning:
     """How the mask is found."""
 
     method: str = "force"
-    """force, force-regrow, snip, grasp, grasp-it, grasp-iterative, synflow, magnitude, random, random-uniform,
-    random-erk; `imp` prunes by training again and again; `dense` trains without a mask"""
+    """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, magnitude, random,
+    random-uniform, random-erk; `imp` prunes by training again and again; `dense` trains without a mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -51,7 +53,7 @@ class Pruning:
     schedule: Literal["exponential", "linear"] = "exponential"
     """how the number of kept weights falls: Eq. 9 or Eq. 8 of the paper"""
     batches_per_step: int | None = None
-    """batches whose gradients are averaged at each step; SNIP-MB is snip with many"""
+    """batches whose gradients are averaged at each step; snip-mb is snip with as many as FORCE sees in all its steps"""
     prune_batch_size: int | None = None
     """examples in each of those batches, over all processes"""
     as_in: str = "paper"
@@ -170,6 +172,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 IMP = "imp"
 
 ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp")
+ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
 
@@ -181,12 +184,18 @@ def resolve(record: Record, preset: str) -> Record:
         ValueError: unknown preset or `as_in`, a number out of its range, or `density` and `sparsity` given together.
 
     """
-    require("preset", preset, PRESETS)
     check(record)
-    known = dict(PRESETS[preset])
+    known = dict(PRESETS[named("preset", preset, PRESETS)])
+    if isinstance(record, Setup):  # the names of our networks and data sets as the tables have them
+        data = record.data if Path(record.data).is_dir() else spelled(record.data, DATA_SETS)
+        record = replace(record, model=spelled(record.model, NETWORKS), data=data)
     if isinstance(record, Pruning):
-        require("as-in", record.as_in, AS_IN)
-        known |= AS_IN[record.as_in]
+        method, many = expanded(record.method)
+        as_in = named("as-in", record.as_in, AS_IN)
+        record = replace(record, method=spelled(method, (*ONE_SHOT, *ITERATIVE, IMP, "dense")), as_in=as_in)
+        known |= AS_IN[as_in]
+        if many:  # as many as an iterative method sees in all its steps
+            known["batches_per_step"] *= known["steps"]
         if record.density is not None and record.sparsity is not None:
             raise ValueError(
                 f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
@@ -201,6 +210,7 @@ def resolve(record: Record, preset: str) -> Record:
         elif record.method == "synflow":
             known["steps"] = 100
     if isinstance(record, Training):
+        record = replace(record, update=named("update", record.update, UPDATES))
         known |= _of_update(record)
     missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}
     return replace(record, **missing)
@@ -218,7 +228,6 @@ def _of_update(training: Training) -> dict[str, Any]:
         ValueError: something is said that this update does not do, or gradual pruning is not told where to end.
 
     """
-    require("update", training.update, UPDATES)
     known = UPDATES[training.update]
     takes = {*known, "update_density"} if training.update == "gradual" else set(known)
     for name in ("update_every", "update_fraction", "update_end", "update_density"):

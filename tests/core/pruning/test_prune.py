@@ -172,6 +172,16 @@ def test_batches_are_one_continuous_stream():
     assert starts == [0, 4]
 
 
+def test_sparsity_and_the_fields_names_are_other_words_for_the_same():
+    batches = images(3)
+    plain = skeletal.prune(mlp(), batches, density=0.05, method="snip", batches_per_step=60)
+    assert skeletal.prune(mlp(), batches, sparsity=0.95, method="SNIP-MB") == plain
+    assert skeletal.prune(mlp(), batches, sparsity=0.95, method="Snip_MB", batches_per_step=1) != plain
+    named = skeletal.prune(mlp(), batches, density=0.05, method="Iter SNIP", steps=3)
+    assert named == skeletal.prune(mlp(), batches, density=0.05, method="FORCE", steps=3)
+    assert named.metadata["method"] == "force" and plain.metadata["method"] == "snip"
+
+
 def test_a_generator_serves_while_it_lasts():
     skeletal.prune(mlp(), iter(images(3)), density=0.2, steps=3)
     with pytest.raises(ValueError, match="ran out after 3"):

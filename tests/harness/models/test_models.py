@@ -196,11 +196,65 @@ def test_auto_means_kaiming_for_the_papers_networks_only(name, init, kaiming, mo
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("resnet50-cifra", "resnet50-cifar"), ("vgg19-bn", "vgg19_bn"), ("torchvision:resnet51", "resnet50")],
+    [("resnet50-cifra", "resnet50-cifar"), ("vgg19-bm", "vgg19_bn"), ("torchvision:resnet51", "resnet50")],
 )
 def test_an_unknown_name_gets_the_nearest_ones(name, nearest):
     with pytest.raises(ValueError, match=rf"unknown network '{name}'; did you mean .*{nearest}"):
         models.create(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("VGG19_CIFAR", "vgg19-cifar"),
+        ("ResNet18", "resnet18"),
+        ("vgg19-bn", "vgg19_bn"),
+        ("timm/ResNet18", "timm:resnet18"),
+        ("TorchVision:vgg19-BN", "torchvision:vgg19_bn"),
+        ("tests.cases:mlp", "tests.cases:mlp"),
+    ],
+)
+def test_names_as_people_write_them(written, name):
+    assert models.named(written) == name
+
+
+OWN = """
+from torch import nn
+
+def net(num_classes, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
+
+class Net(nn.Module):
+    def __init__(self, **sizes):
+        super().__init__()
+        self.sizes = sizes
+
+def no_net():
+    return "nothing"
+"""
+
+
+def test_a_network_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_networks_xyz.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = models.create("own_networks_xyz:net", num_classes=7, image_size=5, seed=0)
+    assert model(torch.zeros(2, 3, 5, 5)).shape == (2, 7)
+    again = models.create("own_networks_xyz:net", num_classes=7, image_size=5, seed=0)
+    assert torch.equal(model[1].weight, again[1].weight)
+    assert models.create("own_networks_xyz:Net", in_channels=1).sizes == {
+        "num_classes": 10, "in_channels": 1, "image_size": 32,
+    }  # fmt: skip
+    for name, said in {
+        "own_networks_xyz:nett": "has no function 'nett'; it has net, Net, no_net",
+        "own_networks_xyz:no_net": "gives str, not a torch.nn.Module",
+        "nowhere_xyz.nets:net": f"no module 'nowhere_xyz.nets'.*{tmp_path}",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            models.create(name)
+    (tmp_path / "own_networks_xyz_needy.py").write_text("import a_package_that_is_not_there")
+    with pytest.raises(ValueError, match="needs a_package_that_is_not_there"):
+        models.create("own_networks_xyz_needy:net")
 
 
 def test_a_hopeless_name_gets_the_list_of_ours():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from skeletal.core.choices import require
+from skeletal.core.choices import named
 from skeletal.core.pruning import scores
 
 
@@ -42,7 +42,7 @@ def row_for(method: str, score: scores.Score | None = None, steps: int | None = 
         ValueError: no such method, fewer than one step, or several of a method that has one by definition.
 
     """
-    require("method", method, tuple(METHODS))
+    method = named("method", method, METHODS)
     row = METHODS[method]
     if score is not None:
         row = replace(row, score=score, one_shot=False)

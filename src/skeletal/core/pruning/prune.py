@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from skeletal.core.choices import require
+from skeletal.core.choices import named, require
 from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
@@ -24,9 +24,11 @@ from skeletal.core.model.weights import Selection, prunable_weights, unwrap
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step, algorithm_1
 from skeletal.core.pruning.describe import describe, warn_if_collapsed
+from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.schedules import Schedule
 from skeletal.core.pruning.scores import Score
-from skeletal.core.pruning.settings import Settings
+from skeletal.core.pruning.settings import Settings, density_of
+from skeletal.core.pruning.shorthand import MANY, expanded
 
 
 def _engine(engine: str | type[Derivatives]) -> type[Derivatives]:
@@ -97,10 +99,11 @@ def prune(
     model: nn.Module,
     batches: Iterable[Any] | None = None,
     *,
-    density: float,
+    density: float | None = None,
+    sparsity: float | None = None,
     method: str = "force",
     steps: int | None = None,
-    batches_per_step: int = 1,
+    batches_per_step: int | None = None,
     schedule: str | Schedule = "exponential",
     loss: Loss | None = None,
     prunable: Selection = None,
@@ -130,9 +133,12 @@ def prune(
             never restarted between steps. Methods without data (random, magnitude) need none.
         density: fraction of prunable weights to keep, in (0, 1]; exactly `round(density * total)` are kept,
             ties going to the first position.
-        method: a row of `skeletal.METHODS`.
+        sparsity: 1 - density. Give one of the two.
+        method: a row of `skeletal.METHODS`, in any case, with `-` or `_`; "SNIP-MB" and "GRASP-MB" are the one-shot
+            methods on many batches, "Iter SNIP" is another name of FORCE.
         steps: T of Algorithm 1; by default the method's own.
-        batches_per_step: batches whose gradients are averaged at each step. `snip` with many is SNIP-MB.
+        batches_per_step: batches whose gradients are averaged at each step; by default 1, and 60 for SNIP-MB and
+            GRASP-MB, as many as FORCE sees in its steps.
         schedule: "exponential" (Eq. 9), "linear" (Eq. 8), or a function `(total, kept, steps) -> counts`.
         loss: a function `(outputs, targets) -> scalar`, for dict batches `(outputs, batch) -> scalar`; by default
             cross-entropy, for dict batches the model's own `outputs.loss`.
@@ -182,9 +188,12 @@ def prune(
             no batches to look for one; or weights were filled in at the last step.
 
     """
+    method, many = expanded(method)
+    if batches_per_step is None:
+        batches_per_step = MANY if many else 1
     settings = Settings(
-        density=float(density),
-        method=method,
+        density=density_of(density, sparsity),
+        method=named("method", method, METHODS),
         steps=None if steps is None else operator.index(steps),
         batches_per_step=operator.index(batches_per_step),
         schedule=schedule,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skeletal.core.choices import require
+from skeletal.core.choices import named
 from skeletal.core.masks.mask import Mask
 from skeletal.core.masks.selection import top
 from skeletal.core.model.tensors import Tensors, flatten, unflatten
@@ -33,8 +33,7 @@ class Ranking:
     """
 
     def __init__(self, method: str) -> None:
-        require("method", method, METHODS)
-        self._nested = METHODS[method].nested
+        self._nested = METHODS[named("method", method, METHODS)].nested
         self._survived: Tensors = {}
         self._scores: Tensors = {}
         self._mask: Tensors = {}

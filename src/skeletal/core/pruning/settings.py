@@ -1,6 +1,7 @@
 """How a mask is to be found: the arguments of `prune`, checked, and the same on every rank."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 
 from torch import nn
@@ -13,6 +14,22 @@ from skeletal.core.model.precision import PRECISIONS, prefers_channels_last
 from skeletal.core.pruning.methods import Method, row_for
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule, visit
 from skeletal.core.pruning.scores import Score
+
+
+def density_of(density: float | None, sparsity: float | None) -> float:
+    """The fraction of weights that is kept.
+
+    Raises:
+        ValueError: neither is given, or both.
+
+    """
+    if (density is None) == (sparsity is None):
+        given = "neither is given" if density is None else f"not density={density} and sparsity={sparsity}"
+        raise ValueError(f"give density, the fraction kept, or sparsity, the fraction pruned: {given}")
+    if density is not None:
+        return float(density)
+    # In decimals: 1 - 0.98 is 0.02 to whoever writes it.
+    return float(1 - Decimal(str(float(sparsity or 0))))
 
 
 @dataclass(frozen=True, kw_only=True)

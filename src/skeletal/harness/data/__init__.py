@@ -6,6 +6,7 @@ ImageNet and other image folders are decoded by worker processes. Nothing is dow
 
 from pathlib import Path
 
+from skeletal.core.choices import spelled
 from skeletal.harness.data import digits, folder, sources
 from skeletal.harness.data.errors import DataError as DataError
 from skeletal.harness.data.errors import DataNotFoundError as DataNotFoundError
@@ -49,6 +50,8 @@ def load(
         DataError: a file is damaged or does not belong to this data set; names it.
 
     """
+    if not Path(name).is_dir():
+        name = spelled(name, SPECS)
     if name not in SPECS:
         root = folder.find(Path(name))
         if root is None:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from skeletal.core.choices import plain
 from skeletal.harness.data import cifar, folder, idx, parquet, tiny
 from skeletal.harness.data.errors import DataError, DataNotFoundError
 from skeletal.harness.data.memory import Arrays
@@ -101,6 +102,6 @@ def unknown(name: str) -> DataNotFoundError:
     """Return the error for something that is neither a known name nor an image folder."""
     if Path(name).is_dir():
         return DataNotFoundError(f"{Path(name)} is not {folder.LOOKS_FOR}")
-    close = get_close_matches(name, NAMES, n=1)
+    close = get_close_matches(plain(name), NAMES, n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
     return DataNotFoundError(f"no data set and no folder {name!r}.{meant} There are {', '.join(NAMES)}.")

@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from skeletal.harness.models import external
+from skeletal.core.choices import plain, spelled
+from skeletal.harness.models import external, own
 from skeletal.harness.models.initialization import kaiming_normal_, seeded
 from skeletal.harness.models.lenet import lenet5
 from skeletal.harness.models.resnet import BasicBlock, Bottleneck, resnet
 from skeletal.harness.models.vgg import MINI, VGG11, VGG19, vgg
+from skeletal.harness.names import NETWORKS
 
 Builder = Callable[..., nn.Module]  # takes num_classes, in_channels and image_size by keyword
 
@@ -30,44 +32,78 @@ class Network:
 _resnet50 = partial(resnet, Bottleneck, (3, 4, 6, 3), 64)
 _resnet20 = partial(resnet, BasicBlock, (3, 3, 3), 16)
 
-NAMES: dict[str, Network] = {
-    "resnet50-cifar": Network("ResNet-50 with a 3x3 stem, as in pytorch-cifar; 23.5M parameters", _resnet50),
-    "stable-resnet50-cifar": Network(
-        "the same, residual branches scaled by 1/4 (Hayou et al. 2020)", partial(_resnet50, stable=True)
-    ),
-    "resnet20-cifar": Network(
-        "ResNet-20 (16-32-64 channels) with 1x1 projection shortcuts; 0.27M parameters", _resnet20
-    ),
-    "stable-resnet20-cifar": Network("the same, residual branches scaled by 1/3", partial(_resnet20, stable=True)),
-    "vgg19-cifar": Network("VGG-19 with batch norm, as in GraSP; 20.0M parameters", partial(vgg, VGG19), 16),
-    "vgg11-cifar": Network("VGG-11 with batch norm, built likewise; 9.2M parameters", partial(vgg, VGG11), 16),
-    "vgg-mini": Network("8 narrow conv layers for 8x8 to 32x32 images; 0.47M parameters", partial(vgg, MINI), 4),
-    "lenet5": Network("LeNet-5 with ReLU and max pooling; 62k parameters at 28x28", lenet5, 12),
+_BUILT: dict[str, tuple[Builder, int]] = {
+    "resnet50-cifar": (_resnet50, 1),
+    "stable-resnet50-cifar": (partial(_resnet50, stable=True), 1),
+    "resnet20-cifar": (_resnet20, 1),
+    "stable-resnet20-cifar": (partial(_resnet20, stable=True), 1),
+    "vgg19-cifar": (partial(vgg, VGG19), 16),
+    "vgg11-cifar": (partial(vgg, VGG11), 16),
+    "vgg-mini": (partial(vgg, MINI), 4),
+    "lenet5": (lenet5, 12),
 }
+NAMES: dict[str, Network] = {name: Network(about, *_BUILT[name]) for name, about in NETWORKS.items()}
+LIBRARIES: dict[str, Callable[[], list[str]]] = {
+    "torchvision": external.torchvision_names,
+    "timm": external.timm_names,
+}
+
+
+def named(name: str) -> str:
+    """A network's name as its library has it: in any case, with `-` or `_`; `timm/x` is `timm:x`.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+
+    """
+    if (ours := spelled(name, NAMES)) in NAMES:
+        return ours
+    library, bare = _library(name)
+    if library is None and own.is_function(name):
+        return name
+    stem, dot, tag = bare.partition(".")  # a dot starts a pretraining tag
+    for whose in LIBRARIES if library is None else [library]:
+        names = LIBRARIES[whose]()
+        if (found := spelled(stem, names)) in names and not (dot and whose == "torchvision"):
+            return f"{library}:{found}{dot}{tag}" if library else f"{found}{dot}{tag}"
+    raise _unknown(name, stem)
+
+
+def _library(name: str) -> tuple[str | None, str]:
+    for sign in (":", "/"):
+        library, _, bare = name.partition(sign)
+        if bare and library.lower() in LIBRARIES:
+            return library.lower(), bare
+    return None, name
+
+
+def _unknown(name: str, bare: str) -> ValueError:
+    known = {library: names() for library, names in LIBRARIES.items()}
+    every = dict.fromkeys([*NAMES, *(name for names in known.values() for name in names)])  # some are in two libraries
+    near = get_close_matches(plain(bare), {plain(one): one for one in every}, cutoff=0.5)
+    near = [spelled(one, every) for one in near]
+    hint = f"; did you mean {', '.join(near)}?" if near else f"; ours are {', '.join(NAMES)}"
+    for library, extra in (("torchvision", "run"), ("timm", "timm")):
+        if not known[library]:
+            hint += f" For {library}'s networks: pip install 'skeletal[{extra}]'"
+    return ValueError(f"unknown network {name!r}{hint}")
 
 
 def _find(name: str, image_size: int) -> tuple[Builder, bool]:
     """The builder of a name, and whether `init="auto"` means Kaiming normal for it."""
+    name = named(name)
     if name in NAMES:
         smallest = NAMES[name].smallest
         if image_size < smallest:
             size = f"{image_size}x{image_size}"
             raise ValueError(f"{name} leaves nothing of {size} images; the smallest is {smallest}x{smallest}")
         return NAMES[name].build, True
-    library, _, bare = name.rpartition(":")
-    torchvision = external.torchvision_names()
-    if library in ("", "torchvision") and bare in torchvision:
+    library, bare = _library(name)
+    if library is None and own.is_function(name):
+        return own.builder(name), False
+    if library != "timm" and bare in external.torchvision_names():
         return partial(external.from_torchvision, bare), bare in ("resnet50", "vgg19_bn")
-    timm = external.timm_names()
-    if library in ("", "timm") and bare.partition(".")[0] in timm:  # a dot starts a pretraining tag
-        return partial(external.from_timm, bare), False
-    every = dict.fromkeys([*NAMES, *torchvision, *timm])  # some names are in two libraries
-    near = get_close_matches(bare, list(every), cutoff=0.5)
-    hint = f"; did you mean {', '.join(near)}?" if near else f"; ours are {', '.join(NAMES)}"
-    for names, whose, extra in ((torchvision, "torchvision", "run"), (timm, "timm", "timm")):
-        if not names:
-            hint += f" For {whose}'s networks: pip install 'skeletal[{extra}]'"
-    raise ValueError(f"unknown network {name!r}{hint}")
+    return partial(external.from_timm, bare), False
 
 
 def create(
@@ -81,8 +117,10 @@ def create(
 ) -> nn.Module:
     """Build a network from its name: (N, in_channels, H, W) -> logits (N, num_classes).
 
-    Names are looked up among ours (`NAMES`), then torchvision's classifiers, then timm's networks;
-    a prefix `torchvision:` or `timm:` picks the library. None comes with pretrained weights.
+    Names are looked up among ours (`NAMES`), then torchvision's classifiers, then timm's networks, in any case, with
+    `-` or `_`; a prefix `torchvision:` or `timm:` picks the library. None comes with pretrained weights. A network of
+    your own is `package.module:function`; the function is called with those of `num_classes`, `in_channels` and
+    `image_size` that it takes.
 
     `image_size` is the side H = W of the images. Our ResNets and VGGs are the same for every size; lenet5 fits its
     first linear layer to it, ViTs and their like their positions.
@@ -95,8 +133,9 @@ def create(
     generators stay as they were; with None the weights come from the global one.
 
     Raises:
-        ValueError: unknown name (the nearest ones are named), an image too small for the network's
-            pools, `in_channels` other than 3 for torchvision, an unknown `init`, or a count below 1.
+        ValueError: unknown name (the nearest ones are named), a module or function that is not there, an image too
+            small for the network's pools, `in_channels` other than 3 for torchvision, an unknown `init`, or a count
+            below 1.
 
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}

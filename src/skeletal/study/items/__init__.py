@@ -1,6 +1,6 @@
 """The figures and tables of the paper, by name."""
 
-from skeletal.core.choices import require
+from skeletal.core.choices import named
 from skeletal.study.items import accuracy, steps, structure, tables
 from skeletal.study.paper.item import Item
 
@@ -16,6 +16,5 @@ ITEMS: dict[str, Item] = {
 
 def items_named(names: tuple[str, ...]) -> list[Item]:
     """Return the items called so; all of them for no name. Raises ValueError for a name that does not exist."""
-    for name in names:
-        require("item", name, ITEMS)
-    return [ITEMS[name] for name in dict.fromkeys(names or ITEMS)]
+    found = [named("item", name, ITEMS) for name in names]
+    return [ITEMS[name] for name in dict.fromkeys(found or ITEMS)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from skeletal.core.choices import require, spelled
+from skeletal.core.choices import named
 from skeletal.study.paper.item import Cell, Item
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import Scale
@@ -36,7 +36,4 @@ def select(
 
 def _named(what: str, asked: Sequence[str], there: Sequence[str]) -> list[str]:
     """The names asked for, in the spelling of those that are there."""
-    found = [spelled(name, there) for name in asked]
-    for name in found:
-        require(what, name, dict.fromkeys(there))
-    return found
+    return [named(what, name, dict.fromkeys(there)) for name in asked]

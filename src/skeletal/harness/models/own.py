@@ -1,0 +1,55 @@
+"""Networks of the user's own, by `package.module:function`."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+
+def is_function(name: str) -> bool:
+    """Whether a name is written as `package.module:function`."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
+
+
+def builder(name: str) -> Callable[..., nn.Module]:
+    """What builds the network: the function, or the class, called with those of our arguments that it takes.
+
+    Modules are also looked for in the working folder.
+
+    Raises:
+        ValueError: there is no such module or function; says where it was looked for.
+
+    """
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"the module of {name!r} needs {error.name}, which is not installed") from error
+        raise ValueError(
+            f"no module {module_name!r} for the network {name!r}: it is to lie in {here}, or be installed"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ValueError(f"{module_name} has no function {attribute!r}; it has {', '.join(functions) or 'none'}")
+    return partial(_build, name, found)
+
+
+def _build(name: str, function: Callable[..., Any], **sizes: int) -> nn.Module:
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    taken = {parameter.name for parameter in parameters}
+    model = function(**{key: size for key, size in sizes.items() if takes_all or key in taken})
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} gives {type(model).__name__}, not a torch.nn.Module")
+    return model
