@@ -33,7 +33,10 @@ VALUES = {
     "nothing to show": (["show"], ["mask files or run folders"]),
     "show what is not there": (["show", "mask.safetensors"], ["no mask file", "mask.safetensors"]),
     "no run there": (["eval", "runs/mine"], ["runs/mine", "config.json"]),
-    "no folder for the mask": (["prune", "--out", "here/mask.safetensors"], ["here/mask.safetensors", "make it first"]),
+    "no folder for the mask": (
+        ["prune", "--out", "here/mask.safetensors"],
+        ["here/mask.safetensors", "create it first"],
+    ),
     "a config file that is not there": (["run", "--config", "my.toml"], ["my.toml"]),
     "runs into a file": (["run", "--method", "random", "--out", "a-file"], ["a-file"]),
 }

@@ -77,7 +77,7 @@ def test_filter_and_sort(cli, runs, options, names):
     [
         (["--filter", "methd=force"], "Did you mean 'method'?"),
         (["--filter", "force"], "NAME=VALUE"),
-        (["--filter", "density<low"], "no number"),
+        (["--filter", "density<low"], "not a number"),
         (["--filter", "method=grasp"], "none of 5 runs"),
         (["--sort", "acuracy"], "Did you mean 'accuracy'?"),
         (["--csv", "--latex"], "choose one"),

@@ -115,7 +115,7 @@ def _() -> object:
     return forged(lambda header: header["shapes"].update({"more.weight": [3]}))
 
 
-@case(MASKS, "a name that stands there twice")
+@case(MASKS, "a name that appears twice")
 def _() -> object:
     def twice(content: bytearray) -> None:
         start = content.index(rb"{\"head.weight\"")

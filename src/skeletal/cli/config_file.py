@@ -33,7 +33,7 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for key, value in settings.items():
         if isinstance(value, dict) and key != "slurm":
-            raise ValueError(f"{path} has a table [{key}]: settings stand at the top of the file, without a table")
+            raise ValueError(f"{path} has a table [{key}]: put settings at the top of the file, outside any table")
     takes = {field.name for record in _USES.get(tokens[0] if tokens else "", ()) for field in fields(record)}
     given = {token.partition("=")[0] for token in tokens}
     for key in list(settings):

@@ -44,11 +44,11 @@ def diagnose(
     from skeletal.harness.runs.review import diagnose_mask
 
     if repair and out is None:
-        raise ValueError("--repair makes a new mask: say where to save it with --out")
+        raise ValueError("--repair makes a new mask: pass --out to say where to save it")
     if out is not None and not repair:
         raise ValueError("--out is where the repaired mask goes: say how many weights a layer gets with --repair")
     if out is not None and out.exists():
-        raise ValueError(f"{out} is there already: choose another --out")
+        raise ValueError(f"{out} already exists: choose another --out")
     mask, found = diagnose_mask(path, model=model, data=data, data_dir=data_dir, repaired=repair)
     if out is not None:
         mask.save(out)

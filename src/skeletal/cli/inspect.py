@@ -75,7 +75,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
 
     """
     if not paths:
-        raise ValueError("show what? Name mask files or run folders")
+        raise ValueError("name the mask files or run folders to show")
     from skeletal.core.masks.mask import Mask
     from skeletal.harness.output.layers import layer_table, of_one_network, plot_layers
     from skeletal.harness.store.folders import MASK, RunFolder
@@ -124,7 +124,7 @@ def _runs_in(path: Path) -> list[Path]:
         return [path]
     found = [folder.path for folder in runs_below(path)]
     if not found:
-        raise ValueError(f"{path} is no run folder, and there is none in it")
+        raise ValueError(f"{path} is not a run folder and contains none")
     return found
 
 

@@ -76,7 +76,7 @@ def run(
         return print_settings(preset, setup, pruning, training)
     setup, pruning, training = resolved(preset, setup, pruning, training)
     if seeds < 1:
-        raise ValueError(f"--seeds is how many runs there are, at least 1, not {seeds}")
+        raise ValueError(f"--seeds is the number of runs and has to be at least 1, not {seeds}")
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
     if executor != "none":
         from skeletal.study.dispatch.launch import launch_one
@@ -132,9 +132,9 @@ def prune(
         return print_settings(preset, setup, pruning)
     setup, pruning = resolved(preset, setup, pruning)
     if out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already: choose another --out, or --overwrite")
+        raise ValueError(f"{out} already exists: choose another --out, or pass --overwrite")
     if not out.parent.is_dir():
-        raise ValueError(f"the folder of {out} is not there: make it first, or choose another --out")
+        raise ValueError(f"the folder of {out} does not exist: create it first, or choose another --out")
     from skeletal.core.model.distributed import on_first
     from skeletal.harness.runs.finding import create_model, find_mask, load_data
 

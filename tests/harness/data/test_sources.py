@@ -71,7 +71,7 @@ def test_parquet_shards_are_read_in_order(tmp_path, below):
     assert np.array_equal(raw(loaded.train), images)
     assert len(loaded.test) == 1
     (tmp_path / f"{below}train-00001-of-00002.parquet").unlink()
-    with pytest.raises(data.DataError, match="one of 2 files by its name, but 1 are there"):
+    with pytest.raises(data.DataError, match="one of 2 files according to its name, but there are 1"):
         data.load("cifar10", tmp_path)
 
 

@@ -60,9 +60,9 @@ def test_a_table_in_markdown():
 )
 def test_masks_of_different_networks_have_no_common_table(other, tmp_path):
     masks = {"mine": mask(1), "other": other}
-    with pytest.raises(ValueError, match="other is a mask of another network than mine"):
+    with pytest.raises(ValueError, match="other is not a mask of the same network as mine"):
         layer_table(masks)
-    with pytest.raises(ValueError, match="other is a mask of another network than mine"):
+    with pytest.raises(ValueError, match="other is not a mask of the same network as mine"):
         plot_layers(masks, tmp_path / "layers.png")
 
 

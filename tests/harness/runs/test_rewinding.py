@@ -138,7 +138,7 @@ def test_finished_rounds_are_not_trained_again(tmp_path):
     kept = next((folder(tmp_path).path / "rounds").glob("00-*")) / "rewind" / "checkpoint" / "state.pt"
     kept.unlink()
     (folder(tmp_path).path / "checkpoint" / "state.pt").unlink()
-    with pytest.raises(FileNotFoundError, match="rewind is gone, to which every round goes back: delete"):
+    with pytest.raises(FileNotFoundError, match="rewind is missing, and every round rewinds to it: delete"):
         last_round(task, IMP, progress=False)
 
 

@@ -80,7 +80,7 @@ def test_a_claim_ends_with_an_exception_and_removes_no_folder_of_others(root):
 def test_another_process_is_named_and_refused(root, other):
     with pytest.raises(BusyError) as busy, folder(root).claim():
         pass
-    for part in (str(folder(root).path), f"process {other.pid} on {platform.node()}", "since 20", "--wait", "goes on"):
+    for part in (str(folder(root).path), f"process {other.pid} on {platform.node()}", "since 20", "--wait", "resumes"):
         assert part in str(busy.value)
     assert folder(root).running
 

@@ -178,5 +178,5 @@ def test_a_foreign_file_is_refused(tmp_path, file, foreign, reason):
 
 def test_another_format_is_refused_and_not_called_damaged(tmp_path):
     statefile.save(tmp_path, STATE | {"format": 2})
-    with pytest.raises(ValueError, match=r"state\.pt has format 2.*reads 1; go on with the version that wrote it"):
+    with pytest.raises(ValueError, match=r"state\.pt has format 2.*reads 1; use the version that wrote it"):
         statefile.load(tmp_path)

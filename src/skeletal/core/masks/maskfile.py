@@ -77,7 +77,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the name {name!r} stands there twice")
+            raise ValueError(f"the name {name!r} appears twice")
         found[name] = value
     return found
 

@@ -105,7 +105,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         others = f", nor {', '.join(map(str, wrong[1:4]))}{', ...' if len(wrong) > 4 else ''}" if wrong[1:] else ""
         raise ValueError(
             f"label {wrong[0]} is not in 0..{last}{others}: the network has {last + 1} outputs; create it with"
-            " as many as there are classes, or mend the labels"
+            " as many as there are classes, or fix the labels"
         ) from None
 
 

@@ -78,7 +78,7 @@ def unpickle(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = _Unpickler(file, encoding="latin1").load()
     except FileNotFoundError:
-        raise DataError(f"{path}: missing, though its neighbours are there") from None
+        raise DataError(f"{path}: missing, though its neighbours exist") from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise DataError(f"{path}: not a pickle of arrays and lists, refused: {error}") from error
     if not isinstance(content, dict):

@@ -34,7 +34,7 @@ def _shards(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 def _complete(files: list[Path]) -> list[Path]:
     stated = re.search(r"-of-(\d+)\.parquet$", files[0].name)
     if stated and int(stated[1]) != len(files):
-        raise DataError(f"{files[0]}: one of {int(stated[1])} files by its name, but {len(files)} are there")
+        raise DataError(f"{files[0]}: one of {int(stated[1])} files according to its name, but there are {len(files)}")
     return files
 
 

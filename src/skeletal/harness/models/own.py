@@ -36,7 +36,7 @@ def builder(name: str) -> Callable[..., nn.Module]:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(f"the module of {name!r} needs {error.name}, which is not installed") from error
         raise ValueError(
-            f"no module {module_name!r} for the network {name!r}: it is to lie in {here}, or be installed"
+            f"no module {module_name!r} for the network {name!r}: put it in {here}, or install it"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):

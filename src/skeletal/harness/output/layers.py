@@ -41,7 +41,7 @@ def _of_one_network(masks: Mapping[str, Mask]) -> Mask:
     first = next(iter(masks.values()))
     for name, mask in masks.items():
         if list(mask) != list(first) or any(mask[layer].shape != first[layer].shape for layer in first):
-            raise ValueError(f"{name} is a mask of another network than {next(iter(masks))}; show them one by one")
+            raise ValueError(f"{name} is not a mask of the same network as {next(iter(masks))}; show them one by one")
     return first
 
 

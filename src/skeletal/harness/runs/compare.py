@@ -58,7 +58,7 @@ def chosen(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
     for condition in conditions:
         found = _CONDITION.fullmatch(condition)
         if found is None or not found[3]:
-            raise ValueError(f"{condition!r} is no condition: write NAME=VALUE, with =, !=, <, <=, > or >=")
+            raise ValueError(f"{condition!r} is not a condition: write NAME=VALUE, with =, !=, <, <=, > or >=")
         name = _named(found[1], rows)
         rows = [row for row in rows if _meets(row.get(name), found[2], found[3], condition)]
     return rows
@@ -77,7 +77,7 @@ def _meets(value: Any, sign: str, wanted: str, condition: str) -> bool:
         return same == (sign == "=")
     limit = _number(wanted)
     if limit is None:
-        raise ValueError(f"{condition!r} compares sizes: {wanted!r} is no number")
+        raise ValueError(f"{condition!r} compares sizes, but {wanted!r} is not a number")
     compare: dict[str, Callable[[float, float], bool]] = {
         "<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__,
     }  # fmt: skip
@@ -148,7 +148,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """
     finished = [row for row in rows if row["accuracy"] is not None]
     if not finished:
-        raise ValueError("there is nothing to draw: none of these runs has been trained to its end")
+        raise ValueError("there is nothing to draw: none of these runs has finished training")
     common = _same(finished)
     if len(common) < 2:
         names = sorted({f"{row['model']} on {row['data']}" for row in finished})

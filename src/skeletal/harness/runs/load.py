@@ -56,7 +56,7 @@ def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
     shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
     network, mask = trained(folder, setup, shapes)
     if not folder.finished:
-        raise FileNotFoundError(f"{path} has no result yet: the same command that began the run ends it")
+        raise FileNotFoundError(f"{path} has no result yet: repeat the command that started it")
     shape = shapes.channels, shapes.image_size, shapes.image_size
     return Run(path, network.eval(), mask, folder.config, folder.result(), folder.metrics(), shape)
 

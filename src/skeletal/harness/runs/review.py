@@ -90,7 +90,7 @@ def diagnose_mask(
     model = model or mask.metadata.get("network")
     data = data or mask.metadata.get("data")
     if not model or not data:
-        raise ValueError(f"{path} does not tell its network and data set: say --model and --data")
+        raise ValueError(f"{path} does not name its network and data set: pass --model and --data")
     setup = Setup(model=model, data=data, data_dir=data_dir, seed=mask.metadata.get("seed", 0))
     shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
     network = create_model(setup, shapes)

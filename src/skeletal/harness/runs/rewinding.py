@@ -128,8 +128,8 @@ def _go_back(folder: RunFolder, mask: Mask, rewound: RunFolder | None, k: int, m
     state = statefile.load(rewound.path / statefile.KEPT)
     if state is None:
         raise FileNotFoundError(
-            f"{rewound.path / statefile.KEPT} is gone, to which every round goes back: delete {rewound.path.parent}"
-            " to begin anew"
+            f"{rewound.path / statefile.KEPT} is missing, and every round rewinds to it: delete {rewound.path.parent}"
+            " to start over"
         )
     folder.truncate_metrics(0)
     for row in rewound.metrics()[:k]:

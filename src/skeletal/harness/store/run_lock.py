@@ -131,7 +131,7 @@ def _lock(file: int, lock: Path, what: str, wait: bool) -> bool:
             if not wait:
                 raise BusyError(
                     f"{what} is busy: {_holder(lock)}; wait for it to end (--wait does), or end it:"
-                    " what it has done is kept, and the same command goes on from there"
+                    " what it has done is kept, and the same command resumes from there"
                 ) from None
             warnings.warn(f"{what} is busy: {_holder(lock)}; waiting for it to end", stacklevel=5)
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -141,7 +141,7 @@ def _lock(file: int, lock: Path, what: str, wait: bool) -> bool:
         with suppress(OSError):
             lock.unlink()
         warnings.warn(
-            f"{lock.parent} lies on a file system without locks ({error.strerror}): nothing keeps a second process"
+            f"{lock.parent} is on a file system without locks ({error.strerror}): nothing keeps a second process"
             f" from writing to {what} at the same time",
             stacklevel=5,
         )

@@ -16,7 +16,7 @@ def runs_below(root: Path) -> Iterator[RunFolder]:
 
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: name run folders, or folders that hold some")
+        raise FileNotFoundError(f"{root} is not a folder: name run folders, or folders that contain some")
     for place, below, _ in os.walk(root):
         if is_run(Path(place)):
             below.clear()

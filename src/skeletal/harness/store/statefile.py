@@ -65,7 +65,7 @@ def load(folder: Path) -> dict[str, Any] | None:
             state = torch.load(file, map_location="cpu", weights_only=True)
             _check_parts(state)
         except _OtherFormatError as error:
-            raise ValueError(f"{path} {error}; go on with the version that wrote it, or {REMEDY}") from None
+            raise ValueError(f"{path} {error}; use the version that wrote it, or {REMEDY}") from None
         except Exception as error:  # nobody keeps a list of all that reading foreign bytes may raise
             raise ValueError(
                 f"{path} is damaged or not a checkpoint of skeletal ({in_short(error)}); {REMEDY}"

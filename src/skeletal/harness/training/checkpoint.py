@@ -203,7 +203,7 @@ class RunState:
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed:
             raise ValueError(
-                f"the checkpoint in {self.folder.path} is of other settings ({', '.join(changed)}); "
+                f"the checkpoint in {self.folder.path} has other settings ({', '.join(changed)}); "
                 "open another run folder, or delete the checkpoint to train from the beginning"
             )
         if len(self.rows) != state["epoch"]:

@@ -43,7 +43,8 @@ def _refuse_another(asked: str, earlier: dict[str, Any], device: torch.device) -
     if asked not in ("auto", begun):
         raise ValueError(
             f"this run began with --engine {begun}, and the optimizer's state in its checkpoint fits no other:"
-            f" go on with --engine {begun}, or delete the checkpoint to train from the beginning with --engine {asked}"
+            f" continue with --engine {begun}, or"
+            f" delete the checkpoint to train from the beginning with --engine {asked}"
         )
     if "paths" in earlier and device.type != "cpu":
         raise ValueError(

@@ -158,7 +158,7 @@ def _on_this_machine(crew: Sequence[Worker], report: Callable[[], None]) -> None
         error = job.exception()
         if error is not None:
             raise ChildProcessError(
-                f"a worker ended before its time (its log: {job.paths.stderr}); the same command goes on from there"
+                f"a worker ended before its time (its log: {job.paths.stderr}); the same command resumes from there"
             )
 
 
