@@ -76,7 +76,7 @@ class Compact:
 
 
 def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multiple_of: int = 1) -> Compact:
-    """Remove the channels of a masked network that can never have an effect; exactly.
+    """Remove the channels of a masked network that can never have an effect. The result is exact.
 
     A channel goes if nothing reads it, or if it is zero and stays zero under training. A channel without inputs that
     emits a constant (its bias, or its norm's), or whose zero bias a gradient reaches, stays, with empty weights.
@@ -93,8 +93,8 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
         mask: a `Mask`, or bool tensors by parameter name.
         example: a tensor of inputs, with its batch dimension, or a batch as `prune` takes them: `(inputs, targets)` or
             a dict of the model's arguments.
-        multiple_of: how many channels convolutions and linear layers shall have a multiple of. Matrix units of GPUs
-            want 8 in half precision: widths such as 499 are slower there than 512. Dead channels stay until the width
+        multiple_of: pad the widths of convolutions and linear layers to multiples of this. Matrix units of GPUs want 8
+            in half precision: a width of 499 is slower there than 512. Dead channels stay until the width
             is a multiple, or what it was before. They are zeros: all of their weights, biases and scales are exactly
             0, pruned by the mask that is left, out of every gradient's reach, and so stay 0 in training.
 

@@ -256,11 +256,11 @@ def compile(
     path: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> Compiled:
-    """Make a masked network cost what is left of it: the same function, the same gradients, less time and memory.
+    """Make a masked network faster and smaller: the same function and gradients, at the cost of the kept weights.
 
     Dead channels are removed (see `compact`); convolutions and linear layers run over kept weights only; batch norm,
     addition and ReLU join them. Masked weights become vectors of kept values, so gradients and optimizer state shrink,
-    too. Whatever is not known (attention, layer norm, ...) runs as it did.
+    too. Everything else (attention, layer norm, ...) runs as before.
 
     Args:
         model: any module; not changed. A network that torch.fx cannot trace keeps its own forward pass, in which only
@@ -276,10 +276,10 @@ def compile(
             and parameters, arithmetic and statistics in float32.
 
     Returns:
-        A module to train and run in place of the model: create the optimizer on *its* parameters.
-        `to_dense()` leads back. A model on a GPU, where there are no such kernels, becomes its compact network of
-        widths in multiples of 8, channels last, with masked weights dense and held at 0; `report` says how many
-        multiply-adds are left, and `torch.compile` goes on top of it as on any module. Where the kernels do not work
+        A module to train and run instead of the model: create the optimizer on *its* parameters. `to_dense()` gives
+        the original architecture back. A model on a GPU, where there are no such kernels, becomes its compact network
+        of widths in multiples of 8, channels last, with masked weights dense and held at 0; `report` says how many
+        multiply-adds are left, and you can apply `torch.compile` to it as to any module. Where the kernels do not work
         on a CPU (see `skeletal.engine.available`) it runs dense, masked weights held at 0, and its report says why.
 
     Warns:

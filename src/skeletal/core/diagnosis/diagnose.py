@@ -157,13 +157,13 @@ def _any(masks: Mapping[str, Tensor]) -> bool:
 
 
 def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diagnosis:
-    """Find out what a mask leaves of a network: dead layers and channels, effective density, MACs.
+    """Find out what a mask leaves of a network: dead layers and channels, effective density, multiply-adds.
 
     A kept weight is *effective* if it lies on a path of kept weights from the input to the output, *on a constant*
     if it reaches the output but reads only what biases make, else *dead*: no gradient can ever reach it, and it
-    cannot change the output. All of that follows from the mask and the architecture, not from the values of
-    weights; see `skeletal.core.diagnosis.effective.effective_weights`. Train mode counts, too, as heads and losses may
-    exist there only: where the model does not run so on this example, what seems dead is `unknown`. The model is
+    cannot change the output. All of this follows from the mask and the architecture, not from the weights' values; see
+    `skeletal.core.diagnosis.effective.effective_weights`. Train mode counts too, because heads and losses may exist
+    only there; where the model does not run in train mode on this example, what seems dead is `unknown`. The model is
     left as found.
 
     Args:

@@ -137,38 +137,38 @@ def prune(
         method: a row of `skeletal.METHODS`, in any case, with `-` or `_`; "SNIP-MB" and "GRASP-MB" are the one-shot
             methods on many batches, "Iter SNIP" is another name of FORCE.
         steps: T of Algorithm 1; by default the method's own.
-        batches_per_step: batches whose gradients are averaged at each step; by default 1, and 60 for SNIP-MB and
-            GRASP-MB, as many as FORCE sees in its steps.
+        batches_per_step: batches whose gradients are averaged at each step; by default 1, or 60 for SNIP-MB and
+            GRASP-MB, as many as FORCE sees in all its steps.
         schedule: "exponential" (Eq. 9), "linear" (Eq. 8), or a function `(total, kept, steps) -> counts`.
         loss: a function `(outputs, targets) -> scalar`, for dict batches `(outputs, batch) -> scalar`; by default
             cross-entropy, for dict batches the model's own `outputs.loss`.
         prunable: which weights; see `prunable_weights`.
-        score: a function of a `Point` that takes the place of the method's own; higher = keep, and exactly
-            0 means that no signal passes.
+        score: a function of a `Point` that replaces the method's own; higher = keep, and exactly 0 means that no
+            signal passes.
         bn_mode: mode of the whole model while it is scored.
         average: "signed" averages the batches' gradients, and scores take the absolute value after that, as in the
             paper's code; "absolute" averages each batch's absolute values. The same where there is one batch a step.
         precision: "bfloat16" runs the forward pass under autocast, in about half the time and, where activations are
             most of it, two thirds of the memory (docs/cost.md); weights, loss, gradients and scores stay float32. The
-            mask differs, as it does with other data. Only for methods that score by the loss; others pay no heed to it.
+            mask differs, as it does with other data. Only for methods that score by the loss; others ignore it.
         engine: "sparse" takes gradients on a compiled skeleton once few weights are left, and then costs what is left
             (nested methods, weights in float32 or float64, on a CPU; others, and networks torch.fx cannot trace, are
             scored densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same to rounding, except
             that active dropout draws other numbers, and that scores of your own see gradients of 0 at pruned weights.
-            Or a subclass of `Derivatives`, which takes derivatives in its own way.
-        micro_batch: run each batch in pieces of at most so many examples, for large images in little memory. The
+            Or a subclass of `Derivatives`, which computes derivatives in its own way.
+        micro_batch: run each batch in pieces of at most this many examples, to fit large images in little memory. The
             gradient is the whole batch's, each piece counting by its examples, where the loss is a mean over examples;
             but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
             with second derivatives keep a step's batches in memory, unless `batches` has a method `starting_at(k)`
             that iterates from its k-th batch on.
-        recompute: hold only the inputs of a network's repeated blocks and of pieces of long sequences for the backward
-            pass, and run them again there: the same mask to the bit in less memory, for up to half as much time again
+        recompute: keep only the inputs of a network's repeated blocks and of pieces of long sequences, and recompute
+            the rest in the backward pass: the same mask to the bit in less memory, for up to half as much time again
             (docs/cost.md).
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
         seed: seeds random scores, dropout and any loader that draws on the global random state.
         on_step: called after each step with a `Step`.
-        progress: tell on stderr how far it is: with a bar, or in lines where stderr is neither terminal nor notebook.
+        progress: show progress on stderr: a bar, or lines where stderr is neither a terminal nor a notebook.
 
     Returns:
         The mask, with its making in `mask.metadata`.
