@@ -197,20 +197,27 @@ def train(
     _report([(folder.path, result)], json)
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+_OF_THE_MASK = (("model", "network"), ("data", "data"), ("image_size", "image_size"), ("seed", "seed"))
+
+
 def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
     """The setup with network, data and seed of a mask where nothing else was asked for; tells what was taken."""
     from skeletal.core.masks.mask import Mask
 
     about = Mask.load(path).metadata
     taken = {}
-    for name, key in (("model", "network"), ("data", "data"), ("seed", "seed")):
+    for name, key in _OF_THE_MASK:
         said = getattr(setup, name) != getattr(Setup(), name) or any(
-            token.partition("=")[0] == f"--{name}" for token in sys.argv
+            token.partition("=")[0] == _option(name) for token in sys.argv
         )
         if not said and about.get(key) not in (None, getattr(setup, name)):
             taken[name] = about[key]
     if taken:
-        say(f"as the mask was found: {' '.join(f'--{name} {value}' for name, value in taken.items())}")
+        say(f"as the mask was found: {' '.join(f'{_option(name)} {value}' for name, value in taken.items())}")
     return replace(setup, **taken)
 
 

@@ -22,9 +22,13 @@ class Setup:
     """The network, the data and where they run."""
 
     model: str = "vgg-mini"
-    """network, by name: ours, torchvision's or timm's; `skeletal doctor` lists them"""
+    """network, by name: ours, torchvision's or timm's, which `skeletal doctor` lists; or package.module:function"""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, or the path of an ImageFolder"""
+    image_size: int | None = None
+    """side in pixels that images of an ImageFolder, or of imagenet, are resized to (default 224)"""
+    download: bool = False
+    """get cifar10, cifar100 or fashion-mnist through torchvision, if it is not here"""
     data_dir: Path | None = None
     """folder of the data set; by default `./data`, then `~/.cache/skeletal`"""
     seed: int = 0

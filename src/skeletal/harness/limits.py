@@ -7,6 +7,7 @@ from typing import Any
 _AT_LEAST = {
     "seed": 0,
     "workers": 0,
+    "image_size": 1,
     "steps": 1,
     "batches_per_step": 1,
     "prune_batch_size": 1,

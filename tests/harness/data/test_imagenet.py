@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from skeletal.core.progress import Lines, shown
 from skeletal.harness import data
 from skeletal.harness.config import PRESETS, Pruning, Setup, Training, resolve
 from skeletal.harness.console.interrupt import Interrupted
@@ -215,3 +216,30 @@ def test_skipping_is_part_of_a_run_s_settings_only_where_it_is_asked_for():
 def test_a_split_for_a_gpu_pins_its_batches(root):
     split = data.resident(load(root).train, torch.device("cuda"))
     assert isinstance(split, FolderSplit) and split.device.type == "cuda"
+
+
+def test_another_image_size_is_in_the_same_proportion_and_what_there_is_is_said(root, capsys):
+    from torchvision import transforms as T
+    from torchvision.datasets.folder import default_loader
+
+    with shown(True, Lines):
+        loaded = load(root, image_size=56)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{root}: 3 classes, 21 images to train and 9 to test, ")
+    assert said.endswith(" pixels; each is cropped and resized to 56x56\n")
+    with shown(True, Lines):
+        load(root)
+    assert "224x224, unless --image-size says so" in capsys.readouterr().err
+    sizes = []
+    for i in range(21):
+        with Image.open(loaded.train.listing.file(i)) as image:
+            sizes.append(image.size)
+    smallest, largest = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
+    assert "{}x{} to {}x{} pixels".format(*smallest, *largest) in said
+    assert loaded.image_size == 56
+    images, _ = next(iter(loaded.test.batches(9, train=False)))
+    normalized = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    transform = T.Compose([T.Resize(64), T.CenterCrop(56), T.ToTensor(), normalized])
+    assert torch.equal(images[2], transform(default_loader(loaded.test.listing.file(2))))
+    images, _ = next(iter(loaded.train.batches(4, train=True)))
+    assert images.shape == (4, 3, 56, 56)

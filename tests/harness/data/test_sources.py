@@ -446,3 +446,42 @@ def test_tiny_imagenet_s_other_files_are_no_images(tmp_path):
     (root / "train" / wnids[3] / "images" / f"{wnids[3]}_0.JPEG").write_bytes(b"no picture")
     with pytest.raises(data.DataError, match=rf"{wnids[3]}_0\.JPEG: cannot decode the image"):
         data.load("tiny-imagenet", tmp_path)
+
+
+def test_only_image_folders_have_another_size():
+    assert data.load("digits", image_size=8).image_size == 8
+    with pytest.raises(ValueError, match="images of digits are 8x8, and stay so: --image-size"):
+        data.load("digits", image_size=16)
+
+
+def test_what_is_not_here_is_downloaded_through_torchvision(tmp_path, monkeypatch, capsys):
+    from torchvision import datasets
+
+    calls = []
+    monkeypatch.setattr(datasets, "CIFAR10", lambda root, download: (calls.append((root, download)), print("100%")))
+    data.fetch("CIFAR10", tmp_path)
+    assert calls == [(str(tmp_path), True)] and capsys.readouterr().out == ""
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for part in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (tmp_path / "cifar-10-batches-py" / part).touch()
+    data.fetch("cifar10", tmp_path)
+    data.fetch("digits", tmp_path)
+    assert len(calls) == 1
+
+
+def test_without_a_network_a_download_tells_how_to_get_it_otherwise(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    from torchvision import datasets
+
+    def no_network(root, download):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(datasets, "FashionMNIST", no_network)
+    monkeypatch.chdir(tmp_path)
+    for name, said in {
+        "fashion-mnist": "cannot be downloaded: .*no route to host.*\n.*To get it: apt-get",
+        "imagenet": "torchvision does not download imagenet.*To get it: register",
+    }.items():
+        with pytest.raises(data.DataNotFoundError, match=f"(?s){said}"):
+            data.fetch(name, tmp_path / "nowhere")

@@ -1,10 +1,11 @@
 """Data sets as the paper uses them: normalized, cropped and flipped at random, 10% held out for validation.
 
 Digits, Fashion-MNIST, CIFAR and Tiny-ImageNet are held whole in memory as uint8 and augmented in batches;
-ImageNet and other image folders are decoded by worker processes. Nothing is downloaded.
+ImageNet and other image folders are decoded by worker processes. Nothing is downloaded unless `fetch` is called.
 """
 
 from pathlib import Path
+from typing import Any
 
 from skeletal.core.choices import spelled
 from skeletal.harness.data import digits, folder, sources
@@ -13,6 +14,7 @@ from skeletal.harness.data.errors import DataNotFoundError as DataNotFoundError
 from skeletal.harness.data.memory import assemble
 from skeletal.harness.data.placing import resident as resident
 from skeletal.harness.data.placing import shared as shared
+from skeletal.harness.data.sources import fetch as fetch
 from skeletal.harness.data.sources import found as found
 from skeletal.harness.data.sources import where as where
 from skeletal.harness.data.specs import NAMES as NAMES
@@ -35,12 +37,14 @@ def load(
     seed: int = 0,
     workers: int = 2,
     skip_corrupt: bool = False,
+    image_size: int | None = None,
 ) -> Data:
     """Load a data set by one of `NAMES`, or the image folder at the path `name`.
 
     The validation split is `round(validation * N)` of the N training examples, drawn at random by `seed`
     alone; the test set is never part of it. `workers` processes decode the images of `imagenet` and of image
-    folders; 0 decodes in this one. With `skip_corrupt` images that cannot be decoded are left out.
+    folders; 0 decodes in this one. With `skip_corrupt` images that cannot be decoded are left out. `image_size` is
+    the side that images of a folder are resized to, 224 by default.
 
     Warns:
         UserWarning: images were left out; says how many, and names the first.
@@ -48,16 +52,22 @@ def load(
     Raises:
         DataNotFoundError: the files are in none of the places `where(name, data_dir)`; says how to get them.
         DataError: a file is damaged or does not belong to this data set; names it.
+        ValueError: an image size for a data set that is no image folder.
 
     """
+    options: dict[str, Any] = {"validation": validation, "seed": seed, "workers": workers, "skip_corrupt": skip_corrupt}
+    options["size"] = image_size or folder.SIZE
     if not Path(name).is_dir():
         name = spelled(name, SPECS)
     if name not in SPECS:
         root = folder.find(Path(name))
         if root is None:
             raise sources.unknown(name)
-        return folder.read(root, name, validation=validation, seed=seed, workers=workers, skip_corrupt=skip_corrupt)
+        return folder.read(root, name, **options)
     spec = SPECS[name]
+    if image_size not in (None, spec.image_size) and "folder" not in spec.layouts:
+        side = f"{spec.image_size}x{spec.image_size}"
+        raise ValueError(f"images of {name} are {side}, and stay so: --image-size is for image folders and imagenet")
     if name == "digits":
         return assemble(digits.read(spec), spec, validation=validation, seed=seed)
     match = sources.find(spec, data_dir)
@@ -65,5 +75,5 @@ def load(
         raise sources.missing(spec, data_dir)
     layout, place = match
     if layout == "folder":
-        return folder.read(place, name, validation=validation, seed=seed, workers=workers, skip_corrupt=skip_corrupt)
+        return folder.read(place, name, **options)
     return assemble(sources.read(layout, place, spec, skip_corrupt), spec, validation=validation, seed=seed)

@@ -5,12 +5,13 @@
 `val` is the test set, as in the field (ImageNet's own test labels are secret); `test` is read where there is
 no `val`. Classes are numbered as torchvision does, by sorted folder name. Transforms are those of PyTorch's
 ImageNet example, which the paper adapts (appendix A): RandomResizedCrop(224) and flip to train, Resize(256)
-and CenterCrop(224) to test.
+and CenterCrop(224) to test; for another size than 224 in the same proportion.
 """
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skeletal.core.extras import extra
+from skeletal.core.progress import say
 from skeletal.harness.data.draws import batch_range, divide, order, seed_of
 from skeletal.harness.data.errors import DataError
 from skeletal.harness.data.pixels import FORMATS, cannot_decode, in_eight_bits, warn_of_skipped
@@ -27,6 +29,9 @@ from skeletal.harness.data.splits import WHOLE, Batch, Data, Share
 
 LOOKS_FOR = "an image folder: train/<class>/ and val/<class>/ (or test/<class>/)"
 SIZE = 224
+"""of an image, in pixels, where no other is asked for"""
+LOOKED_AT = 50
+"""images whose size is looked at to tell the user"""
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,18 @@ class _Examples(Dataset[Decoded]):
     train: bool
     seed: int
     epoch: int
+    size: int
 
     def __getitem__(self, index: int) -> Decoded:
         with extra("run"):
             from PIL import Image
             from torchvision import transforms as T
 
-        size = (
-            [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()] if self.train else [T.Resize(256), T.CenterCrop(SIZE)]
-        )
-        transform = T.Compose([*size, T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+        if self.train:
+            sized = [T.RandomResizedCrop(self.size), T.RandomHorizontalFlip()]
+        else:
+            sized = [T.Resize(round(self.size * 256 / 224)), T.CenterCrop(self.size)]
+        transform = T.Compose([*sized, T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
         file = self.listing.file(index)
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -82,10 +89,10 @@ class _Examples(Dataset[Decoded]):
             return transform(pixels), int(self.listing.labels[index])
 
 
-def _collate(decoded: list[Decoded]) -> tuple[Tensor, Tensor, list[Damaged]]:
+def _collate(size: int, decoded: list[Decoded]) -> tuple[Tensor, Tensor, list[Damaged]]:
     """Images, labels, and the files without; a rank's part of a small last batch may be empty."""
     good = [example for example in decoded if not isinstance(example, Damaged)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, SIZE, SIZE)
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, size, size)
     labels = torch.tensor([label for _, label in good], dtype=torch.int64)
     return images, labels, [example for example in decoded if isinstance(example, Damaged)]
 
@@ -110,9 +117,9 @@ class FolderBatches:
         split, size = self.split, self.batch_size
         members = split.members[order(len(split), train=self.train, seed=self.seed, epoch=self.epoch)]
         loader = DataLoader(
-            _Examples(split.listing, self.train, self.seed, self.epoch),
+            _Examples(split.listing, self.train, self.seed, self.epoch, split.size),
             batch_sampler=[split.share.of(members[k * size : (k + 1) * size].tolist()) for k in self.indices],
-            collate_fn=_collate,
+            collate_fn=partial(_collate, split.size),
             num_workers=split.workers,
             pin_memory=split.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws its workers' seed from the global one
@@ -135,6 +142,8 @@ class FolderSplit:
     listing: Listing
     members: Tensor
     workers: int
+    size: int = SIZE
+    """of an image as it comes out, in pixels"""
     skip_corrupt: bool = False
     """leave out, with a warning that counts them, the images that cannot be decoded; batches get smaller"""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
@@ -186,8 +195,36 @@ def find(root: Path, spec: object = None) -> Path | None:
     return root if (root / "train").is_dir() and _test_folder(root) else None
 
 
-def read(root: Path, name: str, *, validation: float, seed: int, workers: int, skip_corrupt: bool = False) -> Data:
-    """List the files; nothing is decoded yet.
+def _told_sizes(listing: Listing) -> str:
+    """The sizes of some images, for people: read from their headers, nothing is decoded."""
+    with extra("run"):
+        from PIL import Image
+
+    sizes = []
+    for index in np.linspace(0, len(listing.labels) - 1, min(LOOKED_AT, len(listing.labels))).astype(int):
+        try:
+            with Image.open(listing.file(int(index)), formats=FORMATS) as image:
+                sizes.append(image.size)
+        except Exception:  # whoever decodes it will say so
+            continue
+    if not sizes:
+        return "none of those looked at can be decoded"
+    smallest, largest = min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1])
+    told = f"{smallest[0]}x{smallest[1]}"
+    return told if smallest == largest else f"{told} to {largest[0]}x{largest[1]}"
+
+
+def read(
+    root: Path,
+    name: str,
+    *,
+    validation: float,
+    seed: int,
+    workers: int,
+    size: int = SIZE,
+    skip_corrupt: bool = False,
+) -> Data:
+    """List the files and tell what they are; nothing is decoded yet.
 
     Raises:
         DataError: a class has no images, or training and test folders have other classes.
@@ -203,14 +240,22 @@ def read(root: Path, name: str, *, validation: float, seed: int, workers: int, s
             f"{root}: {len(classes)} class folders in train, {len(test_classes)} in {test_root.name}; "
             f"not in both: {', '.join(other[:5])}{', ...' if len(other) > 5 else ''}"
         )
-    kept, held_out = divide(len(listing.labels), validation, seed)
+    train, test = len(listing.labels), len(test_listing.labels)
+    resized = f"each is cropped and resized to {size}x{size}" + (
+        "" if size != SIZE else ", unless --image-size says so"
+    )
+    say(
+        f"{root}: {len(classes)} classes, {train:,} images to train and {test:,} to test,"
+        f" {_told_sizes(listing)} pixels; {resized}"
+    )
+    kept, held_out = divide(train, validation, seed)
     return Data(
         name=name,
         num_classes=len(classes),
         channels=3,
-        image_size=SIZE,
+        image_size=size,
         classes=tuple(classes),
-        train=FolderSplit(listing, kept, workers, skip_corrupt),
-        validation=FolderSplit(listing, held_out, workers, skip_corrupt),
-        test=FolderSplit(test_listing, torch.arange(len(test_listing.labels)), workers, skip_corrupt),
+        train=FolderSplit(listing, kept, workers, size, skip_corrupt),
+        validation=FolderSplit(listing, held_out, workers, size, skip_corrupt),
+        test=FolderSplit(test_listing, torch.arange(test), workers, size, skip_corrupt),
     )

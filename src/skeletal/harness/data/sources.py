@@ -1,11 +1,15 @@
 """Where each data set may lie, where it does lie, and what to say when it does not."""
 
+import sys
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from skeletal.core.choices import plain
+from skeletal.core.choices import plain, spelled
+from skeletal.core.extras import extra
+from skeletal.core.progress import stage
 from skeletal.harness.data import cifar, folder, idx, parquet, tiny
 from skeletal.harness.data.errors import DataError, DataNotFoundError
 from skeletal.harness.data.memory import Arrays
@@ -14,6 +18,8 @@ from skeletal.harness.data.specs import NAMES, SPECS, Spec
 IN_MEMORY = {"cifar": cifar, "idx": idx, "parquet": parquet, "tiny": tiny}
 ENCODED = ("parquet", "tiny")  # image by image, so that one may be damaged
 LAYOUTS = {**IN_MEMORY, "folder": folder}
+
+_IN_TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST"}
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
@@ -94,8 +100,33 @@ def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
     looked_for = ", or ".join(LAYOUTS[layout].LOOKS_FOR for layout in spec.layouts)
     return DataNotFoundError(
         f"{spec.name} is not here. Looked in{places}\nfor {looked_for}.\nTo get it: {spec.get}\n"
-        "Or say where it is: --data-dir."
+        "Or say where it is: --data-dir." + (" Or --download." if spec.name in _IN_TORCHVISION else "")
     )
+
+
+def fetch(name: str, data_dir: Path | None = None) -> None:
+    """Download CIFAR-10, CIFAR-100 or Fashion-MNIST through torchvision, where it is not here yet.
+
+    Files go to `data_dir`, or else to `data` in the working folder, in torchvision's layout.
+
+    Raises:
+        DataNotFoundError: it cannot be downloaded; says why, and how to get it otherwise.
+
+    """
+    name = spelled(name, SPECS)
+    if name not in SPECS or name == "digits" or find(SPECS[name], data_dir):
+        return
+    if name not in _IN_TORCHVISION:
+        raise DataNotFoundError(f"torchvision does not download {name}. {missing(SPECS[name], data_dir)}")
+    with extra("run"):
+        from torchvision import datasets
+
+    into = data_dir or Path("data")
+    try:
+        with stage(f"downloading {name} into {into}"), redirect_stdout(sys.stderr):
+            getattr(datasets, _IN_TORCHVISION[name])(str(into), download=True)
+    except (OSError, RuntimeError) as error:  # no network, a server that is down, an archive that is damaged
+        raise DataNotFoundError(f"{name} cannot be downloaded: {error}\n{missing(SPECS[name], data_dir)}") from error
 
 
 def unknown(name: str) -> DataNotFoundError:

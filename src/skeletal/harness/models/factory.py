@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from skeletal.core.choices import plain, spelled
+from skeletal.core.choices import spelled
 from skeletal.harness.models import external, own
 from skeletal.harness.models.initialization import kaiming_normal_, seeded
 from skeletal.harness.models.lenet import lenet5
@@ -80,8 +80,7 @@ def _library(name: str) -> tuple[str | None, str]:
 def _unknown(name: str, bare: str) -> ValueError:
     known = {library: names() for library, names in LIBRARIES.items()}
     every = dict.fromkeys([*NAMES, *(name for names in known.values() for name in names)])  # some are in two libraries
-    near = get_close_matches(plain(bare), {plain(one): one for one in every}, cutoff=0.5)
-    near = [spelled(one, every) for one in near]
+    near = get_close_matches(bare.casefold(), every, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else f"; ours are {', '.join(NAMES)}"
     for library, extra in (("torchvision", "run"), ("timm", "timm")):
         if not known[library]:

@@ -29,12 +29,13 @@ from skeletal.harness.training.train import steps_per_epoch, train
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
 _NOT_IDENTITY = (
-    "data_dir", "device", "workers", "engine", "graph", "compile", "tensorboard", "sparsity", "as_in", "recompute"
+    "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "sparsity", "as_in",
+    "recompute",
 )  # fmt: skip
 # Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {
     "micro_batch": None, "sync_bn": False, "skip_corrupt": False,
-    "rewind_epochs": None,
+    "rewind_epochs": None, "image_size": None,
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skeletal.core.masks.mask import Mask
-from skeletal.core.model.distributed import rank, ranks
+from skeletal.core.model.distributed import on_first, rank, ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
@@ -28,7 +28,9 @@ WORTH = 20
 
 def load_data(setup: Setup) -> Data:
     """The data set of a setup, its validation split drawn by the setup's seed."""
-    options = {"workers": setup.workers, "skip_corrupt": setup.skip_corrupt}
+    options = {"workers": setup.workers, "skip_corrupt": setup.skip_corrupt, "image_size": setup.image_size}
+    if setup.download:
+        on_first(lambda: data_sets.fetch(setup.data, setup.data_dir))
     with stage(f"reading {setup.data}"):
         return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, **options)
 
@@ -115,6 +117,8 @@ def find_mask(
             on_step=on_step,
         )
     mask.metadata |= {"network": setup.model, "data": data.name}
+    if setup.image_size is not None:
+        mask.metadata["image_size"] = setup.image_size
     mask.metadata |= {
         "prune_batch_size": pruning.prune_batch_size,
         "sampling": pruning.sampling,

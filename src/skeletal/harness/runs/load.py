@@ -1,6 +1,6 @@
 """A run read back from its folder: the trained network, its mask, what was asked for and what it scored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
     path = Path(path)
     folder = RunFolder.at(path)
     setup = setup_of(folder, None if data_dir is None else Path(data_dir))
-    shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
+    shapes = shapes_of(setup)
     network, mask = trained(folder, setup, shapes)
     if not folder.finished:
         raise FileNotFoundError(f"{path} has no result yet: repeat the command that started it")
@@ -64,7 +64,13 @@ def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
 def setup_of(folder: RunFolder, data_dir: Path | None = None, device: str = "auto") -> Setup:
     """The network and the data of a run, here."""
     settings = {name: folder.config[name] for name in ("model", "data", "seed")}
-    return Setup(**settings, data_dir=data_dir, device=device)
+    return Setup(**settings, image_size=folder.config.get("image_size"), data_dir=data_dir, device=device)
+
+
+def shapes_of(setup: Setup) -> Data | Spec:
+    """Classes, channels and image size of a setup's data; only an image folder is looked at for them."""
+    spec = data_sets.SPECS.get(setup.data)
+    return load_data(setup) if spec is None else replace(spec, image_size=setup.image_size or spec.image_size)
 
 
 def trained(folder: RunFolder, setup: Setup, shapes: Data | Spec) -> tuple[nn.Module, Mask | None]:

@@ -15,7 +15,7 @@ from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.finding import create_model, load_data
-from skeletal.harness.runs.load import setup_of, trained
+from skeletal.harness.runs.load import setup_of, shapes_of, trained
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import ENGINES, engine_for_all
@@ -91,8 +91,14 @@ def diagnose_mask(
     data = data or mask.metadata.get("data")
     if not model or not data:
         raise ValueError(f"{path} does not name its network and data set: pass --model and --data")
-    setup = Setup(model=model, data=data, data_dir=data_dir, seed=mask.metadata.get("seed", 0))
-    shapes = data_sets.SPECS.get(setup.data) or load_data(setup)
+    setup = Setup(
+        model=model,
+        data=data,
+        data_dir=data_dir,
+        seed=mask.metadata.get("seed", 0),
+        image_size=mask.metadata.get("image_size"),
+    )
+    shapes = shapes_of(setup)
     network = create_model(setup, shapes)
     if repaired:
         mask = repair(mask, network, repaired)
