@@ -1,6 +1,7 @@
 """Compare many random small networks, compacted and compiled, with their masked originals.
 
-`python -m benchmarks.random_networks 10000 [first seed]`, from the repository's root; prints each network that differs.
+`python -m benchmarks.random_networks 10000 [first seed]`, from the repository's root; prints each network that differs,
+and once a minute how many it has seen.
 """
 
 import random
@@ -13,7 +14,11 @@ from tests.compaction.random_networks import PARTS, differences
 
 def main(count: int, first: int) -> None:
     warnings.simplefilter("ignore")
-    start, wrong = time.perf_counter(), 0
+    start, wrong, told = time.perf_counter(), 0, 0
+
+    def tell(seen: int) -> None:
+        print(f"{seen} networks from seed {first}: {wrong} differ; {time.perf_counter() - start:.0f} s", flush=True)
+
     for seed in range(first, first + count):
         draw = random.Random(seed)
         parts = draw.choices(sorted(PARTS), k=draw.randint(1, 6))
@@ -25,7 +30,10 @@ def main(count: int, first: int) -> None:
         if found:
             wrong += 1
             print(f"seed {seed}: {case}: {'; '.join(found)}", flush=True)
-    print(f"{count} networks from seed {first}: {wrong} differ; {time.perf_counter() - start:.0f} s")
+        if (minute := int(time.perf_counter() - start) // 60) > told:
+            told = minute
+            tell(seed + 1 - first)
+    tell(count)
 
 
 if __name__ == "__main__":

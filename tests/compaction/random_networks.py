@@ -122,7 +122,7 @@ PARTS = {
     function.__name__: (lambda function=function: habits.Module(function))
     for function in (
         habits.skipping, habits.pythons, habits.storing, habits.straight_through, habits.asking, habits.by_mode,
-        habits.island,
+        habits.asking_autocast, habits.island,
     )
 } | {
     "relu": nn.ReLU, "silu": nn.SiLU, "pool": lambda: nn.MaxPool2d(3, 1, 1), "grouped": lambda: Conv(2),

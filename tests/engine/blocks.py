@@ -250,6 +250,29 @@ def assert_exact(
     return small
 
 
+def off_the_kinks(model: nn.Module, mask: skeletal.Mask, x: Tensor) -> None:
+    """Give a bias to each batch norm's channel that reads anything.
+
+    A constant, normed, is 0 but for rounding: on which side of a ReLU's kink it falls, and with it the gradient, would
+    depend on the order in which a CPU adds up. What reads nothing is exactly 0 and stays so.
+    """
+    masked, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    mask.attach(masked)
+    norms = dict(model.named_modules())
+
+    def shift(name: str, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        reads = args[0].detach().transpose(0, 1).flatten(1).ne(0).any(1)
+        bias = reads * (0.1 + 0.4 * torch.rand(reads.shape, generator=generator))
+        for module in (norm, norms[name]):
+            module.bias.data += bias.to(module.bias)
+
+    for name, module in masked.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(lambda norm, args, name=name: shift(name, norm, args))
+    with torch.no_grad():
+        masked.train()(x)
+
+
 def _read_statistics(masked: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Which channels of each batch norm are read, all channels of the masked network: those that move the output, from
     wherever they are. The others may be left to fill a group, and nothing is said of them.
