@@ -48,6 +48,22 @@ def test_links_and_pictures_exist(page):
             assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], link
 
 
+TEXTS = [*PAGES, *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+
+
+def prose(page: Path):
+    """The lines of running text: no code, tables, headings, formulas or pictures; what is code in them left out."""
+    text = re.sub(r"^ *```.*?^ *```$|^\$\$.*?\$\$$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for line in text.splitlines():
+        if not re.match(r"\s*(\||#|!|<|\[!)", line):
+            yield re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_text_is_wrapped_so_that_changes_of_it_can_be_read(page):
+    assert not [line for line in prose(page) if len(line) > 110]
+
+
 def test_every_page_is_in_the_index():
     listed = {line for block in re.findall(r"```{toctree}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
               for line in block.splitlines() if line and not line.startswith(":")}  # fmt: skip
