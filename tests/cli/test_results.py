@@ -82,7 +82,7 @@ def test_filter_and_sort(cli, runs, options, names):
         (["--sort", "acuracy"], "Did you mean 'accuracy'?"),
         (["--csv", "--latex"], "choose one"),
         (["nowhere"], "nowhere"),
-        (["runs/language-model"], "no run in"),
+        (["runs/language-model"], "no runs in"),
     ],
 )
 def test_what_is_no_comparison(cli, runs, options, said):

@@ -34,7 +34,6 @@ def advise(
     For example:
 
         skeletal advise --plot advice.png
-
         skeletal advise --model vgg19-cifar --data cifar10 --data-dir D --methods force --methods snip --steps 60
 
     Parameters
@@ -46,7 +45,7 @@ def advise(
     seeds
         number of initializations, starting at --seed
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     measure_batches
         batches of 128 training images over which gradients are averaged
     root

@@ -30,7 +30,6 @@ def bench(
     For example:
 
         skeletal bench --model vgg19-cifar --mask force-0.01.safetensors --mask force-0.001.safetensors
-
         skeletal bench --model resnet50-cifar --density 0.01 --density 0.001 --baselines a,b,d --out bench.json
 
     Parameters

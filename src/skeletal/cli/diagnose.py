@@ -20,7 +20,6 @@ def diagnose(
     For example:
 
         skeletal diagnose force.safetensors
-
         skeletal diagnose snip.safetensors --repair 1 --out repaired.safetensors
 
     Parameters

@@ -23,7 +23,7 @@ def estimate(
     Parameters
     ----------
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     json
         print the figures as JSON on stdout
 

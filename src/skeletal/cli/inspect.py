@@ -59,7 +59,6 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     For example:
 
         skeletal show force.safetensors
-
         skeletal show force.safetensors snip.safetensors random.safetensors --plot layers.png
 
     Parameters

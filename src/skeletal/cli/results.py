@@ -17,47 +17,45 @@ def compare(
     latex: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Set runs side by side, a row a run: method, sparsity, accuracy, seconds, folder.
+    """Compare runs, one per row: method, sparsity, accuracy, seconds, folder.
 
     For example:
 
         skeletal compare runs
-
         skeletal compare runs/a runs/b --filter method=force --filter "density<0.05" --sort sparsity --markdown
-
         skeletal compare studies --filter model=vgg19-cifar --filter epochs=160 --plot accuracy.png --csv
 
     Parameters
     ----------
     runs
-        run folders, or folders that hold some at any depth (default runs)
+        run folders, or folders that contain some at any depth (default runs)
     sort
-        by this column, the smallest first, but the best accuracy; or by a setting, such as lr
+        column or setting, such as lr, to sort by: smallest first, except accuracy
     reverse
-        turn the order round
+        reverse the order
     filter
-        only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1; may
-        be given several times
+        only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1;
+        repeatable
     plot
-        draw accuracy against sparsity into this file (png, svg or pdf): a curve a method, means over seeds
+        draw accuracy against sparsity into this file (png, svg or pdf): one curve per method, means over seeds
     markdown
         print the table as Markdown
     csv
-        print it as CSV, every column, numbers as they are
+        print every column as CSV, numbers unrounded
     latex
-        print it as LaTeX
+        print the table as LaTeX
     json
         print every run with its settings as JSON on stdout
 
     """
     if markdown + csv + latex + json > 1:
-        raise ValueError("--markdown, --csv, --latex and --json are four ways to print the same: choose one")
+        raise ValueError("--markdown, --csv, --latex and --json exclude each other: choose one")
     from skeletal.harness.runs import compare as comparing
     from skeletal.harness.store.search import runs_below
 
     folders = {folder.path.absolute(): folder for root in runs or (Path("runs"),) for folder in runs_below(root)}
     if not folders:
-        raise ValueError(f"there is no run in {', '.join(map(str, runs or ('runs',)))}")
+        raise ValueError(f"no runs in {', '.join(map(str, runs or ('runs',)))}")
     rows = comparing.chosen(map(comparing.row_of, folders.values()), filter or ())
     if not rows:
         raise ValueError(f"none of {len(folders)} runs meets {' and '.join(filter or ())}")
@@ -87,13 +85,12 @@ def export(
 ) -> None:
     """Write a run's trained network for other runtimes: dead channels removed, the same outputs, any batch size.
 
-    The file is run on noise before it counts, and compared with the network it stands for. Images go in as in training:
-    scaled to 0..1, then normalized.
+    Runs the file on noise and compares it with the network before it reports success. Give the file images as in
+    training: scaled to 0..1, then normalized.
 
     For example:
 
         skeletal export runs/vgg-mini-digits-force-0.1-1a2b3c4d --onnx
-
         skeletal export runs/vgg-mini-digits-force-0.1-1a2b3c4d --torch --out digits.pt2
 
     Parameters
@@ -103,17 +100,17 @@ def export(
     onnx
         as ONNX, for onnxruntime and others; needs pip install 'skeletal[onnx]'
     torch
-        as a program of PyTorch's own, which torch.export.load reads without skeletal and without the network's code
+        as a PyTorch program that torch.export.load reads without skeletal or the network's code
     out
         the file; by default compact.onnx or compact.pt2 in the run's folder
     data_dir
-        where an image folder lies, of which only class names and sizes are asked
+        path of an image folder; only its class names and image sizes are read
     json
         print what was written as JSON on stdout
 
     """
     if onnx == torch:
-        raise ValueError("export as what? Say --onnx or --torch" + (", not both" if onnx else ""))
+        raise ValueError("say what to write: --onnx or --torch" + (", not both" if onnx else ""))
     from skeletal.harness.runs.export import export as write
 
     done = write(run, "onnx" if onnx else "torch", out, data_dir=data_dir)

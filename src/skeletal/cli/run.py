@@ -43,23 +43,20 @@ def run(
     For example:
 
         skeletal run --density 0.02
-
         skeletal run --model vgg19-cifar --data cifar10 --data-dir D --method force --density 0.01 --preset cifar10
-
         skeletal run --density 0.02 --seeds 3
-
         skeletal run --print-config > my.toml; skeletal run --config my.toml --seed 1
 
     Parameters
     ----------
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     out
         folder for run folders
     name
         name of the run folder, instead of model-data-method-density; a hash of the settings is appended
     seeds
-        how many runs, one per seed from --seed on; prints the mean and the deviation of their accuracy
+        number of seeds, from --seed on; prints mean accuracy and deviation
     wait
         wait for another process that works on the same run, instead of failing
     executor
@@ -109,15 +106,13 @@ def prune(
     For example:
 
         skeletal prune --model vgg19-cifar --data cifar10 --data-dir D --density 0.01 --steps 60 --out force.safetensors
-
         skeletal prune --method snip --batches-per-step 60 --density 0.005 --out snip-mb.safetensors
-
         skeletal prune --method force-regrow --as-in force-code --out as-the-official-code.safetensors
 
     Parameters
     ----------
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     out
         mask file to write
     overwrite
@@ -167,7 +162,6 @@ def train(
     For example:
 
         skeletal train --mask force.safetensors --data-dir D --preset cifar10
-
         skeletal train --model resnet20-cifar --data fashion-mnist --epochs 5
 
     Parameters
@@ -175,7 +169,7 @@ def train(
     mask
         mask file of `skeletal prune`; without one, train the dense network
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     out
         folder for run folders
     wait

@@ -30,14 +30,12 @@ def sanity(
     For example:
 
         skeletal sanity --density 0.02 --epochs 15
-
-        skeletal sanity --model vgg19-cifar --data cifar10 --data-dir D --density 0.01 --preset cifar10 --jobs 4
-        --executor local
+        skeletal sanity --model vgg19-cifar --data cifar10 --data-dir D --density 0.01 --jobs 4 --executor local
 
     Parameters
     ----------
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     seeds
         number of seeds, starting at --seed; at least 2
     shuffles

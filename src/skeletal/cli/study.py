@@ -21,9 +21,7 @@ study = App(
     For example:
 
         skeletal study list --scale cpu
-
         skeletal study run fig2 --scale smoke
-
         skeletal study table fig2 --scale smoke""",
     help_format="markdown",
 )
@@ -81,9 +79,7 @@ def run(
     For example:
 
         skeletal study run fig2 --scale smoke
-
         skeletal study run fig2 fig4 --scale gpu --only b --jobs 8 --device cuda --data-dir D
-
         skeletal study run table4 --scale paper --executor slurm --jobs 16 --slurm.partition gpu --slurm.gpus-per-node 1
 
     Parameters
@@ -211,7 +207,6 @@ def table(
     For example:
 
         skeletal study table 1 --scale paper
-
         skeletal study table fig2 --scale gpu --format csv --out fig2.csv
 
     Parameters
@@ -275,7 +270,7 @@ def measure(
     Parameters
     ----------
     preset
-        where unset options come from: cifar10, cifar100, tiny-imagenet, imagenet (the paper), or quick
+        defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     out
         folder for run folders
     json

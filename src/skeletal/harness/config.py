@@ -47,7 +47,7 @@ class Pruning:
 
     method: str = "force"
     """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, magnitude, random,
-    random-uniform, random-erk; `imp` prunes by training again and again; `dense` trains without a mask"""
+    random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
