@@ -28,7 +28,12 @@ from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import curve_style
 from skeletal.harness.runs.finding import create_model, load_data
 
-MODELS = {"vgg19-cifar": "VGG-19", "resnet50-cifar": "ResNet-50"}
+MODELS = {
+    "vgg19-cifar": "VGG-19",
+    "resnet50-cifar": "ResNet-50",
+    "vgg-mini": "VGG-mini",
+    "resnet20-cifar": "ResNet-20",
+}
 MANY = 60  # batches of the one-shot methods' MB variants: as many as FORCE sees in its steps
 ROWS = {name: {"method": name} for name in skeletal.METHODS}
 ROWS |= {"snip-mb": ROWS["snip"] | {"batches_per_step": MANY}, "grasp-mb": ROWS["grasp"] | {"batches_per_step": MANY}}
@@ -92,12 +97,13 @@ def print_table(masks):
 
 
 def draw(row, folder, path):
-    """Density of each layer of both networks, log scale; crosses at the bottom are empty layers."""
+    """Density of each layer of the first two networks that have masks, log scale; crosses at the bottom are empty."""
     from matplotlib.figure import Figure
 
     shown = TOGETHER.get(row, (row,))
     figure = Figure(figsize=(8, 2.6), layout="constrained")
-    for panel, (model_name, title) in zip(figure.subplots(1, 2, sharey=True), MODELS.items(), strict=True):
+    networks = [(name, title) for name, title in MODELS.items() if row in saved(folder, name)]
+    for panel, (model_name, title) in zip(figure.subplots(1, 2, sharey=True), networks, strict=False):
         masks = saved(folder, model_name)
         for name in [name for name in dict.fromkeys(["force", *shown]) if name in masks]:
             density = [float(keep.float().mean()) or float("nan") for keep in masks[name].values()]
@@ -144,7 +150,7 @@ def main():
     warnings.simplefilter("ignore", skeletal.CollapseWarning)  # a column says it
 
     if arguments.draw:
-        for method in skeletal.METHODS:
+        for method in [row for row in arguments.methods if row in skeletal.METHODS]:
             draw(method, arguments.out, arguments.draw / f"{method}.png")
         return
     data = None

@@ -46,8 +46,8 @@ class Pruning:
     """How the mask is found."""
 
     method: str = "force"
-    """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, magnitude, random,
-    random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
+    """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr, ntk-sap,
+    magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -175,8 +175,8 @@ UPDATES: dict[str, dict[str, Any]] = {
 
 IMP = "imp"
 
-ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp")
-ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow")
+ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr")
+ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
 
@@ -211,7 +211,7 @@ def resolve(record: Record, preset: str) -> Record:
             known["steps"] = 1
         elif record.method == IMP:
             known["steps"] = rounds_to(known["density"] if record.density is None else record.density)
-        elif record.method == "synflow":
+        elif record.method in ("synflow", "ntk-sap"):
             known["steps"] = 100
     if isinstance(record, Training):
         record = replace(record, update=named("update", record.update, UPDATES))

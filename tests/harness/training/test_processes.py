@@ -94,6 +94,13 @@ def half_of(model):
     return mask
 
 
+def moved(engine):
+    """Weights after a training whose mask moves once, in the step for which rank 1 has no example."""
+    update = dict(update="rigl", update_every=5, update_fraction=0.5, update_end=1.0)
+    model, _ = trained(mask=half_of(net()), training=replace(TRAINING, engine=engine, epochs=2, lr=0.01, **update))
+    return dict(model.state_dict())
+
+
 def nan_on_rank_1(rank):
     source = data()
     if rank == 1:
@@ -195,6 +202,7 @@ def work(rank, folder):
     found["auto"] = dict(model.state_dict()), result.engine, result.test.loss
     sparse, result = trained(mask=mask, training=replace(TRAINING, engine="sparse", epochs=1))
     found["sparse"] = dict(sparse.state_dict()), result.engine
+    found["moved"] = {engine: moved(engine) for engine in ("dense", "sparse")}
     engine = engine_for_all(
         net(), mask, "auto", device=torch.device("cpu"), example=lambda: torch.randn(4 + rank, 1, 8, 8)
     )
@@ -303,6 +311,16 @@ def test_a_compiled_network_is_trained_on_two_ranks_too(found):
         weights, engine = found[rank]["sparse"]
         assert engine == "sparse"
         close(weights, dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_a_mask_moves_on_two_ranks_as_on_one(found, engine):
+    expected, before = moved(engine), half_of(net())
+    for rank in (0, 1):
+        weights = found[rank]["moved"][engine]
+        close(weights, expected)
+        assert all(torch.equal(weights[name] != 0, expected[name] != 0) for name in before)
+        assert any((weights[name].ne(0) & ~keep).any() for name, keep in before.items())
 
 
 def test_what_ranks_tell_each_other(found):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from skeletal.core.model.preserve import (
     state_of,
     with_parameters,
 )
+from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.recompute import recomputing
 from skeletal.core.model.tensors import Tensors, all_finite, widen
+
+Value = TypeVar("Value")
 
 
 class Derivatives:
@@ -101,19 +104,74 @@ class Derivatives:
             ValueError: `average` is "absolute".
 
         """
-        if self.average == "absolute":
-            raise ValueError(
-                "average='absolute' has no meaning for a Hessian-gradient product: GRASP's criterion is signed,"
-                " and the sign tells what to prune; use average='signed'"
-            )
+        self._refuse_absolute(
+            "a Hessian-gradient product: GRASP's criterion is signed, and the sign tells what to prune"
+        )
         batches, again = self.batches.twice(self.count)
         with preserve_random_state(self.model):
             gradient, loss = self._gradient(weights, batches)
+        return self._hessian_product(weights, gradient, again), loss
+
+    def unrolled_gradient(
+        self, weights: Tensors, mask: Tensors | None = None, *, steps: int, rate: float, momentum: float = 0.0
+    ) -> tuple[Tensors, float]:
+        """The gradient, with respect to the weights, of the loss after some steps of SGD: a meta-gradient.
+
+        w_{i+1} = w_i - rate v_{i+1}, v_{i+1} = momentum v_i + ∇L_i(w_i), and then dL_M(w_M)/dw_0, exactly: from the end
+        to the beginning, by one Hessian product at each w_i (ProsPr, Alizadeh et al. 2022). Every step, and the
+        loss after the last, has `count` batches of its own; what is not among the weights stays as it is. Random layers
+        draw the same numbers in both passes of a step.
+
+        Args:
+            weights: w_0; see `gradient`.
+            mask: see `gradient`.
+            steps: M.
+            rate: of SGD.
+            momentum: of SGD.
+
+        Returns:
+            The gradient, and the mean loss at w_0.
+
+        Raises:
+            NonFiniteError, ValueError: as `hessian_gradient`.
+
+        """
+        self._refuse_absolute("a gradient through training steps")
+        path, velocity = [], {name: torch.zeros_like(value) for name, value in weights.items()}
+        first = None
+        for _ in range(steps):
+            batches, again = self.batches.twice(self.count)
+            seed = int(torch.randint(2**31, ()))
+            gradient, loss = self._with_seed(seed, lambda at=weights, seen=batches: self._gradient(at, seen))
+            first = loss if first is None else first
+            path.append((weights, again, seed))
+            velocity = {name: momentum * value + gradient[name] for name, value in velocity.items()}
+            weights = {name: value - rate * velocity[name] for name, value in weights.items()}
+        total, loss = self.gradient(weights)
+        through = {name: torch.zeros_like(value) for name, value in total.items()}  # dL/dv
+        for at, again, seed in reversed(path):
+            through = {name: value - rate * total[name] for name, value in through.items()}
+            product = self._with_seed(seed, lambda at=at, v=through, seen=again: self._hessian_product(at, v, seen))
+            total = {name: value + product[name] for name, value in total.items()}
+            through = {name: momentum * value for name, value in through.items()}
+        return total, loss if first is None else first
+
+    def _with_seed(self, seed: int, function: Callable[[], Value]) -> Value:
+        with preserve_random_state(self.model):
+            seed_all(seed)
+            return function()
+
+    def _refuse_absolute(self, what: str) -> None:
+        if self.average == "absolute":
+            raise ValueError(f"average='absolute' has no meaning for {what}; use average='signed'")
+
+    def _hessian_product(self, weights: Tensors, vector: Tensors, batches: Iterator[Any]) -> Tensors:
+        """H v, the Hessian of the mean loss over the batches at the weights, by a second backward pass through g·v."""
 
         def twice(leaves: Tensors, value: Tensor) -> None:
             first = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
             dots = [
-                (g * gradient[name].to(g.dtype)).sum() for name, g in zip(leaves, first, strict=True) if g is not None
+                (g * vector[name].to(g.dtype)).sum() for name, g in zip(leaves, first, strict=True) if g is not None
             ]
             along = torch.stack(dots).sum()
             if along.requires_grad:  # else the loss is linear in the weights
@@ -121,7 +179,7 @@ class Derivatives:
 
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            return self._mean(weights, again, twice, "Hessian-gradient product")[0], loss
+            return self._mean(weights, batches, twice, "Hessian-gradient product")[0]
 
     def _gradient(self, weights: Tensors, batches: Iterator[Any]) -> tuple[Tensors, float]:
         def once(leaves: Tensors, value: Tensor) -> None:

@@ -16,6 +16,7 @@ from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.tensors import Tensors, all_finite
 from skeletal.core.pruning.flow import synaptic_flow
+from skeletal.core.pruning.kernel import tangent_kernel_saliency
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
 
 
@@ -62,10 +63,16 @@ class Point:
         """H g at θ̄, of the mean loss over the batches."""
         return self._second[0]
 
+    def unrolled_gradient(self, *, steps: int, rate: float, momentum: float = 0.0) -> Tensors:
+        """∇ of the loss after some steps of SGD from θ̄, with respect to θ̄; see `Derivatives.unrolled_gradient`."""
+        asked = self._needed().unrolled_gradient(self.kept, self.mask, steps=steps, rate=rate, momentum=momentum)
+        self.__dict__["_unrolled"] = asked
+        return asked[0]
+
     @property
     def loss(self) -> float | None:
         """The mean loss at θ̄; None if the score did not need it."""
-        known = [self.__dict__[name][1] for name in ("_first", "_second") if name in self.__dict__]
+        known = [self.__dict__[name][1] for name in ("_first", "_second", "_unrolled") if name in self.__dict__]
         return known[0] if known else None
 
 
@@ -90,6 +97,22 @@ def gradient_norm(at: Point) -> Tensors:
 def gradient_preservation(at: Point) -> Tensors:
     """θ̄ ⊙ H g: GRASP prunes the largest -θ_i [Hg]_i (Eq. 4), so the highest of this are kept. Signed."""
     return {name: at.kept[name] * product for name, product in at.hessian_gradient.items()}
+
+
+def prospect(at: Point) -> Tensors:
+    """|θ̄ ⊙ dL(θ_M)/dθ̄|: what a weight is worth to the loss after M steps of training (ProsPr, Alizadeh et al. 2022).
+
+    The derivative with respect to the mask, which acts on the initial weights alone. Three steps of SGD at a rate of
+    0.5 with momentum 0.9, as the paper's authors have them, on the prunable weights.
+    """
+    gradients = at.unrolled_gradient(steps=3, rate=0.5, momentum=0.9)
+    return {name: (at.kept[name] * gradient).abs_() for name, gradient in gradients.items()}
+
+
+def kernel_spectrum(at: Point) -> Tensors:
+    """|∂ E‖f(x; θ ⊙ c) - f(x; (θ + Δ) ⊙ c)‖² / ∂c| for random θ, Δ and x (NTK-SAP, Wang et al. 2023)."""
+    derivatives = at._needed()
+    return tangent_kernel_saliency(derivatives.model, at.weights, at.mask, derivatives.batches.peek(), at.generator)
 
 
 def flow(at: Point) -> Tensors:
