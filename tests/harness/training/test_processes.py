@@ -15,7 +15,7 @@ from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data.memory import Arrays, MemorySplit, Part, assemble
 from skeletal.harness.data.placing import shared
 from skeletal.harness.data.specs import SPECS
-from skeletal.harness.runs import experiment, finding, review
+from skeletal.harness.runs import experiment, finding, load, review
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import engine_for_all
@@ -55,7 +55,7 @@ def net(*_, **__):
 
 
 def run(root, training=TRAINING, pruning=PRUNING):
-    for module in (experiment, review):
+    for module in (experiment, review, load):
         module.load_data, module.create_model = data, net
     return experiment.run(SETUP, pruning, training, root=Path(root), progress=False)
 
@@ -233,7 +233,7 @@ def single(tmp_path_factory):
         folder, result = run(tmp_path_factory.mktemp("one"))
         return folder.path, result, evaluated(folder.path)
     finally:
-        for module in (experiment, review):
+        for module in (experiment, review, load):
             module.load_data, module.create_model = before
 
 
