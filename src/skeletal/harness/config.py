@@ -47,7 +47,6 @@ class Pruning:
 
     method: str = "force"
     """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr, ntk-sap,
-    """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr, ntk-sap,
     magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
