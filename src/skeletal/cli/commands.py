@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def _named(tokens: Sequence[str]) -> str:
-    """What is being done, as long as nobody says more."""
+    """What the command is doing, until something says more."""
     names = takewhile(lambda token: not token.startswith("-"), tokens)
     return " ".join(["skeletal", *islice(names, 2)])
 
@@ -167,8 +167,8 @@ def _message(error: Exception) -> str:
             "EDQUOT": "make room, then run the same command again",
             "EROFS": "choose another place, or mount it for writing",
             "EACCES": "choose another place, or change its permissions",
-            "ENOTDIR": "a file stands where a folder is wanted; choose another place",
-            "EEXIST": "a file stands where a folder is wanted; choose another place",
+            "ENOTDIR": "there is a file where a folder is needed; choose another place",
+            "EEXIST": "there is a file where a folder is needed; choose another place",
         }.get(errno.errorcode.get(error.errno or 0, ""), "check the path")
         return f"{error.filename or 'input/output'}: {error.strerror}; {about}"
     return str(error)

@@ -271,7 +271,7 @@ def compile(
         path: "auto" measures each layer, then whole training steps, and takes the fastest, dense ones among them;
             remembered for these shapes and this host. "sparse" and "dense" force one.
         dtype: what you train in: `torch.bfloat16` measures as under autocast to it, `torch.float32` without, None as
-            it is where this is called. What counts in the end is the autocast around each forward pass, or inputs in
+            it is where this is called. What finally counts is the autocast around each forward pass, or inputs in
             bfloat16: then sparse layers keep maps and their gradients in bfloat16, half the memory to read and write,
             and parameters, arithmetic and statistics in float32.
 

@@ -205,7 +205,7 @@ def resolve(record: Record, preset: str) -> Record:
                 f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
             )
         if record.sparsity is not None:
-            # In decimals: 1 - 0.98 is 0.02 to whoever writes it, and has to be the same run.
+            # In decimals: 1 - 0.98 is 0.02 to the person who writes it, and has to be the same run.
             record = replace(record, sparsity=None, density=float(1 - Decimal(str(record.sparsity))))
         if record.method in ONE_SHOT:
             known["steps"] = 1
@@ -238,5 +238,5 @@ def _of_update(training: Training) -> dict[str, Any]:
         if getattr(training, name) is not None and name not in takes:
             raise ValueError(f"{name} is given, which --update {training.update} does not take: leave it out")
     if training.update == "gradual" and training.update_density is None:
-        raise ValueError("--update gradual needs --update-density: the fraction of weights that is left in the end")
+        raise ValueError("--update gradual needs --update-density: the fraction of weights left at the end")
     return known

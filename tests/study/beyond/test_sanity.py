@@ -95,7 +95,9 @@ def test_from_masks_to_a_table(finished):
     assert "overlap" not in by_name["dense", 0]
     mask = Mask.load(root / redrawn["run"] / "mask.safetensors")
     assert mask == Mask.load(root / original["run"] / "mask.safetensors")
-    assert table(rows).count("\n") == len(sanity.ABOUT)
+    shown, legend = table(rows).split("\n\n")
+    assert shown.count("\n") == len(sanity.ABOUT)
+    assert all(name in legend for name in ("overlap", "layers", "saliency", "effective / kept", "path", "accuracy"))
     assert len(answer(rows).splitlines()) == 6
 
 

@@ -63,7 +63,7 @@ def classify(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Known:
 
 
 class _Alone:
-    """Which modules are used once, by nobody else, and as they stand."""
+    """Which modules are used exactly once, unchanged."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         nodes = module.graph.nodes

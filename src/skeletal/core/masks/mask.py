@@ -164,7 +164,7 @@ class Mask(Tabular, Mapping[str, Tensor]):
         return bars(axes, list(self), {"density": shares}, log=True, ylabel="density (fraction kept)", title=title)
 
     def save(self, path: str | Path) -> None:
-        """Write the mask, a bit a weight, and its metadata as safetensors; at once or not at all."""
+        """Write the mask, one bit per weight, and its metadata as safetensors; at once or not at all."""
         maskfile.write(path, self._tensors, self.metadata)
 
     @classmethod

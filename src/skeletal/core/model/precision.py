@@ -42,7 +42,7 @@ def in_float32(outputs: Any) -> Any:
 
 
 def prefers_channels_last(model: nn.Module, precision: str) -> bool:
-    """Whether images had better lie channels-last, as measured on a CPU (docs/cost.md).
+    """Whether channels-last is the faster memory order for images, as measured on a CPU (docs/cost.md).
 
     In bfloat16 every convolution runs faster so; in float32 those of 1x1 do, and larger ones are slower. Elsewhere, and
     in other number formats, the caller's own order stays.

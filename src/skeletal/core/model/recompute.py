@@ -1,4 +1,4 @@
-"""Hold little of a forward pass, and run parts of it again on the way back: the same numbers in less memory."""
+"""Hold little of a forward pass, and recompute parts of it in the backward pass: the same numbers in less memory."""
 
 import math
 from collections import Counter

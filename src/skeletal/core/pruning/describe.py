@@ -45,7 +45,7 @@ def warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
 
     Args:
         mask: as `prune` made it.
-        why_unknown: why nobody knows whether there is a path, if so.
+        why_unknown: why it is unknown whether there is a path, if it is.
 
     Warns:
         CollapseWarning: at the line that called `prune`.

@@ -52,7 +52,7 @@ def _find(
     settings: Settings,
     on_step: Callable[[Step], None] | None,
 ) -> tuple[Mask, str]:
-    """The mask, and why nobody knows whether it leaves a path, if so."""
+    """The mask, and why it is unknown whether it leaves a path, if it is."""
     counts = settings.counts(sum(weight.numel() for weight in weights.values()))
     with preserve_model(model, training=settings.bn_mode == "train", seed=settings.seed), flush_denormals():
         settings.agree(model, counts, list(weights))

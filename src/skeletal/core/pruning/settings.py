@@ -28,7 +28,7 @@ def density_of(density: float | None, sparsity: float | None) -> float:
         raise ValueError(f"give density, the fraction kept, or sparsity, the fraction pruned: {given}")
     if density is not None:
         return float(density)
-    # In decimals: 1 - 0.98 is 0.02 to whoever writes it.
+    # In decimals: 1 - 0.98 is 0.02 to the person who writes it.
     return float(1 - Decimal(str(float(sparsity or 0))))
 
 

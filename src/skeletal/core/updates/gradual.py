@@ -11,7 +11,7 @@ from skeletal.core.updates.rule import Moment, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Gradual(Rule):
-    """Prune the smallest weights while training, fast at first and slowly in the end (Zhu and Gupta 2017).
+    """Prune the smallest weights while training, fast at first and slowly at the end (Zhu and Gupta 2017).
 
     "To prune, or not to prune: exploring the efficacy of pruning for model compression", Eq. 1. All layers have the
     same density in the end, except those that had less in the beginning, which keep what they have.

@@ -43,7 +43,7 @@ class NormArgs(NamedTuple):
 
 
 class NormGradArgs(NamedTuple):
-    """Batch norm on the way back."""
+    """Batch norm, backward."""
 
     maps: tuple[Tensor | None, Tensor | None, Tensor | None]
     """its input, its output where that is needed, and memory for the gradient of what was added"""

@@ -51,7 +51,7 @@ def _columns(names: Iterable[str]) -> int:
 
 
 def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
-    """Kept weights of each layer, a curve a mask, log scale; below 1, a cross for each empty layer.
+    """Kept weights of each layer, one curve per mask, log scale; below 1, a cross for each empty layer.
 
     Raises:
         ValueError: the masks are of different networks, or `path` is no picture's name.
@@ -69,7 +69,7 @@ def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
         kept = [int(mask[layer].sum()) or float("nan") for layer in layers]  # NaN breaks the line at an empty layer
         axes.plot(kept, label=name, linewidth=1.5, markersize=5, **look)
         empty = [x for x, layer in enumerate(layers) if not mask[layer].any()]
-        row = [0.6 * 0.6**position] * len(empty)  # a row a mask, so that none hides another
+        row = [0.6 * 0.6**position] * len(empty)  # one row per mask, so that none hides another
         axes.plot(empty, row, "x", color=look["color"], markersize=7, markeredgewidth=2)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.6 ** (len(masks) + 1))

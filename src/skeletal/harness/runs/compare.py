@@ -1,4 +1,4 @@
-"""Runs side by side: a row a run, some of them, in order, as a table or a figure."""
+"""Runs side by side: one row per run, some of them, in order, as a table or a figure."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -140,7 +140,7 @@ def _shown(row: Row, name: str) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against sparsity, a curve a method, the mean over seeds with its deviation.
+    """Accuracy against sparsity, one curve per method, the mean over seeds with its deviation.
 
     Raises:
         ValueError: no run has finished, or they are of several networks or data sets.

@@ -232,7 +232,7 @@ class _Training:
         return time.perf_counter() - started
 
     def disk(self) -> int:
-        """Bytes of the run folder in the end."""
+        """Bytes of the finished run folder."""
         if self.mask is not None:
             self.mask.save(self.folder.path / MASK)
         sizes = {file.name: file.stat().st_size for file in self.folder.path.rglob("*") if file.is_file()}

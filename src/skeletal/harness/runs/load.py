@@ -31,7 +31,7 @@ class Run:
     result: dict[str, Any]
     """what it scored and cost, as in `result.json`"""
     metrics: list[dict[str, Any]]
-    """a row an epoch"""
+    """one row per epoch"""
     shape: tuple[int, int, int]
     """of an input image: channels, height, width"""
 

@@ -158,7 +158,7 @@ class RunFolder:
             BusyError: another process holds it; the message says which one, on which machine, and since when.
 
         Warns:
-            UserWarning: the file system has no locks, so that nobody is kept out.
+            UserWarning: the file system has no locks, so nothing keeps other processes out.
 
         """
         with run_lock.claim(self._lock, str(self.path), wait=wait):

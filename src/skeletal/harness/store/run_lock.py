@@ -55,7 +55,7 @@ def claim(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         BusyError: another process, or another thread of this one, holds it.
 
     Warns:
-        UserWarning: the file system has no locks, so that nobody is kept out; or we wait.
+        UserWarning: the file system has no locks, so nothing keeps other processes out; or we wait.
 
     """
     lock = Path(os.path.abspath(lock))

@@ -136,7 +136,7 @@ class RunState:
         return self.newest
 
     def check(self) -> None:
-        """Refuse a state that nobody should go on from.
+        """Refuse a state that a run must not resume from.
 
         Raises:
             MaskError: a pruned weight has moved.

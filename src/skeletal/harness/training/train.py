@@ -48,7 +48,7 @@ def train(
     raise `Interrupted`; a second SIGINT interrupts at once. Signals are handled in the main thread only.
 
     A masked model on a CPU may be trained by a compiled network in its place (`training.engine`); its values come
-    back into the model in the end. "auto" measures once, and a resumed run keeps to what was chosen then.
+    back into the model at the end. "auto" measures once, and a resumed run keeps to what was chosen then.
 
     The model moves to `device` and stays there, in training mode; `training.channels_last` changes the memory
     order of its weights. torch's global random state is seeded with `seed`, or restored when resuming.

@@ -246,8 +246,15 @@ def _spread(values: Sequence[float], spec: str) -> str:
     return f"{statistics.fmean(values):{spec}}{deviation}"
 
 
+_LEGEND = (
+    "overlap, layers: with the mask as found, weight by weight (Jaccard) and by the layers' densities; 1 is the same",
+    "saliency: FORCE's, over that of the mask as found; effective / kept: share of the kept weights on a path",
+    "path: masks that lead from input to output, of all; accuracy: on the test set",
+)
+
+
 def table(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
-    """Mean and standard deviation of each check over its runs, a line a check."""
+    """Mean and standard deviation of each check over its runs, one line per check."""
     columns = ("check", "overlap", "layers", "saliency", "effective / kept", "path", "accuracy (%)", "runs")
     lines = []
     for check in ABOUT:
@@ -267,7 +274,7 @@ def table(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
                 str(len(mine)),
             ]
         )
-    return Table(columns, lines).shown(markdown=markdown)
+    return Table(columns, lines, notes=_LEGEND).shown(markdown=markdown)
 
 
 def difference(rows: Sequence[dict[str, Any]], check: str) -> tuple[float, float] | None:
@@ -292,7 +299,7 @@ def difference(rows: Sequence[dict[str, Any]], check: str) -> tuple[float, float
 
 
 def answer(rows: Sequence[dict[str, Any]]) -> str:
-    """What each check costs, a line each, and whether that can be told from nothing."""
+    """What each check costs, one line each, and whether that can be told from nothing."""
     lines = []
     for check in ("shuffled", "other weights", "SNIP's positions", "SNIP's layers", "SNIP", "random"):
         found = difference(rows, check)

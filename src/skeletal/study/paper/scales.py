@@ -55,7 +55,7 @@ class Scale:
     deepest: tuple[float, ...]
     """beyond them: FORCE on ResNets"""
     saliency_densities: tuple[float, ...]
-    """a line each in figures 4a and 5"""
+    """one line each in figures 4a and 5"""
     steps: tuple[int, ...]
     """values of T in figures 4, 5 and 6; 1 is one-shot SNIP"""
     structure_density: float
@@ -63,7 +63,7 @@ class Scale:
     schedule_density: float
     """figure 4b"""
     global_densities: tuple[float, ...]
-    """a line each in figure 10; the last is where its iterative methods end"""
+    """one line each in figure 10; the last is where its iterative methods end"""
     methods: tuple[str, ...] = ()
     """if any, only these labels of the paper's"""
     more: tuple[str, ...] = ()
