@@ -300,3 +300,36 @@ def test_two_processes_train_as_one(tmp_path):
     found = torch.load(tmp_path / "state", weights_only=True)
     for name, value in fast.state_dict().items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_an_exporter_is_told_what_to_export_instead():
+    model, batch = convnet(), images()[0]
+    fast = skeletal.compile(model, random_mask(model, DENSITY), batch, path="sparse").eval()
+    inputs = batch[0]
+    with pytest.raises(RuntimeError, match=r"skeletal\.compact\(fast\.to_dense\(\), fast\.mask, example\)\.model"):
+        torch.export.export(fast, (inputs,))
+    small = skeletal.compact(fast.to_dense().eval(), fast.mask, batch).model
+    with torch.no_grad():
+        torch.testing.assert_close(small(inputs), fast(inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_functional_call_finds_parameters_under_the_original_names():
+    model, batch = convnet(), images()[0]
+    fast = skeletal.compile(model, random_mask(model, DENSITY), batch, path="sparse").eval()
+    zeros = {name: torch.zeros_like(value) for name, value in fast.named_parameters()}
+    inputs = batch[0]
+    with torch.no_grad():
+        assert fast(inputs).any() and not torch.func.functional_call(fast, zeros, (inputs,)).any()
+        assert fast(inputs).any()
+    assert not hasattr(fast, "nothing_of_that_name")
+
+
+def test_compiling_says_what_takes_its_time(capsys, monkeypatch):
+    monkeypatch.setattr("skeletal.core.progress.FIRST", 0)
+    model, batch = convnet(), images()[0]
+    mask = random_mask(model, DENSITY)
+    skeletal.compile(model, mask, batch)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"] + "-new")
+    skeletal.compile(model, mask, batch, progress=True)
+    assert "compiling kernels and measuring what is fastest, once" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from skeletal.core.model.batches import forward, map_tensors
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.preserve import preserve_mode, preserve_random_state, preserve_values
 from skeletal.core.model.snapshot import Snapshot
+from skeletal.core.progress import stage
 from skeletal.engine import host
 from skeletal.engine.modules.blocked import Blocked, ToBlocks
 from skeletal.engine.modules.layers import Sparse, SparseConv2d
@@ -153,7 +154,8 @@ def fastest(
     if choice is None or not set(choice["sparse"]) <= set(layers):
         own_code = not shapes  # which may leave things behind
         before = Snapshot(network.network) if own_code else None
-        choice = measure(network, layers, shapes, example)
+        with stage("compiling kernels and measuring what is fastest, once for these shapes and this CPU"):
+            choice = measure(network, layers, shapes, example)
         if before is not None:
             before.restore()
         remember(key, choice)

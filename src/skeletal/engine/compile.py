@@ -20,10 +20,11 @@ from skeletal.core.model.precision import autocast_as_inputs
 from skeletal.core.model.preserve import device_of, preserve_attributes
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
+from skeletal.core.progress import shown
 from skeletal.engine.availability import available
 from skeletal.engine.decay import param_groups, warn_of_lost_decay
 from skeletal.engine.dense_compact import dense_compact, gain
-from skeletal.engine.network import Network, channels_last, input_shapes
+from skeletal.engine.network import Network, channels_last, input_shapes, refuse_exporters, under_its_name
 from skeletal.engine.report import DENSE_LAST, FULL, EngineReport, LayerTimes
 from skeletal.engine.user_state import Handed, from_user, load_written, to_user
 
@@ -83,6 +84,8 @@ class Compiled(Traced):
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """What the original network takes and returns."""
+        if self._sparse:
+            refuse_exporters()
         if torch.compiler.is_compiling() and isinstance(self.network, Network):
             return self._run_outside_graphs(*arguments, **options)
         return self._run(*arguments, **options)
@@ -98,6 +101,11 @@ class Compiled(Traced):
         # The graph may switch gradients off; an error must not leave them so.
         with autocast_as_inputs(arguments, options, self.parameters()), torch.set_grad_enabled(torch.is_grad_enabled()):
             return self.network(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Modules and tensors under the original network's names, too, where `functional_call` looks for them."""
+        found = under_its_name(self.__dict__.get("_modules", {}).get("network"), name)
+        return super().__getattr__(name) if found is None else found
 
     def _take_over(self) -> None:
         """Load what was written into the last `state_dict` of this network, as into any module's own memory."""
@@ -255,6 +263,7 @@ def compile(
     *,
     path: str = "auto",
     dtype: torch.dtype | None = None,
+    progress: bool = False,
 ) -> Compiled:
     """Make a masked network faster and smaller: the same function and gradients, at the cost of the kept weights.
 
@@ -274,6 +283,7 @@ def compile(
             it is where this is called. What finally counts is the autocast around each forward pass, or inputs in
             bfloat16: then sparse layers keep maps and their gradients in bfloat16, half the memory to read and write,
             and parameters, arithmetic and statistics in float32.
+        progress: say on stderr what takes time: kernels are compiled once per machine, in about half a minute.
 
     Returns:
         A module to train and run instead of the model: create the optimizer on *its* parameters. `to_dense()` gives
@@ -300,7 +310,7 @@ def compile(
     if device_of(model).type != "cpu":
         return _without_kernels(model, mask, batch, path)
     autocast = nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16)
-    with preserve_attributes(model):
+    with shown(True) if progress else nullcontext(), preserve_attributes(model):
         compacted = compact(model, mask, batch)
         with autocast:
             if path != "dense":

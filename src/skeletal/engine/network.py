@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from skeletal.compaction.tracing.network import Traced
 
@@ -68,6 +68,26 @@ def input_shapes(graph: fx.Graph) -> dict[str, tuple[int, ...]]:
         if node.op == "call_module" and isinstance(source, fx.Node) and "shape" in source.meta:
             found[str(node.target)] = tuple(source.meta["shape"])
     return found
+
+
+def under_its_name(network: nn.Module | None, name: str) -> Any:
+    """A child, a parameter or a buffer of a network by its name there; None where it has none."""
+    kinds = () if network is None else (network._modules, network._parameters, network._buffers)
+    return next((kind[name] for kind in kinds if name in kind), None)
+
+
+def refuse_exporters() -> None:
+    """Kernels of ours are nothing that torch.export, torch.onnx or torch.jit could write down.
+
+    Raises:
+        RuntimeError: one of them is at work; says what to export instead.
+
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise RuntimeError(
+            "a compiled network runs on kernels that no exporter can read: export"
+            " skeletal.compact(fast.to_dense(), fast.mask, example).model, which computes the same"
+        )
 
 
 def channels_last(argument: Any) -> Any:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from skeletal.engine.host import processor
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is the first of CUDA, MPS and CPU that is there; anything else is torch's own name.
@@ -28,6 +30,12 @@ def pick_device(name: str) -> torch.device:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); cpu always is") from None
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16, so that computing in it pays."""
+    (flags,) = processor("flags")[:1]
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 @contextmanager

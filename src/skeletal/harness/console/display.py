@@ -7,6 +7,7 @@ from typing import Any
 from skeletal.core.model.distributed import rank
 from skeletal.core.progress import Progress, current
 from skeletal.harness.console.interrupt import Interrupted
+from skeletal.harness.devices import multiplies_bfloat16
 from skeletal.harness.store.folders import RunFolder
 
 
@@ -33,6 +34,11 @@ class Display:
             self._progress.say("resuming after the last epoch" if done else f"resuming at epoch {epoch + 1}{at}")
         total, done = self._epochs * self._steps, epoch * self._steps + batch
         self._stage = self._open.enter_context(self._progress.stage("training", total, unit="step", done=done))
+
+    def hint_at_bfloat16(self) -> None:
+        """Say that this CPU could compute in another type, if it can: the default is the paper's float32."""
+        if multiplies_bfloat16():
+            self._progress.say("training in float32; this CPU multiplies bfloat16, too: --bf16 may take half the time")
 
     def note(self, text: str) -> None:
         """What is being done, beside the steps."""

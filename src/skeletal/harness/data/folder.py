@@ -9,6 +9,7 @@ and CenterCrop(224) to test; for another size than 224 in the same proportion.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -97,6 +98,11 @@ def _collate(size: int, decoded: list[Decoded]) -> tuple[Tensor, Tensor, list[Da
     return images, labels, [example for example in decoded if isinstance(example, Damaged)]
 
 
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C in a terminal goes to all processes; the one that waits for the others ends them, without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @dataclass(frozen=True)
 class FolderBatches:
     """The batches `indices` of one pass. Iterating starts the workers, which stop with the iterator."""
@@ -122,6 +128,7 @@ class FolderBatches:
             collate_fn=partial(_collate, split.size),
             num_workers=split.workers,
             pin_memory=split.device.type == "cuda",
+            worker_init_fn=_leave_interrupts_to_the_parent,
             generator=torch.Generator(),  # else the loader draws its workers' seed from the global one
         )
         skipped: list[Damaged] = []

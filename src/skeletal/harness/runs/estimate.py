@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from skeletal.core.masks.mask import Mask
+from skeletal.core.progress import stage
 from skeletal.core.pruning.algorithm import Step
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data import Data, Split, resident
@@ -76,9 +77,13 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
     data_seconds = time.perf_counter() - started
     with warnings.catch_warnings(), TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # of masks found in three steps
-        mask, prune_seconds = (None, 0.0) if pruning.method == DENSE else _pruning(model, data, setup, pruning)
+        mask, prune_seconds = None, 0.0
+        if pruning.method != DENSE:
+            with stage("timing some steps of pruning"):
+                mask, prune_seconds = _pruning(model, data, setup, pruning)
         cost = _Training(model, data, setup, training, mask, Path(scratch), device)
-        train_seconds = cost.seconds(steps)
+        with stage("timing some steps of training"):
+            train_seconds = cost.seconds(steps)
         disk = cost.disk()
     return Estimate(
         data_seconds=data_seconds,

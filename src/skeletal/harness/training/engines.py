@@ -104,7 +104,7 @@ def engine_for(
             raise ValueError(f"this run began with the sparse engine, which does not work here: {works}")
         warnings.warn(f"training dense, masked weights: the sparse engine does not work here: {works}", stacklevel=3)
         return Engine(model, _DENSE)
-    with stage("compiling kernels and measuring them, once for these shapes and this CPU"):
+    with stage("preparing the sparse engine"):
         return _compiled(model, mask, asked, example(), autocast, earlier)
 
 

@@ -31,6 +31,9 @@ from skeletal.harness.training.processes import Team, generator_seed
 from skeletal.harness.training.step import Batching
 from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
 
+LONG = 1000
+"""steps of a training that is worth a word on how to make it shorter"""
+
 
 class Trainer:
     """One training, resumed where its folder's checkpoint left it. Set up inside a `with` block.
@@ -102,7 +105,10 @@ class Trainer:
         self._run, self._team = run, Team(network, task.device)
         self._tracker = trackers.of(task.folder if training.tensorboard and rank() == 0 else None, task.mask, run.epoch)
         opened.callback(self._tracker.close)
-        self._display.begin(run.epoch, run.batch, resumed=bool(run.epoch or run.batch))
+        begun = bool(run.epoch or run.batch)
+        if not begun and self._steps * self._epochs >= LONG and not training.bf16 and run.device.type == "cpu":
+            self._display.hint_at_bfloat16()
+        self._display.begin(run.epoch, run.batch, resumed=begun)
         self._way: Way | None = None
 
     def _moving(self, run: RunState, skeleton: Skeleton, rule: Rule) -> Moving:
