@@ -6,7 +6,7 @@ NETWORKS = {
     "resnet20-cifar": "ResNet-20 (16-32-64 channels) with 1x1 projection shortcuts; 0.27M parameters",
     "stable-resnet20-cifar": "the same, residual branches scaled by 1/3",
     "vgg19-cifar": "VGG-19 with batch norm, as in GraSP; 20.0M parameters",
-    "vgg11-cifar": "VGG-11 with batch norm, built likewise; 9.2M parameters",
+    "vgg11-cifar": "VGG-11 with batch norm, built the same way; 9.2M parameters",
     "vgg-mini": "8 narrow conv layers for 8x8 to 32x32 images; 0.47M parameters",
     "lenet5": "LeNet-5 with ReLU and max pooling; 62k parameters at 28x28",
 }
