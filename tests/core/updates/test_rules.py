@@ -117,6 +117,8 @@ def test_gradual_prunes_all_layers_to_one_density_and_keeps_what_a_sparser_one_h
         (lambda: skeletal.Gradual(density=0.1, begin=0.8), r"begin is 0\.8"),
         (lambda: skeletal.RigL().check(10, 100, 99), "never moves in 99: choose a smaller every"),
         (lambda: skeletal.RigL(end=0.1).check(10, 100, 1000), "up to 0.1 of the training"),
+        (lambda: skeletal.SET(every=5).check(100, 100, 1000), "the mask keeps all weights"),
+        (lambda: skeletal.RigL().check(100, 100, 1000), "the mask keeps all weights"),
         (lambda: skeletal.Gradual(density=0.2).check(10, 100, 1000), "the mask begins with 10: choose a density"),
         (lambda: skeletal.Gradual(density=0.001).check(10, 100, 1000), "ends at 0 of 100"),
     ],

@@ -200,3 +200,27 @@ def test_a_run_from_end_to_end(tmp_path, method):
     assert json.loads((place.path / "result.json").read_text()) == result
     assert review.evaluate_run(place.path).loss == pytest.approx(result["test"]["loss"])
     assert experiment.run(Setup(device="cpu"), pruning, training, root=tmp_path, progress=False)[1] == result
+
+
+@pytest.mark.parametrize(
+    ("method", "update", "message"),
+    [
+        ("dense", dict(update="rigl", update_every=1), "the mask keeps all weights"),
+        ("force", dict(update="rigl"), "never moves in 6: choose a smaller every"),
+        (
+            "force",
+            dict(update="gradual", update_density=0.2, update_every=1),
+            "choose a density above 0 and at most 0.09",
+        ),
+    ],
+)
+def test_a_run_refuses_an_update_that_does_nothing_before_it_prunes(tmp_path, monkeypatch, method, update, message):
+    def never(*_, **__):
+        raise AssertionError("pruned")
+
+    monkeypatch.setattr(experiment, "find_mask", never)
+    training = resolve(Training(epochs=1, batch_size=256, **update), "quick")
+    with pytest.raises(ValueError, match=message):
+        pruning = resolve(Pruning(method=method), "quick")
+        experiment.run(Setup(device="cpu"), pruning, training, root=tmp_path, progress=False)
+    assert not [place for place in tmp_path.iterdir() if place.is_dir()]

@@ -6,6 +6,17 @@ from torch import Tensor
 from skeletal.core.masks.selection import top
 
 
+def check_room(kept: int, total: int) -> None:
+    """Refuse a mask to which nothing can be exchanged.
+
+    Raises:
+        ValueError: every weight is kept.
+
+    """
+    if kept == total:
+        raise ValueError("the mask keeps all weights, so that none can come for those that go: begin with a sparse one")
+
+
 def stay(scores: Tensor, keep: Tensor, number: int) -> Tensor:
     """What is left of a layer's kept weights when the `number` of the lowest scores go; ties go to the first position.
 

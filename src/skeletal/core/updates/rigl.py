@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from skeletal.core.model.tensors import Tensors
-from skeletal.core.updates.exchange import grow, stay
+from skeletal.core.updates.exchange import check_room, grow, stay
 from skeletal.core.updates.rule import Moment, Rule, check_fraction
 
 
@@ -25,6 +25,11 @@ class RigL(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction(self.fraction)
+
+    def check(self, kept: int, total: int, steps: int) -> None:
+        """See `Rule.check`; and the mask must not keep all weights."""
+        super().check(kept, total, steps)
+        check_room(kept, total)
 
     def moving(self, step: int, steps: int) -> float:
         """f_decay(t; α, T_end) = α/2 (1 + cos(πt / T_end)) (Eq. 1)."""

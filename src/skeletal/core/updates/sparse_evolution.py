@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from skeletal.core.model.tensors import Tensors
-from skeletal.core.updates.exchange import grow, stay
+from skeletal.core.updates.exchange import check_room, grow, stay
 from skeletal.core.updates.rule import Moment, Rule, check_fraction
 
 
@@ -26,6 +26,11 @@ class SET(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction(self.fraction)
+
+    def check(self, kept: int, total: int, steps: int) -> None:
+        """See `Rule.check`; and the mask must not keep all weights."""
+        super().check(kept, total, steps)
+        check_room(kept, total)
 
     def next_mask(self, at: Moment) -> Tensors:
         """What stays of each sign, and random weights in the place of what goes."""

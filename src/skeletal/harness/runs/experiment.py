@@ -13,6 +13,7 @@ from torch import nn
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, together
+from skeletal.core.model.weights import prunable_weights
 from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.prune import prune
@@ -23,6 +24,7 @@ from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.runs.rewinding import last_round, rewind_epoch
 from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.training.moving import rule_of
 from skeletal.harness.training.processes import launcher
 from skeletal.harness.training.task import Task, TrainResult
 from skeletal.harness.training.train import steps_per_epoch, train
@@ -113,9 +115,10 @@ def run(
 def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None, progress: bool) -> Task:
     """Find the mask of a run that is claimed, and make its folder; what is left to be trained."""
     place = _place(setup, pruning, training, root, name)
-    data, model = _prepare(setup, training)
     if pruning.method == IMP:
         rewind_epoch(pruning, training.epochs or 0)
+    data, model = _prepare(setup, training, 1.0 if pruning.method == DENSE else pruning.density or 1.0)
+    if pruning.method == IMP:
         return last_round(_opened(place, model, data, setup, training, None), pruning, progress=progress)
     if pruning.method != DENSE:
         mask = _mask_of(RunFolder.find(*place), model, data, setup, pruning, progress)
@@ -158,7 +161,7 @@ def train_masked(
     folder = RunFolder.find(*place)
 
     def work() -> dict[str, Any]:
-        data, model = _prepare(setup, training)
+        data, model = _prepare(setup, training, 1.0 if mask is None else mask.density)
         if mask is not None:
             for what, ours in (("network", setup.model), ("seed", setup.seed)):
                 theirs = mask.metadata.get(what, ours)
@@ -196,12 +199,16 @@ def _method(mask: Mask) -> str:
     return mask.metadata.get("method", "mask")
 
 
-def _prepare(setup: Setup, training: Training) -> tuple[Data, nn.Module]:
+def _prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.Module]:
     """Data and network; whatever is wrong with the settings is refused here, before hours of pruning."""
     pick_device(setup.device)
     data = load_data(setup)
-    steps_per_epoch(training, data)
-    return data, create_model(setup, data)
+    steps = steps_per_epoch(training, data)
+    model = create_model(setup, data)
+    if (rule := rule_of(training, steps)) is not None:
+        total = sum(weight.numel() for weight in prunable_weights(model).values())
+        rule.check(round(density * total), total, steps * (training.epochs or 0))
+    return data, model
 
 
 def _mask_of(folder: RunFolder, model: nn.Module, data: Data, setup: Setup, pruning: Pruning, progress: bool) -> Mask:
