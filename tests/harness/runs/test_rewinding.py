@@ -103,7 +103,7 @@ def test_a_round_that_prunes_nothing_is_the_dense_training_to_the_bit(tmp_path):
     assert (found.train, found.test) == (expected.train, expected.test)
 
 
-@pytest.mark.parametrize(("number", "stop_at"), [(0, (0, 2)), (0, (2, 1)), (1, (0, 2)), (1, (2, 1)), (2, (0, 2))])
+@pytest.mark.parametrize(("number", "stop_at"), [(0, (2, 1)), (1, (0, 2)), (2, (2, 1))])
 def test_stopped_in_any_round_it_goes_on_to_the_same_bits(tmp_path, number, stop_at):
     mask, model = rounds(folder(tmp_path, "whole"), blobs(IMAGES))
     data, place, seen = blobs(IMAGES), folder(tmp_path, "parts"), []
