@@ -161,7 +161,8 @@ def list_(*, which: WhichFlags = Which(), device: str = "auto", json: Flag = Fal
     """List the figures and tables, how many runs are done, and what the rest costs here.
 
     Costs assume one process with the machine to itself; runs that items share count in each. They come from finished
-    runs of the same networks in --root or, roughly ("about"), from multiply-adds.
+    runs of the same networks in --root or, roughly ("about"), from multiply-adds; "unknown" are short runs of a network
+    that has not been run here yet: their time goes into what cannot be counted.
 
     For example:
 

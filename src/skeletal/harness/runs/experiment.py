@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def run(
         return _train(begin(setup, pruning, training, root=root, name=name, progress=progress), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
-        return folder, folder.once(work, wait=wait)
+        return folder, folder.once(timed(work), wait=wait)
 
 
 def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None, progress: bool) -> Task:
@@ -171,7 +172,18 @@ def train_masked(
         return _train(_opened(place, model, data, setup, training, mask), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
-        return folder, folder.once(work, wait=wait)
+        return folder, folder.once(timed(work), wait=wait)
+
+
+def timed(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The same job; its result also has the `wall_seconds` of this session, from reading data to the last test."""
+
+    def with_time() -> dict[str, Any]:
+        began = time.perf_counter()
+        result = work()
+        return result | {"wall_seconds": round(time.perf_counter() - began, 3)}
+
+    return with_time
 
 
 def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:

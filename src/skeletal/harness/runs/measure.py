@@ -24,7 +24,7 @@ from skeletal.harness.data import Data, Stream, resident
 from skeletal.harness.data.draws import seed_of
 from skeletal.harness.devices import pick_device
 from skeletal.harness.output.bars import for_person
-from skeletal.harness.runs.experiment import describe, identity, run_name
+from skeletal.harness.runs.experiment import describe, identity, run_name, timed
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
 
@@ -152,7 +152,7 @@ def measure(
         return result | {"method": pruning.method, "filled": _filled(mask), "trace": trace}
 
     with shown(progress and rank() == 0, for_person):
-        return folder, folder.once(work, wait=wait)
+        return folder, folder.once(timed(work), wait=wait)
 
 
 def _found(
@@ -204,7 +204,7 @@ def measure_masked(
         _leave(place, mask)
         return result
 
-    return folder, folder.once(work, wait=wait)
+    return folder, folder.once(timed(work), wait=wait)
 
 
 def _leave(place: tuple[Path, str, dict[str, Any]], mask: Mask) -> None:

@@ -1,8 +1,12 @@
-"""What a run will cost: from finished runs of the same network, else from multiply-adds and a measured rate."""
+"""What a run will cost: from finished runs of the same network, else from multiply-adds and a measured rate.
+
+What stands around the arithmetic, reading data, compiling kernels, setting out for every step, is only known from runs
+that were made here. Where the arithmetic is so little that this is most of a run, and there are none, nothing is known.
+"""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +28,8 @@ _IMAGES = {
 _MEASURING_IMAGES = 1_280  # see `harness.measure`
 # Passes through the network for one example, in forward passes: forward and backward, and GRASP's second backward.
 _TRAINING, _HESSIAN = 3, 9
+_TOLD = 60
+"""seconds of counted arithmetic in a run, below which what stands around it may be more"""
 _WITHOUT_DATA = ("random", "random-uniform", "random-erk", "magnitude", "synflow", "dense")
 
 
@@ -32,8 +38,9 @@ class Cost:
     """Seconds of one process, and where they come from."""
 
     seconds: float
-    source: Literal["measured", "counted"]
-    """"measured": finished runs of the same network and data set; "counted": multiply-adds at this machine's rate"""
+    source: Literal["measured", "counted", "unknown"]
+    """"measured": finished runs of the same network and data set; "counted": multiply-adds at this machine's rate;
+    "unknown": these are so few that the time goes elsewhere, and the seconds are a lower bound"""
 
 
 def clock(seconds: float) -> str:
@@ -52,6 +59,7 @@ class Costs:
         self._device = device
         self._per_epoch: dict[tuple[Any, ...], list[float]] = {}
         self._per_example: dict[tuple[Any, ...], list[float]] = {}
+        self._around: dict[tuple[Any, ...], list[float]] = {}
         here = _machine(environment())
         for file in sorted(root.glob("*/result.json")):
             config, ran = (
@@ -65,6 +73,9 @@ class Costs:
         if "seconds_per_epoch" in result:
             for key in ((*where, method, config.get("density")), where):
                 self._per_epoch.setdefault(key, []).append(result["seconds"] / result["epochs"])
+        if "wall_seconds" in result:
+            inside = result.get("seconds", 0.0) + (result.get("prune_seconds") or 0.0)
+            self._around.setdefault(where, []).append(max(result["wall_seconds"] - inside, 0.0))
         images = _pruning_images(config)
         if images and result.get("prune_seconds") is not None:
             self._per_example.setdefault((*where, method), []).append(result["prune_seconds"] / images)
@@ -84,7 +95,11 @@ class Costs:
         else:
             seconds = _MEASURING_IMAGES * _TRAINING * self._forward_seconds(*where)
             parts.append(Cost(seconds, parts[0].source))
-        return total(parts)
+        if around := self._around.get(where):
+            parts.append(Cost(fmean(around), "measured"))
+        found = total(parts)
+        seen = where in self._per_epoch or where in self._around
+        return found if seen or found.source == "measured" or found.seconds >= _TOLD else Cost(found.seconds, "unknown")
 
     def _pruning(self, job: Job) -> Cost:
         setup, method = job.setup, job.pruning.method
@@ -102,10 +117,19 @@ class Costs:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Return the sum; it is measured if every part is."""
+    """Return the sum; it is known as well as the part that is known worst."""
     costs = list(costs)
-    counted = any(cost.source == "counted" for cost in costs)
-    return Cost(sum(cost.seconds for cost in costs), "counted" if counted else "measured")
+    sources = {cost.source for cost in costs}
+    source: Any = next((worst for worst in ("unknown", "counted") if worst in sources), "measured")
+    return Cost(sum(cost.seconds for cost in costs), source)
+
+
+def said(costs: Sequence[Cost]) -> str:
+    """For people: a time, "about" one where it is counted, "unknown", or more than what is known of it."""
+    whole, known = total(costs), total(cost for cost in costs if cost.source != "unknown")
+    if whole.source == "unknown":
+        return f"more than {clock(known.seconds)}" if known.seconds >= _TOLD else "unknown"
+    return f"{'about ' if whole.source == 'counted' else ''}{clock(whole.seconds)}" if costs else ""
 
 
 def _machine(described: dict[str, Any]) -> tuple[Any, ...]:

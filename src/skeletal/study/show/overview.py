@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skeletal.study.dispatch.costs import Costs, clock, total
+from skeletal.study.dispatch.costs import Costs, said, total
 from skeletal.study.paper.collect import STATES, state_of
 from skeletal.study.paper.item import Item
 from skeletal.study.paper.scales import Scale
@@ -17,12 +17,12 @@ def overview(items: Sequence[Item], scale: Scale, root: Path, device: str = "aut
     for item in items:
         jobs = item.jobs(scale)
         states = [state_of(job.folder(root)) for job in jobs]
-        left = total(costs.of(job) for job, state in zip(jobs, states, strict=True) if state != "finished")
+        each = [costs.of(job) for job, state in zip(jobs, states, strict=True) if state != "finished"]
+        left = total(each)
         line: dict[str, Any] = {"item": item.name, "title": item.title, "shows": item.caption, "runs": len(jobs)}
         line |= {state: states.count(state) for state in STATES}
         line |= {"seconds": round(left.seconds, 1), "source": left.source}
-        about = "about " if left.source == "counted" else ""
-        line["to do"] = f"{about}{clock(left.seconds)}" if left.seconds else ""
+        line["to do"] = said(each)
         lines.append(line | {"state": _state(line, item)})
     return lines
 
