@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, print_json
+from skeletal.core.progress import say
 
 
 def bench(
@@ -68,7 +69,6 @@ def bench(
     from json import dumps
 
     import torch
-    from rich.console import Console
 
     from skeletal.core.choices import named, require
     from skeletal.core.masks.mask import Mask
@@ -95,11 +95,10 @@ def bench(
     if model is None:
         model = next((m.metadata["network"] for m in masks.values() if "network" in m.metadata), "vgg19-cifar")
     setting = Setting(model=model, data=data, batch_size=batch_size, seed=seed)
-    console = Console(stderr=True, highlight=False)
     for wanted in [] if masks else density or [0.01]:
-        console.print(f"finding a mask of density {wanted:g} by {method}, on noise")
+        say(f"finding a mask of density {wanted:g} by {method}, on noise")
         masks[f"{method}-{wanted:g}"] = setting.mask(wanted, method)
-    result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=console.print)
+    result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=say)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(dumps(result, indent=1))

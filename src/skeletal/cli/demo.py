@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, print_json, resolved
+from skeletal.core.progress import stage
 from skeletal.harness.config import Pruning, Setup, Training
 
 METHODS = ("force", "snip", "random")
@@ -32,7 +33,6 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
 
     import torch
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
     from skeletal.core.errors import CollapseWarning
@@ -46,14 +46,17 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     settings = [(DENSE, 1.0)] + [(method, density) for method in METHODS for density in DENSITIES]
     results = []
     console.print(
-        f"{len(settings)} runs: prune {setup.model} before training, train {epochs} epochs on {setup.data}, test"
+        f"{len(settings)} runs: prune {setup.model} before training, train {epochs} epoch{'s' if epochs != 1 else ''} on {setup.data}, test"
     )
-    for method, density in track(settings, "prune, train, test", console=Console(stderr=True)):
-        wanted = Pruning(method=method, density=None if method == DENSE else density)
-        pruning, training = resolved("quick", wanted, Training(epochs=epochs, batch_size=64, engine="dense"))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CollapseWarning)  # the table says it
-            results.append(run(setup, pruning, training, root=out, progress=False)[1])
+    with stage("prune, train, test", len(settings), unit="run") as told:
+        for number, (method, density) in enumerate(settings):
+            told.update(number, note=method if method == DENSE else f"{method} at density {density:g}")
+            wanted = Pruning(method=method, density=None if method == DENSE else density)
+            pruning, training = resolved("quick", wanted, Training(epochs=epochs, batch_size=64, engine="dense"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CollapseWarning)  # the table says it
+                results.append(run(setup, pruning, training, root=out, progress=False)[1])
+        told.update(len(settings), note="")
     figure = out / "demo.png"
     plot_accuracy(results, figure, f"{setup.model} on {setup.data}, pruned before training")
     if json:
