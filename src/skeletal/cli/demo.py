@@ -46,7 +46,8 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     settings = [(DENSE, 1.0)] + [(method, density) for method in METHODS for density in DENSITIES]
     results = []
     console.print(
-        f"{len(settings)} runs: prune {setup.model} before training, train {epochs} epoch{'s' if epochs != 1 else ''} on {setup.data}, test"
+        f"{len(settings)} runs: prune {setup.model} before training,"
+        f" train {epochs} epoch{'s' if epochs != 1 else ''} on {setup.data}, test"
     )
     with stage("prune, train, test", len(settings), unit="run") as told:
         for number, (method, density) in enumerate(settings):
