@@ -18,6 +18,7 @@ from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_dev
 from skeletal.core.model.preserve import device_of, differentiable, preserve_random_state
 from skeletal.core.model.random_state import RandomState, seed_all
 from skeletal.core.model.snapshot import copied
+from skeletal.core.model.tensors import Tensors
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 _TINY = 1e-30
@@ -118,8 +119,10 @@ class Reference:
 
     def _passes(self, model: nn.Module) -> dict[str, _Run]:
         """In train mode twice, as state moves on, in eval mode, and, if it can, in eval mode without gradients."""
+        before = {name: value.detach() for name, value in model.named_parameters()}
         model = copied(model)
         if self._dtype is not None:
+            before = {name: value.to(self._dtype) for name, value in before.items()}
             model.to(self._dtype)
         for parameter in model.parameters():
             parameter.grad = None
@@ -128,7 +131,7 @@ class Reference:
             for seed, (mode, training, gradients, backward) in enumerate(_MODES):
                 try:
                     model.train(training)
-                    runs[mode] = _run(model, self._batch, seed, gradients, backward)
+                    runs[mode] = _run(model, self._batch, seed, gradients, backward, before)
                 except Exception as error:  # whatever the model's own code raises
                     if not gradients:  # by code that takes derivatives itself
                         continue
@@ -146,7 +149,8 @@ _MODES = (  # train mode, gradients on, with a backward pass
 )
 
 
-def _run(model: nn.Module, batch: Any, seed: int, gradients: bool, backward: bool) -> _Run:
+def _run(model: nn.Module, batch: Any, seed: int, gradients: bool, backward: bool, before: Tensors) -> _Run:
+    """One pass; `before` has the parameters as they were before the first one."""
     seed_all(seed)
     leaves: list[Tensor] = []
 
@@ -170,8 +174,12 @@ def _run(model: nn.Module, batch: Any, seed: int, gradients: bool, backward: boo
             tensors |= {f"the gradient of input {i}": value.grad for i, value in enumerate(leaves)}
             for name, parameter in model.named_parameters():
                 tensors[f"{_GRADIENT}{name}"], parameter.grad = parameter.grad, None
-    if not backward:  # by then a forward pass that writes to a weight has done so; a copy of each would be much memory
-        tensors |= {f"the value of {name}": _fingerprint(value.detach()) for name, value in model.named_parameters()}
+    if not backward:  # by then a forward pass that writes to a weight has done so
+        tensors |= {
+            f"the value of {name}": _fingerprint(value.detach())
+            for name, value in model.named_parameters()
+            if not _same_bits(value.detach(), before[name])
+        }
     tensors |= {f"the buffer of {name}": value.detach().clone() for name, value in model.named_buffers()}
     return _Run(shape, tensors, RandomState())
 
@@ -262,4 +270,4 @@ def _close(want: Tensor | None, second: Tensor | None, value: Tensor | None) -> 
 
 def _matters(name: str, value: Tensor | None) -> bool:
     """Whether what only the original has can have an effect: a gradient, not a value that stands there unused."""
-    return value is not None and not name.startswith(("the value", "the buffer"))
+    return value is not None and not name.startswith("the buffer")

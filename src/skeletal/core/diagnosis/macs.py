@@ -54,8 +54,8 @@ def _count(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs:
         for leaf, (positions, training) in _uses(module, [*args, *kwargs.values()], output).items():
             if (keep := owned.get(leaf)) is not None:
                 for i, times in enumerate((positions, training)):
-                    totals[2 * i] += int(times.expand(keep.shape).sum())
-                    totals[2 * i + 1] += int((keep * times).sum())
+                    totals[2 * i] += int(times.sum()) * (keep.numel() // times.numel())
+                    totals[2 * i + 1] += int((keep.sum_to_size(times.shape) * times).sum())
 
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad or name in mask}
     state = {
