@@ -1,15 +1,16 @@
 """Take networks of other libraries through everything, and write down what happened: right, kept whole, refused.
 
-`python -m benchmarks.networks torchvision|timm|transformers [count]`; prints a Markdown table, a row as it is done.
+`python -m benchmarks.networks torchvision|timm|transformers [count] [file]`; prints a row of a Markdown table as it is
+done, and adds it to the file. Networks that stand there already are not taken again, so a run can be stopped.
 Each network is pruned at random to 20%, attached, compacted, compiled, diagnosed, trained for three steps in double
 precision beside the masked original, and turned back; tiny inputs, two examples.
 """
 
 import copy
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 import skeletal
 from skeletal.core.diagnosis.probing import outputs_of
-from skeletal.core.model.batches import forward, map_tensors
+from skeletal.core.model.batches import forward, map_inputs, map_tensors
 from skeletal.core.model.snapshot import copied
 
-LARGEST = 12_000_000
+LARGEST = 30_000_000
 """parameters; what is larger takes a small machine too long"""
+TITLES = ("library", "network", "outcome", "outputs", "gradient", "layers", "why")
+"""outputs and the gradient of the input: the largest difference from the masked original, relative to the largest entry
+or 1, over three training steps and in eval mode; layers: how many of the masked ones run over kept weights"""
 
 
 def torchvision(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]]:
@@ -78,18 +82,33 @@ def transformers(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any
         yield f"{kind}ForSequenceClassification", make, batch
 
 
-def steps(network: nn.Module, batch: Any) -> list[Tensor]:
-    """Outputs of three training steps and of eval mode."""
-    found, optimizer = [], torch.optim.SGD(network.parameters(), lr=1e-3)
+def steps(network: nn.Module, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of three training steps and of eval mode, and the gradients of floating-point inputs."""
+    found, slopes, optimizer = [], [], torch.optim.SGD(network.parameters(), lr=1e-3)
     for step in range(4):
         network.train(step < 3)
         torch.manual_seed(step)
-        outputs = list(outputs_of(forward(network, batch)))
+        leaves: list[Tensor] = []
+
+        def leaf(tensor: Tensor, leaves: list[Tensor] = leaves) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            leaves.append(tensor.clone().requires_grad_())
+            return leaves[-1]
+
+        outputs = list(outputs_of(forward(network, map_inputs(leaf, batch))))
         found += [output.detach() for output in outputs]
         optimizer.zero_grad()
         torch.stack([output.square().mean() for output in outputs if output.requires_grad]).sum().backward()
+        slopes += [value.grad for value in leaves if value.grad is not None]
         optimizer.step() if step < 3 else None
-    return found
+    return found, slopes
+
+
+def off(ones: list[Tensor], others: list[Tensor]) -> float:
+    """The largest difference, relative to the largest entry, or to 1 where that is less."""
+    pairs = zip(ones, others, strict=True)
+    return max(((a - b).abs().max().item() / max(1.0, a.abs().max().item()) for a, b in pairs), default=0.0)
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -101,13 +120,21 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-def row(make: Callable[[], nn.Module], batch: Any) -> tuple[str, str]:
-    """The outcome, and what there is to say about it."""
+def size_of(make: Callable[[], nn.Module]) -> int:
+    """Parameters of a network, counted without making them where it can be done."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in make().parameters())
+    except (RuntimeError, NotImplementedError):  # its code asks for values
+        return sum(parameter.numel() for parameter in make().parameters())
+
+
+def cells(make: Callable[[], nn.Module], batch: Any) -> tuple[str, ...]:
+    """The outcome, the differences, the layers over kept weights, and what there is to say."""
+    if (size := size_of(make)) > LARGEST:
+        return "left out", "", "", "", f"{size / 1e6:.0f} million parameters"
     torch.manual_seed(0)
-    model = without_dropout(make())
-    if (size := sum(p.numel() for p in model.parameters())) > LARGEST:
-        return "left out", f"{size / 1e6:.0f} million parameters"
-    model = model.double()
+    model = without_dropout(make()).double()
     batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
     pair = (batch, None) if isinstance(batch, Tensor) else batch
     mask = skeletal.prune(model, [pair], density=0.2, method="random")
@@ -117,33 +144,40 @@ def row(make: Callable[[], nn.Module], batch: Any) -> tuple[str, str]:
     fast = skeletal.compile(model, mask, batch, path="dense")
     skeletal.diagnose(model, mask, batch)
     held = skeletal.Mask(small.mask).attach(small.model)
-    expected = steps(masked, pair)
-    worst = 0.0
-    for network in (small.model, fast):
-        for one, two in zip(expected, steps(network, pair), strict=True):
-            worst = max(worst, (one - two).abs().max().item() / max(1.0, one.abs().max().item()))
+    outputs, slopes = steps(masked, pair)
+    results = [steps(network, pair) for network in (small.model, fast)]
     held.detach()
     mask.check(small.to_dense())
     mask.check(fast.to_dense())
-    if not worst < 1e-6:
-        return "WRONG", f"off by {worst:.2g}"
+    worst = [max(off(outputs, result[0]) for result in results), max(off(slopes, result[1]) for result in results)]
+    numbers = (f"{worst[0]:.0e}", f"{worst[1]:.0e}" if slopes else "-", f"{len(fast.sparse_layers())} of {len(mask)}")
+    if not max(worst) < 1e-6:
+        return "WRONG", *numbers, ""
     if small.report.whole is not None:
-        return "right, kept whole", small.report.whole
+        return "right, kept whole", *numbers, small.report.whole
     parts = [reason for reason in small.report.held if reason.endswith("kept whole")]
-    return ("right, parts kept whole", parts[0]) if parts else ("right", "")
+    return ("right, parts kept whole", *numbers, parts[0]) if parts else ("right", *numbers, "")
 
 
-def main(library: str, count: int) -> None:
+def main(library: str, count: int, file: Path | None) -> None:
     warnings.simplefilter("ignore")
+    done = file.read_text() if file is not None and file.exists() else ""
+    print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
     for name, make, batch in {"torchvision": torchvision, "timm": timm, "transformers": transformers}[library](count):
-        start = time.perf_counter()
+        start = f"| {library} | {name} |"
+        if start in done:
+            continue
         try:
-            outcome, what = row(make, copy.deepcopy(batch))
+            found = cells(make, copy.deepcopy(batch))
         except Exception as error:  # a table of what happens
-            outcome, what = "refused", f"{type(error).__name__}: {error}"
-        print(f"| {name} | {outcome} | {' '.join(what.split())[:150]} |", flush=True)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+            found = "refused", "", "", "", f"{type(error).__name__}: {error}"
+        row = f"{start} {' | '.join((*found[:-1], ' '.join(found[-1].split())[:150]))} |"
+        print(row, flush=True)
+        if file is not None:
+            with file.open("a") as lines:
+                lines.write(f"{row}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 30)
+    torch.set_num_threads(1)
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 60, Path(sys.argv[3]) if len(sys.argv) > 3 else None)

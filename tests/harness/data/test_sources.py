@@ -112,6 +112,23 @@ def test_a_file_that_is_no_parquet_is_named_by_load_and_passed_over_by_found(tmp
     assert data.found(tmp_path)["cifar10"] is None
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": "fine_label"}, r"has the files, but no label column 'label': only img, fine_label"),
+        ({"image": "picture"}, r"has the files, but none of the image columns img, image: only picture, label"),
+        ({"names": ["cat", "dog"]}, r"has the files, but 2 classes, where cifar10 has 10"),
+    ],
+)
+def test_parquet_files_of_another_set_are_told_from_none(tmp_path, columns, message):
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", [encoded(pixels(32, 32, 3))], [0], **columns)
+    assert sources.found(tmp_path)["cifar10"] is None
+    with pytest.raises(data.DataNotFoundError, match=message) as error:
+        data.load("cifar10", data_dir=tmp_path)
+    assert "is not here" not in str(error.value)
+
+
 # --- CIFAR's pickles ---
 
 

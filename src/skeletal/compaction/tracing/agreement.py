@@ -224,8 +224,10 @@ def _batch(batch: Any, examples: int | None, dtype: torch.dtype | None, device: 
 
     def prepared(tensor: Tensor) -> Tensor:
         tensor = tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
-        if examples is not None and tensor.dim() and len(tensor) == 1 and tensor.layout == torch.strided:
+        if examples is not None and tensor.layout == torch.strided and tensor.dim() and len(tensor) == 1:
             tensor = torch.cat([tensor, tensor])
+        if tensor.layout != torch.strided:
+            return tensor
         if tensor.is_floating_point() and tensor.numel() and (tensor == tensor.flatten()[0]).all():
             tensor = tensor + torch.rand(tensor.shape, generator=generator).to(tensor)  # zeros, ones: a mere shape
         return tensor

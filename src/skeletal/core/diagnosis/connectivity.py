@@ -48,6 +48,7 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
 def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | None) -> tuple[bool | None, str]:
     generator = torch.Generator().manual_seed(1)
     floats: list[Tensor] = []
+    sparse: list[Tensor] = []
 
     def run(inputs: Any) -> list[Tensor]:
         torch.manual_seed(0)  # a model that is random in eval mode, too, has to be random in the same way
@@ -58,9 +59,13 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
 
     def draw(scale: float) -> Any:
         def positive(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            if not tensor.is_floating_point():
                 return tensor
-            floats.append((scale * random_positive(tensor, dtype, generator)).requires_grad_())
+            drawn = scale * random_positive(tensor, dtype, generator)
+            if tensor.layout != torch.strided:  # whether it changes anything is seen from another draw
+                sparse.append(drawn)
+                return drawn
+            floats.append(drawn.requires_grad_())
             return floats[-1]
 
         return map_inputs(positive, batch)
@@ -69,9 +74,9 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
     one = run(draw(1.0))
     if not one:
         return None, "the model returns no floating-point tensor"
-    if floats:
+    if floats or sparse:
         projection = sum((output * random_positive(output, None, generator)).sum() for output in one)
-        if isinstance(projection, Tensor) and projection.requires_grad:
+        if floats and isinstance(projection, Tensor) and projection.requires_grad:
             gradients = torch.autograd.grad(projection, floats, allow_unused=True)
             if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
                 return True, ""

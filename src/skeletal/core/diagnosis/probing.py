@@ -29,7 +29,14 @@ def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) 
 
 
 def shorten(batch: Any, examples: int | None) -> Any:
-    """The first examples of a batch, along the first dimension of each tensor; None takes all."""
+    """The first examples of a batch, along the first dimension of each tensor; None takes all.
+
+    A batch with a sparse tensor stays whole: it is a graph's neighbours, or cannot be sliced.
+    """
+    layouts = set()
+    map_tensors(lambda tensor: layouts.add(tensor.layout) or tensor, batch)
+    if layouts - {torch.strided}:
+        return batch
     return map_tensors(lambda tensor: tensor[:examples] if tensor.dim() else tensor, batch)
 
 

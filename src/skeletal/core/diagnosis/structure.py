@@ -53,11 +53,23 @@ def stand_ins(
 
 def random_positive(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
     """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
-    if like.layout == torch.sparse_coo:
-        like = like.coalesce()
-        values = random_positive(like.values(), dtype, generator)
-        return torch.sparse_coo_tensor(like.indices(), values, like.shape, is_coalesced=True, check_invariants=False)
-    if like.layout == torch.sparse_csr:
-        values = random_positive(like.values(), dtype, generator)
-        return torch.sparse_csr_tensor(like.crow_indices(), like.col_indices(), values, like.shape)
+    if like.layout != torch.strided:
+        return with_values(like, random_positive(stored_values(like), dtype, generator))
     return (0.5 + torch.rand(like.shape, generator=generator)).to(like.device, dtype or like.dtype)
+
+
+def stored_values(tensor: Tensor) -> Tensor:
+    """What a sparse tensor (COO or CSR) stores; the tensor itself where it is dense."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+
+
+def with_values(like: Tensor, values: Tensor) -> Tensor:
+    """A sparse tensor (COO or CSR) of the same pattern, with the memory of these values; those, where it is dense."""
+    if like.layout == torch.sparse_coo:
+        indices = like.coalesce().indices()
+        return torch.sparse_coo_tensor(indices, values, like.shape, is_coalesced=True, check_invariants=False)
+    if like.layout == torch.sparse_csr:
+        return torch.sparse_csr_tensor(like.crow_indices(), like.col_indices(), values, like.shape)
+    return values

@@ -184,7 +184,7 @@ def pieces(batch: Any, size: int | None) -> Iterator[tuple[Any, float]]:
     Tensors as long as the batch are cut along their first dimension; anything else goes into every part whole.
 
     Raises:
-        ValueError: a batch with a `PackedSequence`, which cannot be cut.
+        ValueError: a batch with a `PackedSequence` or a sparse tensor, which cannot be cut.
 
     """
     count = examples(batch)
@@ -201,6 +201,8 @@ def _cut(tree: Any, count: int, first: int, end: int) -> Any:
     if isinstance(tree, PackedSequence):
         raise ValueError("a batch with a PackedSequence cannot be cut into micro-batches: leave micro_batch out")
     if isinstance(tree, Tensor):
+        if tree.layout != torch.strided:
+            raise ValueError("a batch with a sparse tensor cannot be cut into micro-batches: leave micro_batch out")
         return tree[first:end] if tree.dim() and len(tree) == count else tree
     if isinstance(tree, Mapping):
         return {key: _cut(value, count, first, end) for key, value in tree.items()}

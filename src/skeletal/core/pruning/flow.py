@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.diagnosis.structure import STATISTICS
+from skeletal.core.diagnosis.probing import shorten
+from skeletal.core.diagnosis.structure import STATISTICS, stored_values, with_values
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors
@@ -45,11 +46,11 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
 
     def ones(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return tensor[:1] if tensor.dim() else tensor
-        floats.append(torch.ones_like(tensor[:1], dtype=torch.float64))
-        return floats[-1]
+            return tensor
+        floats.append(torch.ones_like(stored_values(tensor), dtype=torch.float64))
+        return with_values(tensor, floats[-1])
 
-    example = map_inputs(ones, to_device(batch, device_of(model)))
+    example = map_inputs(ones, shorten(to_device(batch, device_of(model)), 1))
     if not floats:
         raise ValueError("synflow sends an input of ones through the network; this one takes no floating-point input")
     with differentiable():
