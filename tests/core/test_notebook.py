@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import skeletal
+from skeletal.compaction.report import Report
 from skeletal.engine.report import EngineReport, LayerTimes
 from tests.cases import random_mask
 
@@ -114,6 +115,12 @@ def test_a_skeleton_says_what_it_holds():
     assert repr(skeleton) == f"Skeleton(Sequential, 5 layers, {mask.kept:,} of {mask.total:,} weights kept)"
     skeleton.detach()
     assert repr(skeleton).endswith(" weights kept, detached)")
+
+
+def test_a_network_left_whole_says_so_and_no_more():
+    found = Report((), (0, 0), (), "x < y cannot be traced")
+    assert str(found) == found.summary == "left whole, because x < y cannot be traced"
+    assert found._repr_html_() == "<div>left whole, because x &lt; y cannot be traced</div>"
 
 
 def test_names_are_escaped():

@@ -1,5 +1,6 @@
 """What removing dead channels has done to a network."""
 
+import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +66,9 @@ class Report(Tabular):
 
     def __str__(self) -> str:
         return self.summary if self.whole is not None else super().__str__()
+
+    def _repr_html_(self) -> str:
+        return f"<div>{html.escape(self.summary)}</div>" if self.whole is not None else super()._repr_html_()
 
     def _table(self) -> Table:
         columns = ["layer", "inputs", "outputs", "weights", "dropped", "constant", "tied zeros", "gone: zeros",

@@ -69,7 +69,7 @@ class Display:
             message = f"{where}; nothing is saved, as this run has no folder"
         else:
             how = resume_command or "run the same command again"
-            message = f"{where}; {folder.path} holds the checkpoint. To go on:\n  {how}"
+            message = f"{where}; {folder.path} holds the checkpoint. To resume:\n  {how}"
         self._open.close()
         if rank() == 0:
             print(message, file=sys.stderr, flush=True)
