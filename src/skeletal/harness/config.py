@@ -47,7 +47,7 @@ class Pruning:
 
     method: str = "force"
     """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr, ntk-sap,
-    magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
+    phew, magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -175,7 +175,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 
 IMP = "imp"
 
-ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr")
+ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr", "phew")
 ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap")
 
 Record = TypeVar("Record", Setup, Pruning, Training)

@@ -15,15 +15,13 @@ from skeletal.core.model.tensors import flatten
 from tests.cases import ZOO, Everything, Residual, Tokens, convnet, images, mlp, tokens
 from tests.unchanged import assert_same, everything_about
 
+# What sends noise or ones through a network needs floating-point inputs, and walks need layers they know.
+REFUSED = [("tokens", "synflow"), ("tokens", "ntk-sap"), ("tokens", "phew"), ("everything", "phew")]
+
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [
-        (name, method)
-        for name in ZOO
-        for method in skeletal.METHODS
-        if name != "tokens" or method not in ("synflow", "ntk-sap")
-    ],
+    [(name, method) for name in ZOO for method in skeletal.METHODS if (name, method) not in REFUSED],
 )
 def test_any_model_exactly_and_left_as_found(name, method):
     make, data = ZOO[name]

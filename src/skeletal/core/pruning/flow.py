@@ -1,5 +1,7 @@
 """Synaptic flow: how much of all paths' products passes through each weight. Without data."""
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor, nn
 
@@ -28,19 +30,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
 
     """
     set_mode(model, False)
-    parameters = {name for name, _ in model.named_parameters()}
-    state = {}
-    for name, value in state_of(model, without=weights).items():
-        leaf = name.rpartition(".")[2]
-        if value.is_floating_point():
-            value = value.double()
-            if leaf in STATISTICS:
-                value.fill_(STATISTICS[leaf])
-            elif leaf.endswith("bias"):
-                value.zero_()
-            elif name in parameters:
-                value.abs_()
-        state[name] = value
+    state = positive_state(model, weights)
     leaves = {name: value.detach().double().abs().requires_grad_() for name, value in weights.items()}
     floats = []
 
@@ -70,3 +60,24 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
             if all(torch.isfinite(score).all() for score in scores.values()):
                 return scores
     raise ValueError("the synaptic flow overflows at every scale of the input")
+
+
+def positive_state(model: nn.Module, without: Container[str]) -> Tensors:
+    """Parameters and buffers, in doubles, with which a network only adds and multiplies positive numbers.
+
+    Absolute values, biases 0, batch norm the identity but for its scale; except of the parameters named in `without`.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    state = {}
+    for name, value in state_of(model, without=without).items():
+        leaf = name.rpartition(".")[2]
+        if value.is_floating_point():
+            value = value.double()
+            if leaf in STATISTICS:
+                value.fill_(STATISTICS[leaf])
+            elif leaf.endswith("bias"):
+                value.zero_()
+            elif name in parameters:
+                value.abs_()
+        state[name] = value
+    return state

@@ -32,6 +32,7 @@ METHODS: dict[str, Method] = {
     "grasp-it": Method(scores.gradient_norm, steps=60),
     "grasp-iterative": Method(scores.gradient_preservation, steps=60),
     "synflow": Method(scores.flow, steps=100),
+    "phew": Method(scores.heavy_walks, steps=1, one_shot=True),
     "prospr": Method(scores.prospect, steps=1, one_shot=True),
     "ntk-sap": Method(scores.kernel_spectrum, steps=100),
 }

@@ -18,6 +18,7 @@ from skeletal.core.model.tensors import Tensors, all_finite
 from skeletal.core.pruning.flow import synaptic_flow
 from skeletal.core.pruning.kernel import tangent_kernel_saliency
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
+from skeletal.core.pruning.walks import heavy_paths
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ def kernel_spectrum(at: Point) -> Tensors:
     """|∂ E‖f(x; θ ⊙ c) - f(x; (θ + Δ) ⊙ c)‖² / ∂c| for random θ, Δ and x (NTK-SAP, Wang et al. 2023)."""
     derivatives = at._needed()
     return tangent_kernel_saliency(derivatives.model, at.weights, at.mask, derivatives.batches.peek(), at.generator)
+
+
+def heavy_walks(at: Point) -> Tensors:
+    """1 / n for a weight that the n-th random walk along heavy weights takes first (PHEW, Patil and Dovrolis 2021)."""
+    derivatives = at._needed()
+    return heavy_paths(derivatives.model, at.weights, derivatives.batches.peek(), at.count, at.generator)
 
 
 def flow(at: Point) -> Tensors:
