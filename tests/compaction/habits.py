@@ -224,10 +224,11 @@ class Tempered(Base):
 
 
 class Optional(Base):
-    """Asks whether it was given something."""
+    """Asks whether it was given something, and by `is`, which is no operation."""
 
-    def forward(self, x, keep=None):
-        return super().forward(x if keep is None else x * keep)
+    def forward(self, x, keep=None, twice=False):
+        out = super().forward(x if keep is None else x * keep)
+        return out * 2 if twice is True else out
 
 
 class Force(Base):

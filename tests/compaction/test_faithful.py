@@ -94,7 +94,7 @@ def test_says_what_was_kept_whole(kind):
         ("by_mode", "part does other operations in train mode"),
         ("island", "part has an autocast region"),
         ("asking_autocast", "part does other operations under autocast"),
-        ("Optional", "is another one where an optional argument is not given"),
+        ("Optional", "is another one with other optional arguments"),
     ],
 )
 def test_by_name(kind, reason):
@@ -108,6 +108,19 @@ def test_an_option_that_the_example_has_not():
     for example, other in (((X, None), (X, keep)), (({"x": X, "keep": keep}), (X,))):
         for network in (skeletal.compact(model, mask, example).model, skeletal.compile(model, mask, example).network):
             torch.testing.assert_close(network(*other), masked(*other))
+            torch.testing.assert_close(network(X, None, True), masked(X, None, True))
+
+
+@pytest.mark.parametrize("reads", ["keep is None", "twice is True", "twice is False"])
+def test_options_are_asked_for_one_by_one(reads):
+    def forward(self, x, keep=None, twice=False):
+        return Base.forward(self, x) * (2 if eval(reads) else 3)
+
+    kind = type("Asking", (Base,), {"forward": forward})
+    model, _, _ = prepared("Base")
+    model.__class__ = kind
+    report = skeletal.compact(model, skeletal.Mask(random_mask(model, 0.5)), X).report
+    assert report.whole == "its forward pass is another one with other optional arguments"
 
 
 def test_asked_for_autocast_under_autocast():

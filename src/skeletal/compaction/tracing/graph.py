@@ -1,6 +1,6 @@
 """One graph for all that a network may be asked for: both modes, autocast or not, optional arguments given or not."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile, zip_longest
 from typing import Any
@@ -10,6 +10,8 @@ from torch import fx, nn
 
 from skeletal.compaction.tracing.tracer import Refusal, Tracer
 from skeletal.core.model.preserve import differentiable, preserve_mode, preserve_random_state
+
+_NONE: Mapping[str, Any] = {}
 
 
 class UntraceableError(ValueError):
@@ -34,7 +36,7 @@ def one_graph(model: nn.Module) -> fx.Graph:
         for difference, when in (
             (_first_difference(train, evaluate, flag="training"), "in train mode than in eval mode"),
             (_first_difference(train, cast), "under autocast"),
-            (_without_options(model, whole, train), "where an optional argument is not given"),
+            (_asked_for_options(model, whole, train), "with other optional arguments"),
         ):
             if difference is None:
                 continue
@@ -48,7 +50,12 @@ def one_graph(model: nn.Module) -> fx.Graph:
 
 
 def _graph_in(
-    model: nn.Module, whole: dict[str, str], *, training: bool, autocast: bool = False, absent: Container[str] = ()
+    model: nn.Module,
+    whole: dict[str, str],
+    *,
+    training: bool,
+    autocast: bool = False,
+    options: Mapping[str, Any] = _NONE,
 ) -> fx.Graph:
     try:
         with (
@@ -57,7 +64,7 @@ def _graph_in(
             preserve_mode(model, training=training),
             preserve_random_state(model),
         ):
-            return Tracer(whole, absent).trace(model)
+            return Tracer(whole, options).trace(model)
     except Refusal as refusal:
         raise UntraceableError(f"its forward pass {refusal}") from refusal
     except Exception as error:  # torch.fx raises whatever the model's code raises on its proxies
@@ -80,21 +87,24 @@ def _autocast() -> Iterator[None]:
             torch.set_autocast_dtype(kind, dtype)
 
 
-def _without_options(model: nn.Module, whole: dict[str, str], graph: fx.Graph) -> list[fx.Node] | None:
-    """Where a network does something else once its optional arguments are None: `is None` is no operation."""
-    options = {node.target for node in graph.nodes if node.op == "placeholder" and node.args == (None,)}
-    if not options:
-        return None
-    parts = dict(whole)
-    try:
-        without = _graph_in(model, parts, training=True, absent=options)
-    except UntraceableError:
-        return None  # nor can the original do without
-    return _first_difference(without, graph, absent=options) if len(parts) == len(whole) else None
+def _asked_for_options(model: nn.Module, whole: dict[str, str], graph: fx.Graph) -> list[fx.Node] | None:
+    """Where a network does something else if an optional argument is None, True or False: `is` is no operation."""
+    defaults = {str(node.target): node.args[0] for node in graph.nodes if node.op == "placeholder" and node.args}
+    options = {name: value for name, value in defaults.items() if value is None or isinstance(value, bool)}
+    flipped = {name: value if value is None else not value for name, value in options.items()}
+    for values in (options, flipped) if flipped != options else (options,) if options else ():
+        parts = dict(whole)
+        try:
+            fixed = _graph_in(model, parts, training=True, options=values)
+        except UntraceableError:
+            continue  # nor does the original take it
+        if len(parts) == len(whole) and (found := _first_difference(fixed, graph, options=values)) is not None:
+            return found
+    return None
 
 
 def _first_difference(
-    one: fx.Graph, two: fx.Graph, *, flag: str = "", absent: Container[Any] = ()
+    one: fx.Graph, two: fx.Graph, *, flag: str = "", options: Mapping[str, Any] = _NONE
 ) -> list[fx.Node] | None:
     """The first operations, in the same place, that are not the same; where one graph ends, the other's.
 
@@ -102,14 +112,14 @@ def _first_difference(
         one: a graph.
         two: of the same network.
         flag: an argument that may be True in the first and False in the second.
-        absent: placeholders of the second that are None in the first.
+        options: placeholders of the second, and what they are in the first.
 
     """
-    partner: dict[fx.Node, fx.Node | None] = {}
+    partner: dict[fx.Node, Any] = {}
     for a, b in zip_longest(one.nodes, two.nodes):
         if a is None or b is None:
             return [node for node in (a, b) if node is not None]
-        partner[b] = None if b.op == "placeholder" and b.target in absent else a
+        partner[b] = options.get(str(b.target), a) if b.op == "placeholder" else a
         args, kwargs = fx.map_arg((b.args, b.kwargs), lambda node: partner.get(node, node))
         mine, others = dict(a.kwargs), dict(kwargs)
         flags = mine.pop(flag, None), others.pop(flag, None)

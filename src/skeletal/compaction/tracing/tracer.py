@@ -10,7 +10,7 @@ follow, becomes one node, which calls it as it is.
 
 import inspect
 import sys
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,15 +60,15 @@ class Tracer(fx.Tracer):
     Args:
         whole: by name, the modules to keep whole, and why; those found on the way are added. None where torch.fx reads
             a pickled graph, which it traces again: parts that were taken to pieces are not a second time.
-        absent: arguments of the network that are None, and not stood for.
+        options: arguments of the network that have a value, and are not stood for.
 
     """
 
     proxy_buffer_attributes = True  # what is made of buffers is made when the graph runs
 
-    def __init__(self, whole: dict[str, str] | None = None, absent: Container[str] = ()) -> None:
+    def __init__(self, whole: dict[str, str] | None = None, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self._absent = absent
+        self._options = options or {}
         self.whole = whole if whole is not None else {}
         self._first_time = whole is not None
         self._surroundings = [_surroundings()]
@@ -95,8 +95,9 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         """What the network's forward pass is called with."""
         function, arguments = super().create_args_for_root(*args, **kwargs)
-        absent = [isinstance(one, fx.Proxy) and str(one.node.target) in self._absent for one in arguments]
-        return function, [None if gone else one for one, gone in zip(arguments, absent, strict=True)]
+        return function, [
+            self._options.get(str(one.node.target), one) if isinstance(one, fx.Proxy) else one for one in arguments
+        ]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one node."""
