@@ -169,8 +169,11 @@ def test_a_name_that_leaves_the_archive_is_refused(tmp_path, file):
         ({**STATE, "format": 1, "model": {"weight": 3}}, "the model's 'weight' is no tensor"),
         ({**STATE, "format": 1, "engine": {}}, "the engine is {}"),
         ({**STATE, "format": 1, "engine": {"asked": "auto", "paths": 3}}, "the engine's choice"),
+        ({**STATE, "format": 1, "update": {"step": "2"}}, "the moving mask's steps are incomplete"),
+        ({**STATE, "format": 1, "update": {"step": 2, "begun_with": 9, "mask": {"weight": 3}}},
+         "the moving mask is incomplete"),
     ],
-)
+)  # fmt: skip
 def test_a_foreign_file_is_refused(tmp_path, file, foreign, reason):
     torch.save(foreign, file)
     refused(tmp_path, reason)

@@ -256,8 +256,8 @@ def _forwards(model: nn.Module, batch: object, walk: _Walk) -> None:
     """From every input unit in turn."""
 
     def start(zeros: Tensor) -> Tensor:
-        unit = (walk.number + torch.arange(WALKS, device=zeros.device)) % zeros.shape[1]
-        zeros[torch.arange(WALKS), unit] = 1
+        walks = torch.arange(WALKS, device=zeros.device)
+        zeros[walks, (walk.number + walks) % zeros.shape[1]] = 1
         return zeros
 
     walk.mode = "onwards"
@@ -272,8 +272,8 @@ def _backwards(model: nn.Module, batch: object, walk: _Walk) -> None:
     with differentiable():
         inputs, floats = _inputs(model, batch, torch.ones_like)
         outputs = _outputs(model, inputs)
-        unit = (walk.number + torch.arange(WALKS, device=outputs.device)) % outputs.shape[1]
-        ends = _gradients(outputs[torch.arange(WALKS), unit].sum(), floats)
+        walks = torch.arange(WALKS, device=outputs.device)
+        ends = _gradients(outputs[walks, (walk.number + walks) % outputs.shape[1]].sum(), floats)
     walk.mode = "again"
     with torch.no_grad():
         _outputs(model, _inputs(model, batch, lambda zeros: ends.pop(0).abs())[0])

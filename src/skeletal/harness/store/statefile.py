@@ -118,3 +118,9 @@ def _check_parts(state: Any) -> None:
         raise ValueError(f"the engine is {engine!r}")
     if "paths" in engine and not (isinstance(engine["paths"], dict) and isinstance(engine.get("chosen"), str)):
         raise ValueError("the engine's choice of paths is incomplete")
+    update = state.get("update", {"step": 0, "begun_with": 0, "mask": {}})
+    if not isinstance(update, dict) or not all(type(update.get(name)) is int for name in ("step", "begun_with")):
+        raise ValueError("the moving mask's steps are incomplete")
+    mask = update.get("mask")
+    if not isinstance(mask, dict) or not all(isinstance(keep, torch.Tensor) for keep in mask.values()):
+        raise ValueError("the moving mask is incomplete")
