@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "skeletal"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SMALL = {"torch", "safetensors", "numpy", "numba", "llvmlite"}  # numba is built on llvmlite
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "mlflow-skinny": "mlflow"}
 
 
 def packages(requirements: list[str]) -> set[str]:

@@ -129,6 +129,8 @@ class Training:
     """gradual: density at the end"""
     tensorboard: bool = False
     """also write metrics and layer densities for TensorBoard, into the run folder"""
+    log: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
+    """also log every epoch to: csv (metrics.csv in the run folder), tensorboard, wandb, mlflow; several may be named"""
 
 
 # The paper, section 5.1, 5.2 and appendix A. Milestones are fractions, so that `--epochs` keeps their proportion.
@@ -174,6 +176,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 }
 
 IMP = "imp"
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr", "phew")
 ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap")

@@ -1,10 +1,15 @@
-"""A run's numbers in TensorBoard, beside the `metrics.jsonl` that every run has."""
+"""Who is told of every epoch, beside the `metrics.jsonl` that every run has; TensorBoard is one of them."""
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
+from skeletal.harness.config import LOGGERS, Training
+from skeletal.harness.console.loggers import Csv, MLflow, WandB, scalars
 from skeletal.harness.store.folders import RunFolder
 
 
@@ -20,14 +25,22 @@ class Tracker(Protocol):
         ...
 
 
-class Nothing:
-    """Tracks nothing."""
+class Several:
+    """Tells several trackers, or none."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Pay no heed."""
+        """Tell each of them."""
+        for tracker in self._trackers:
+            tracker.epoch(row)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close each of them, whatever becomes of the others."""
+        with ExitStack() as stack:
+            for tracker in self._trackers:
+                stack.callback(tracker.close)
 
 
 class TensorBoard:
@@ -59,9 +72,8 @@ class TensorBoard:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Log the metrics of an epoch, a line of `metrics.jsonl`; what is not a number is left out."""
-        for name, value in row.items():
-            if name != "epoch" and isinstance(value, int | float):
-                self._writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
     def close(self) -> None:
@@ -69,9 +81,44 @@ class TensorBoard:
         self._writer.close()
 
 
-def of(folder: RunFolder | None, mask: Mask | None, start: int) -> Tracker:
-    """The tracker of a run that is at epoch `start`; without a folder one that tracks nothing."""
-    return Nothing() if folder is None else TensorBoard(folder.path / "tensorboard", mask, start=start)
+def names_of(training: Training) -> tuple[str, ...]:
+    """Which of `LOGGERS` a training is logged to."""
+    also = ("tensorboard",) if training.tensorboard else ()
+    return tuple(dict.fromkeys((*training.log, *also)))
+
+
+def of(folder: RunFolder | None, training: Training, mask: Mask | None, start: int) -> Tracker:
+    """The trackers of a run that is at epoch `start`; without a folder nobody is told."""
+    if folder is None:
+        return Several(())
+    opened: dict[str, Callable[[], Tracker]] = {
+        "csv": lambda: Csv(folder),
+        "tensorboard": lambda: TensorBoard(folder.path / "tensorboard", mask, start=start),
+        "wandb": lambda: WandB(folder),
+        "mlflow": lambda: MLflow(folder),
+    }
+    with ExitStack() as stack:  # what is open already is closed, should the next one fail
+        trackers = []
+        for name in names_of(training):
+            trackers.append(opened[name]())
+            stack.callback(trackers[-1].close)
+        stack.pop_all()
+    return Several(trackers)
+
+
+def require_loggers(training: Training) -> None:
+    """Make sure that there is something to log with, before hours of pruning.
+
+    Raises:
+        ValueError: an unknown logger, or one that is not installed; says how to get it.
+
+    """
+    for name in names_of(training):
+        require("logger", name, LOGGERS)
+        if name == "tensorboard":
+            require_tensorboard()
+        elif name != "csv" and find_spec(name) is None:
+            raise ValueError(f"{name} is not installed: pip install 'skeletal[{name}]', or leave it out of --log")
 
 
 def require_tensorboard() -> None:

@@ -204,7 +204,7 @@ class _Training:
             validation=_first(data.validation, size),
             test=_first(data.test, size),
         )
-        training = replace(self.training, epochs=2, test_every=0, tensorboard=False)
+        training = replace(self.training, epochs=2, test_every=0, tensorboard=False, log=())
         train(self.model, short, training, mask=self.mask, folder=folder, seed=self.setup.seed,
               device=self.setup.device, progress=False)  # fmt: skip
         self.folder = folder

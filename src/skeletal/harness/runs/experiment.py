@@ -32,8 +32,8 @@ from skeletal.harness.training.train import steps_per_epoch, train
 
 # Where things lie, what computes them and whose word the settings are do not make a run another one.
 _NOT_IDENTITY = (
-    "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "sparsity", "as_in",
-    "recompute",
+    "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "log", "sparsity",
+    "as_in", "recompute",
 )  # fmt: skip
 # Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {

@@ -47,7 +47,13 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it continues."""
         settings: dict[str, Any] = {**asdict(self.training), "seed": self.seed}
-        for how in ("engine", "graph", "compile", "tensorboard"):  # the same run, computed or looked at in another way
+        for how in (
+            "engine",
+            "graph",
+            "compile",
+            "tensorboard",
+            "log",
+        ):  # the same run, computed or looked at in another way
             del settings[how]
         if not settings["sync_bn"]:
             del settings["sync_bn"]  # came later: checkpoints from before it go on
@@ -91,8 +97,7 @@ def steps_per_epoch(training: Training, data: Data) -> int:
             raise ValueError(f"{name} must be at least 1, got {settings[name]}")
     for name, choices in (("engine", ENGINES), ("graph", ("auto", "no")), ("compile", ("auto", "yes", "no"))):
         require(name, settings[name], choices)
-    if training.tensorboard:
-        trackers.require_tensorboard()
+    trackers.require_loggers(training)
     steps = len(data.train.batches(settings["batch_size"], train=True))
     if steps == 0:
         raise ValueError("there is nothing to train on: the training split is empty")

@@ -103,7 +103,7 @@ class Trainer:
         held = network.state_dict() | {"settings": settings, "epoch": run.epoch, "batch": run.batch}
         agree(held, "train the same model with the same settings on every rank, from one run folder that all can see")
         self._run, self._team = run, Team(network, task.device)
-        self._tracker = trackers.of(task.folder if training.tensorboard and rank() == 0 else None, task.mask, run.epoch)
+        self._tracker = trackers.of(None if rank() else task.folder, training, task.mask, run.epoch)
         opened.callback(self._tracker.close)
         begun = bool(run.epoch or run.batch)
         if not begun and self._steps * self._epochs >= LONG and not training.bf16 and run.device.type == "cpu":
