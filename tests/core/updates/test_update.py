@@ -115,6 +115,26 @@ def test_gradients_of_pruned_weights_are_those_of_an_explicit_dense_computation(
         assert not came.any() or dense[name].abs()[came].min() >= dense[name].abs()[stayed_out].max()
 
 
+def test_the_gradient_of_a_weight_that_is_used_twice_is_the_sum():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.layer(torch.tanh(self.layer(x)))
+
+    torch.manual_seed(0)
+    model, x, y = Twice(), torch.randn(9, 6), torch.randint(6, (9,))
+    skeleton = skeletal.prune(model, density=0.4, method="random").attach(model)
+    used = OPTIMIZERS["sgd"](model.parameters())
+    skeletal.MaskUpdate(skeleton, used, skeletal.RigL(every=1, end=1.0), steps=2)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    dense = grad(lambda weights: nn.functional.cross_entropy(functional_call(model, weights, (x,)), y))(weights)
+    backward(model, x, y)
+    torch.testing.assert_close(skeleton.gradients["layer.weight"], dense["layer.weight"])
+
+
 def test_gradients_accumulate_as_the_loss_does():
     (x, y), whole, parts = images(1)[0], begun(), begun()
     for model in (whole[0], parts[0]):
