@@ -32,7 +32,7 @@ def torchvision(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]
     from torchvision import models
 
     for name in models.list_models(module=models)[:count]:
-        size = 96 if "inception" in name else 64
+        size = 128 if "inception" in name else 64
         yield name, lambda name=name: models.get_model(name, weights=None), torch.randn(2, 3, size, size)
 
 
@@ -40,12 +40,29 @@ def timm(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]]:
     import timm
 
     names = [name for name in timm.list_models() if name.startswith("test_")]
-    families = sorted({name.split("_")[0]: name for name in reversed(timm.list_models())}.values())
-    for name in [*names, *families][:count]:
-        size = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        fixed = getattr(size, "fixed_input_size", False)
-        pixels = (getattr(size, "input_size", (3, 224, 224)) if fixed else (3, 64, 64))[1]
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        families.setdefault(name.split("_")[0], []).append(name)
+    small = [min(members, key=_by_size) for family, members in families.items() if family != "test"]
+    for name in [*names, *small][:count]:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        wanted = getattr(config, "input_size", (3, 224, 224))[1]
+        pixels = wanted if getattr(config, "fixed_input_size", False) or name.startswith(_NEED_THEIRS) else 64
         yield name, lambda name=name: timm.create_model(name, num_classes=5), torch.randn(2, 3, pixels, pixels)
+
+
+_SMALL = (
+    "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "xxs", "xs", "tiny", "xsmall", "small", "s0", "b0", "0", "18",
+    "26ts", "26", "s", "mini", "lite",
+)  # fmt: skip
+_NEED_THEIRS = ("bat_", "halo", "lambda", "sehalo", "eca_halo", "levit", "coat_", "crossvit")
+"""networks of a grid that 64 pixels are too few for"""
+
+
+def _by_size(name: str) -> tuple[int, str]:
+    """Networks of a family by what their names say of their size."""
+    sizes = [_SMALL.index(word) for word in name.split("_") if word in _SMALL]
+    return min(sizes, default=len(_SMALL)), name
 
 
 def transformers(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]]:
