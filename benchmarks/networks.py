@@ -7,6 +7,7 @@ precision beside the masked original, and turned back; tiny inputs, two examples
 """
 
 import copy
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,20 +43,26 @@ def timm(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]]:
     names = [name for name in timm.list_models() if name.startswith("test_")]
     families: dict[str, list[str]] = {}
     for name in timm.list_models():
-        families.setdefault(name.split("_")[0], []).append(name)
+        families.setdefault(re.split(r"[^a-z]", name)[0], []).append(name)
     small = [min(members, key=_by_size) for family, members in families.items() if family != "test"]
-    for name in [*names, *small][:count]:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        wanted = getattr(config, "input_size", (3, 224, 224))[1]
-        pixels = wanted if getattr(config, "fixed_input_size", False) or name.startswith(_NEED_THEIRS) else 64
+    free = [
+        name for name in [*names, *small] if not _fixed_size(timm.get_pretrained_cfg(name, allow_unregistered=True))
+    ]
+    for name in free[:count]:
+        pixels = 128 if name.startswith(_NEED_MORE) else 64
         yield name, lambda name=name: timm.create_model(name, num_classes=5), torch.randn(2, 3, pixels, pixels)
+
+
+def _fixed_size(config: Any) -> bool:
+    """Whether a network takes images of one size, and that a large one."""
+    return getattr(config, "fixed_input_size", False) and getattr(config, "input_size", (3, 224, 224))[1] > 160
 
 
 _SMALL = (
     "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "xxs", "xs", "tiny", "xsmall", "small", "s0", "b0", "0", "18",
-    "26ts", "26", "s", "mini", "lite",
+    "s12", "s18", "26ts", "26", "s", "mini", "lite",
 )  # fmt: skip
-_NEED_THEIRS = ("bat_", "halo", "lambda", "sehalo", "eca_halo", "levit", "coat_", "crossvit")
+_NEED_MORE = ("bat_", "bot", "cs3", "coat_", "eca_", "halo", "lambda", "lamhalo", "levit", "seh")
 """networks of a grid that 64 pixels are too few for"""
 
 
