@@ -1,7 +1,8 @@
 """Take networks of other libraries through everything, and write down what happened: right, kept whole, refused.
 
-`python -m benchmarks.networks torchvision|timm|transformers [count] [file]`; prints a row of a Markdown table as it is
-done, and adds it to the file. Networks that stand there already are not taken again, so a run can be stopped.
+`python -m benchmarks.networks torchvision|timm|transformers [count] [file] [millions]`; prints a row of a Markdown table
+as it is done, and adds it to the file. Networks that stand there already are not taken again, so a run can be stopped.
+Those of more than 30 million parameters, or of as many millions as are given, are left out.
 Each network is pruned at random to 20%, attached, compacted, compiled, diagnosed, trained for three steps in double
 precision beside the masked original, and turned back; tiny inputs, two examples.
 """
@@ -22,8 +23,6 @@ from skeletal.core.diagnosis.probing import outputs_of
 from skeletal.core.model.batches import forward, map_inputs, map_tensors
 from skeletal.core.model.snapshot import copied
 
-LARGEST = 30_000_000
-"""parameters; what is larger takes a small machine too long"""
 TITLES = ("library", "network", "outcome", "outputs", "gradient", "layers", "why")
 """outputs and the gradient of the input: the largest difference from the masked original, relative to the largest entry
 or 1, over three training steps and in eval mode; layers: how many of the masked ones run over kept weights"""
@@ -153,9 +152,9 @@ def size_of(make: Callable[[], nn.Module]) -> int:
         return sum(parameter.numel() for parameter in make().parameters())
 
 
-def cells(make: Callable[[], nn.Module], batch: Any) -> tuple[str, ...]:
+def cells(make: Callable[[], nn.Module], batch: Any, largest: float) -> tuple[str, ...]:
     """The outcome, the differences, the layers over kept weights, and what there is to say."""
-    if (size := size_of(make)) > LARGEST:
+    if (size := size_of(make)) > largest:
         return "left out", "", "", "", f"{size / 1e6:.0f} million parameters"
     torch.manual_seed(0)
     model = without_dropout(make()).double()
@@ -183,7 +182,7 @@ def cells(make: Callable[[], nn.Module], batch: Any) -> tuple[str, ...]:
     return ("right, parts kept whole", *numbers, parts[0]) if parts else ("right", *numbers, "")
 
 
-def main(library: str, count: int, file: Path | None) -> None:
+def main(library: str, count: int = 60, file: Path | None = None, largest: float = 30e6) -> None:
     warnings.simplefilter("ignore")
     done = file.read_text() if file is not None and file.exists() else ""
     print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
@@ -192,7 +191,7 @@ def main(library: str, count: int, file: Path | None) -> None:
         if start in done:
             continue
         try:
-            found = cells(make, copy.deepcopy(batch))
+            found = cells(make, copy.deepcopy(batch), largest)
         except Exception as error:  # a table of what happens
             found = "refused", "", "", "", f"{type(error).__name__}: {error}"
         row = f"{start} {' | '.join((*found[:-1], ' '.join(found[-1].split())[:150]))} |"
@@ -204,4 +203,5 @@ def main(library: str, count: int, file: Path | None) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 60, Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    kinds = str, int, Path, lambda millions: float(millions) * 1e6
+    main(*(kind(given) for kind, given in zip(kinds, sys.argv[1:], strict=False)))
