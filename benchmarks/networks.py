@@ -1,6 +1,6 @@
 """Take networks of other libraries through everything, and write down what happened: right, kept whole, refused.
 
-`python -m benchmarks.networks torchvision|timm|transformers [count] [file] [millions]`; prints a row of a Markdown table
+`python -m benchmarks.networks torchvision|timm|transformers [count] [file] [millions]`; prints a Markdown row
 as it is done, and adds it to the file. Networks that stand there already are not taken again, so a run can be stopped.
 Those of more than 30 million parameters, or of as many millions as are given, are left out.
 Each network is pruned at random to 20%, attached, compacted, compiled, diagnosed, trained for three steps in double
