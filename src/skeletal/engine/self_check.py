@@ -41,9 +41,11 @@ def _results(maps: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
     from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 
     generator = torch.Generator().manual_seed(0)
-    for density in (0.05, 0.6):  # with a matrix unit and maps in bfloat16: kernels for single weights, and for blocks
-        conv, linear = nn.Conv2d(35, 40, 3, 2, 1), nn.Linear(35, 40)
-        for layer, size in ((conv, (37, 35, 9, 8)), (linear, (37, 35))):
+    few, many = 0.05, 0.6  # with a matrix unit and maps in bfloat16: kernels for single weights, and for blocks
+    for density, kinds in ((few, (nn.Conv2d, nn.Linear)), (many, (nn.Conv2d,))):
+        for kind in kinds:
+            layer = nn.Linear(35, 40) if kind is nn.Linear else nn.Conv2d(35, 40, 3, 2, 1)
+            size = (37, 35) if kind is nn.Linear else (37, 35, 9, 8)
             for parameter in layer.parameters():
                 parameter.data = torch.randn(parameter.shape, generator=generator).bfloat16().float()
             mask = torch.rand(layer.weight.shape, generator=generator) < density
@@ -62,8 +64,8 @@ def _results(maps: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
             rest = (sparse.geometry.stride, sparse.geometry.padding) if isinstance(sparse, SparseConv2d) else ()
             truth = (F.conv2d if rest else F.linear)(double, weight, bias, *rest)
             truths = torch.autograd.grad(truth, (double, weight, bias), slope.double())
-            kind = "convolution" if rest else "linear layer"
-            yield f"{kind}", out.detach(), truth.detach()
-            yield f"{kind}'s gradient of its input", found[0], truths[0]
-            yield f"{kind}'s gradient of its weights", found[1], truths[1][mask]
-            yield f"{kind}'s gradient of its bias", found[2], truths[2]
+            name = "convolution" if rest else "linear layer"
+            yield name, out.detach(), truth.detach()
+            yield f"{name}'s gradient of its input", found[0], truths[0]
+            yield f"{name}'s gradient of its weights", found[1], truths[1][mask]
+            yield f"{name}'s gradient of its bias", found[2], truths[2]
