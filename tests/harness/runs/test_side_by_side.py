@@ -18,7 +18,7 @@ SETTINGS = [
     Settings(replace(SETUP, seed=1), RANDOM, TRAINING, name="mine"),
     Settings(SETUP, resolve(Pruning(method="dense"), "quick"), TRAINING),
 ]
-TIMES = ("seconds", "seconds_per_epoch", "prune_seconds")
+TIMES = ("seconds", "seconds_per_epoch", "prune_seconds", "wall_seconds")
 
 
 def folder_of(settings, root):

@@ -25,7 +25,7 @@ SCALE = SCALES["smoke"].altered(epochs=EPOCHS, seeds=1)
 STUDY = ("study", "run", "fig2", "--scale", "smoke", "--only", "b", "--methods", "FORCE", "--methods", "Random",
          "--epochs", EPOCHS, "--seeds", 1)  # fmt: skip
 JOBS = select([ITEMS["fig2"]], SCALE, panels=["b"], methods=["FORCE", "Random"])
-TIMES = {"seconds", "seconds_per_epoch", "prune_seconds"}
+TIMES = {"seconds", "seconds_per_epoch", "prune_seconds", "wall_seconds"}
 
 
 def results(root):
