@@ -218,6 +218,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(cli, tmp_path):
     assert name == "skeletal"
     resumed = cli(*resuming)
     assert resumed.status == 0 and "epoch 1/5" not in resumed.err and "epoch 5/5" in resumed.err
+    assert "the mask is there already" in resumed.err and "resuming at epoch " in resumed.err
     whole = Path(cli(*settings, "--json").json["folder"])
     assert whole.name == parts.name
     assert rows(parts) == rows(whole)
