@@ -25,6 +25,9 @@ def cli(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(app, "config", None)  # as in a new process
+    for part in (app, app.meta):  # cyclopts keeps the console it has made first, of whatever width
+        monkeypatch.setattr(part, "_fallback_console", None)
+        monkeypatch.setattr(part, "_fallback_error_console", None)
     monkeypatch.setattr("skeletal.core.progress.FIRST", 1e6)  # a busy machine's delays are no part of what is said
 
     def skeletal(*arguments: object) -> Outcome:
