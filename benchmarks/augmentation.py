@@ -3,8 +3,8 @@
     python benchmarks/augmentation.py [--repeats 7]
 
 Ours is a whole batch: gather from 50,000 uint8 images, crop from a border of 4, flip, normalize to float32.
-Theirs is RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize on ready PIL images, stacked to
-batches of the same size: decoding is in neither. The two take turns, so that a busy machine slows both.
+Theirs is RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize on ready PIL images, stacked into
+batches of the same size: neither includes decoding. The two take turns, so that a busy machine slows both.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Is a mask scored in bfloat16 as good as one scored in float32? Compared with what other data changes.
+"""Is a mask scored in bfloat16 as good as one scored in float32? The yardstick is what other data changes.
 
     python benchmarks/cheaper_scoring.py --data-dir DIR [--model vgg19-cifar] [--steps 20] [--seeds 3] [--json FILE]
     python benchmarks/cheaper_scoring.py --data-dir DIR --model lenet5 --density 0.05 --train 5
 
-Masks of FORCE are chaotic: one weight more or less at a step, other data and bfloat16 all leave another mask, so
-overlap tells nothing. Judged are layer densities, effective density, and FORCE saliency (Eq. 6) and gradient norm of
-the masked network on batches that no mask was found on, all in float32; with `--train`, the accuracy after so many
-epochs, too.
-Initial weights are the same throughout; a seed is a seed of the batches that masks are found on.
+FORCE masks are chaotic: one weight more or less at a step, other data or bfloat16 each lead to another mask, so
+overlap says nothing. Masks are judged by layer densities, effective density, and the masked network's FORCE saliency
+(Eq. 6) and gradient norm on batches that no mask was found on, all in float32; with `--train`, also by the accuracy
+after that many epochs.
+Initial weights are the same throughout; seeds only vary the batches that masks are found on.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Training steps and inference of masked networks on one thread, in CPU time: for machines that others use as well.
+"""Training steps and inference of masked networks on one thread, in CPU time: for shared machines.
 
     python benchmarks/cpu_time.py vgg19-cifar force-0.01.safetensors force-0.001.safetensors
 
 Ours in float32 and bfloat16, all layers sparse, against the masked dense network in float32 (a) and in bfloat16,
-channels last (b), all taking turns. What counts is the time that this thread has computed, the least of all rounds:
+channels last (b), all taking turns. What counts is this thread's computing time, the minimum over all rounds:
 waiting for others does not count, though they still share caches and memory. `skeletal bench` takes wall-clock times.
 """
 

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/estimate.py --clock cpu --data-dir D
 
-`--clock cpu` counts the processor's seconds in place of the clock's, where other programs keep the machine busy; with
-one thread they are what a quiet machine would need.
+`--clock cpu` counts CPU seconds instead of wall-clock seconds, for machines that other programs keep busy; with one
+thread, that is what a quiet machine would need.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/fidelity.py --data-dir DIR [--model vgg19-cifar] [--data cifar10] [--method force] [--steps 15]
 
-Prints a Markdown table. Each row changes one option; the last rows, other data and other initial weights, say what
-change is none. Columns: overlap (Jaccard) with the first row's mask, which is small for nested methods whatever
-changes; the mean change of the layers' densities, as a factor; effective density; FORCE saliency (Eq. 6) and gradient
-norm of the masked network on four batches that no mask was found on.
+Prints a Markdown table. Each row changes one option; the last rows, with other data and other initial weights, show how
+much change means nothing. Columns: overlap (Jaccard) with the first row's mask, which is small for nested methods
+whatever changes; the mean change of the layers' densities, as a factor; effective density; FORCE saliency (Eq. 6) and
+gradient norm of the masked network on four batches that no mask was found on.
 """
 
 import argparse

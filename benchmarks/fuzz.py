@@ -3,9 +3,9 @@
     python benchmarks/fuzz.py [--masks 100000] [--configs 100000] [--parses 3000] [--checkpoints 3000] [--seed 0]
 
 A case is a valid file with a few mutations (bits, bytes, cuts, copies, pieces of another file), or random bytes. In
-half of the masks and a third of the checkpoints the damage is done inside, and sizes and checksums are made to fit
-again: as a hostile author would, and not a bad disk. A reader may refuse with its documented error or accept; what it
-accepts has to be sound. Anything else is a finding: it is printed with the number that makes the case again
+half of the masks and a third of the checkpoints the damage is inside, and sizes and checksums are made to match again,
+as a hostile author would do and a bad disk would not. A reader may refuse with its documented error or accept; what it
+accepts has to be sound. Anything else is a finding: it is printed with the number that reproduces the case
 (`--only masks:1234`), and the exit status is 1.
 """
 

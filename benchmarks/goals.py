@@ -1,4 +1,4 @@
-"""What the project has set itself to reach, beside what `skeletal bench` has measured.
+"""The project's goals beside what `skeletal bench` has measured.
 
 skeletal bench --model vgg19-cifar --density 0.01 --density 0.001 --baselines a,b,d --out bench.json
 python benchmarks/goals.py bench.json

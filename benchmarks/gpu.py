@@ -1,11 +1,11 @@
-"""What a training costs on a GPU: other ways to take a step, ours, epochs through the whole harness, several at once.
+"""What training costs on a GPU: other ways to take a step, ours, epochs through the whole harness, several at once.
 
-    python benchmarks/gpu.py                        # eight minutes at most on one H100; one table in the end
+    python benchmarks/gpu.py                        # eight minutes at most on one H100; one table at the end
     python benchmarks/gpu.py --data-dir D           # CIFAR-10 itself, not noise of its shape: the times are the same
     python benchmarks/gpu.py --device cpu --tiny    # everything once, on a CPU, with next to nothing to compute
 
-Each network is measured in a process of its own, and torch.compile's "max-autotune", which may take minutes, last, in
-another; what the time does not suffice for is missing in the table. Networks are pruned at random to 1%, as their
+Each network is measured in a process of its own. torch.compile's "max-autotune", which may take minutes, comes last, in
+another process; what does not fit in the time is missing from the table. Networks are pruned at random to 1%, as their
 density does not matter here. Steps are timed over many, after warming up, with the GPU waited for at both ends.
 """
 

@@ -8,8 +8,8 @@ to input, kept weights and bias. SparseProp and SparseLab take part where they a
     pip install sparselab==0.2.2
     pip install pybind11 && pip install --no-build-isolation sparseprop
 
-Times are medians, with the fastest and slowest; ratios are to ours. A turn is `--burst` calls in a row, of which the
-mean counts, after as many that do not: a training calls one library again and again, and finds its threads awake.
+Times are medians, with the fastest and slowest; ratios are to ours. A turn is the mean of `--burst` calls in a row,
+after as many that do not count: training calls one library again and again, and finds its threads awake.
 """
 
 import argparse

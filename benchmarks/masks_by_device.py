@@ -4,12 +4,12 @@
     python benchmarks/masks_by_device.py find --device cpu --precisions float32 --out cpu.jsonl
     python benchmarks/masks_by_device.py table gpu.jsonl cpu.jsonl
 
-Masks are chaotic: one weight more at one step is another mask, so single masks are not compared but what many of them
-have in common. The same seed starts from the same weights and draws the same batches on every device. Per mask: the
-narrowest place (the fewest live output channels of a hidden layer, and the fewest effective weights of one), effective
-weights, and saliency and gradient norm on ten batches it has not seen. "float32" turns TF32 off, in convolutions, too,
-where torch has it on by default; "tf32" turns it on. Each group of seeds is compared with that of the first line by the
-Mann-Whitney test (two-sided): systematic differences have a small p.
+Masks are chaotic: one weight more at one step leads to another mask, so the comparison is not of single masks but of
+what many have in common. The same seed starts from the same weights and draws the same batches on every device. Per
+mask: the narrowest place (the fewest live output channels of a hidden layer, and the fewest effective weights of one),
+effective weights, and saliency and gradient norm on ten batches it has not seen. "float32" turns TF32 off, even in
+convolutions, where torch has it on by default; "tf32" turns it on. Each group of seeds is compared with that of the
+first line by the Mann-Whitney test (two-sided): systematic differences have a small p.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What each method leaves of each layer: one mask a method and network, and the figures of docs/methods.
+"""What each method leaves of each layer: one mask per method and network, and the figures of docs/methods.
 
     python benchmarks/method_layers.py --data-dir DIR --model vgg19-cifar --out masks [--methods force snip ...]
     python benchmarks/method_layers.py --out masks --draw docs/img/methods
 
-The first command finds the masks one by one, saves each in the folder `masks` and skips those that are there, so
-that it may be stopped at any time. Methods that collapse are filled up by position and shown all the same. It prints a
-Markdown table of everything in the folder; seconds are the median of a run's steps, drawing batches included. The
-second command draws one figure a method from the saved masks.
+The first command finds the masks one by one, saves each in the folder `masks` and skips those already there, so you can
+stop it at any time. Methods that collapse are filled up by position and shown all the same. It prints a Markdown table
+of everything in the folder; seconds are the median of a run's steps, drawing batches included. The second command draws
+one figure per method from the saved masks.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What batch norm makes of micro-batches: layer densities of FORCE masks, batches whole and in pieces.
+"""How micro-batches affect masks through batch norm: layer densities of FORCE masks, batches whole and in pieces.
 
     python benchmarks/micro_batch.py --data-dir D [--model resnet20-cifar] [--steps 20] [--density 0.02]
 
 Each mask is compared with that of whole batches: overlap (Jaccard), and by how much the layers' densities differ, mean
-and largest, in percent. The spread to judge that by is the same between other batches of the same data.
+and largest, in percent. To judge that, the same numbers are given for other batches of the same data.
 """
 
 import argparse

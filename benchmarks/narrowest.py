@@ -6,7 +6,7 @@
 Each mask is judged before training as in `masks_by_device.py`, then trained by the recipe of the paper's CIFAR-10 runs
 (--epochs of it, milestones in proportion), as many at once as --together says. The table has a line per mask, then the
 rank correlation (Spearman) of each number known before training with the test accuracy, and its 95% interval over
-10,000 bootstrap samples of the masks. Say the number of epochs with every accuracy.
+10,000 bootstrap samples of the masks. Always quote accuracies together with the number of epochs.
 """
 
 import argparse

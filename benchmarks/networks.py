@@ -1,8 +1,8 @@
-"""Take networks of other libraries through everything, and write down what happened: right, kept whole, refused.
+"""Run networks from other libraries through everything, and record what happened: right, kept whole, refused.
 
-`python -m benchmarks.networks torchvision|timm|transformers [count] [file] [millions]`; prints a Markdown row
-as it is done, and adds it to the file. Networks that stand there already are not taken again, so a run can be stopped.
-Those of more than 30 million parameters, or of as many millions as are given, are left out.
+`python -m benchmarks.networks torchvision|timm|transformers [count] [file] [millions]`; prints each Markdown row once
+it is done, and adds it to the file. Networks already there are skipped, so a run can be stopped. Those of more than 30
+million parameters, or of the number of millions given, are left out.
 Each network is pruned at random to 20%, attached, compacted, compiled, diagnosed, trained for three steps in double
 precision beside the masked original, and turned back; tiny inputs, two examples.
 """

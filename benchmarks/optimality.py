@@ -2,8 +2,8 @@
 
     python benchmarks/optimality.py --data-dir DIR --model lenet5 --density 0.05 --out lenet5.json [--plot FIGURE.png]
 
-Every step of every run is on the same fixed batches, so that the saliency is of one loss. Each row is a number of steps
-T: ε and the bound of Theorem 1 of the last step, against the mask before it; the largest ε / S of all steps; and
+Every step of every run uses the same fixed batches, so the saliency is always of one loss. Each row is a number of
+steps T: ε and the bound of Theorem 1 of the last step, against the mask before it; the largest ε / S of all steps; and
 ε of the same final mask against the dense network, a neighbourhood that does not depend on T. Rows are saved one by one
 in the JSON file and not computed again. `--last-only` measures the last step alone.
 """

@@ -6,12 +6,12 @@
 
 A step is FORCE's (paper, Algorithm 1): mean gradient of one batch of 128 images of noise at the masked weights, then
 the top k of |weight x gradient|. Three steps are timed: at the dense network, at density 0.1 and at 0.01. The reference
-does what public codes do, written down plainly below: a deep copy, float32 in the images' own memory order, gradients
+does what public implementations do, spelled out below: a deep copy, float32 in the images' own memory order, gradients
 summed with their sign, and a full sort for the threshold; it neither flushes denormals nor keeps memory.
 
-Paths "-pages" run with a malloc that keeps freed memory; "-recompute" with `prune(recompute=True)`. Times are medians
+"-pages" paths run with a malloc that keeps freed memory; "-recompute" with `prune(recompute=True)`. Times are medians
 over repeats in which all paths take turns; with them the fastest and slowest. Peak memory is the most that a fresh
-process holds (VmHWM) while it runs the first two steps, less the same number after its imports: it counts the model,
+process holds (VmHWM) while it runs the first two steps, minus the same number after its imports: it counts the model,
 its batch and everything that pruning adds.
 """
 

@@ -4,9 +4,9 @@
     python benchmarks/pruning_engine.py --model resnet50-cifar --dense 1 0.01
 
 A step scores the present mask on one batch of 128 images of noise and selects. At every density the sparse engine is
-made to plan, and then takes steps that prune one weight each; the fastest counts, and planning is what the first took
-longer. Break-even is set aside to see both sides of it. From this follow totals of whole schedules: the exponential
-one's steps, each at the cost of its density (interpolated in its logarithm), dense above break-even.
+made to plan, then takes steps that prune one weight each; the fastest counts, and planning is the extra time of the
+first. Break-even is set aside to see both sides of it. The totals of whole schedules are computed from this: the
+exponential one's steps, each at the cost of its density (interpolated in its logarithm), dense above break-even.
 """
 
 import argparse

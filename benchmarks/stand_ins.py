@@ -1,4 +1,4 @@
-"""Is one run of FORCE, down to the lowest density, a stand-in for runs of their own at the densities above?
+"""Can one run of FORCE down to the lowest density stand in for separate runs at the densities above it?
 
 For each density the mask that the one run passes on its way, and the mask of a run that ends there with as many steps:
 FORCE saliency (Eq. 6) relative to the dense network, effective weights of those kept, and how their layers agree.

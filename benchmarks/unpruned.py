@@ -2,8 +2,8 @@
 
     python benchmarks/unpruned.py --model resnet50-cifar [--repeat 5]
 
-Times are medians of the second of two calls each, with the fastest and slowest. Before them stands what the engine
-takes to plan and for its first step, kernels loaded from disk.
+Times are medians of the second of two calls each, with the fastest and slowest. Before them comes the time that the
+engine takes to plan and for its first step, with kernels loaded from disk.
 """
 
 import argparse

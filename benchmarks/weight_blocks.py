@@ -2,8 +2,8 @@
 
     python benchmarks/weight_blocks.py [--densities 0.03 0.06 0.1 0.4] [--repeat 9]
 
-Forward is the convolution of maps that are normalised on the way, with the moments of what it makes; backward both of
-its gradients, through batch norm. From this follows from which density on blocks pay (`skeletal.engine.plan.plan`).
+Forward is the convolution of maps that are normalised on the way, with the moments of its output; backward is both of
+its gradients, through batch norm. The results show from which density blocks pay off (`skeletal.engine.plan.plan`).
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""A whole pruning by FORCE on real images: seconds per step, of every way of ours and of the straightforward reference.
+"""A whole pruning by FORCE on real images: seconds per step, for each of our ways and the straightforward reference.
 
     python benchmarks/whole_pruning.py --model vgg19-cifar --data-dir D [--steps 20] [--density 0.01]
     python benchmarks/whole_pruning.py --model resnet50-cifar --data-dir D --steps 300 --density 0.001 --of-reference 9
 
-Steps of one batch of 128 training images each, the same for all. The reference is that of `pruning_cost.py`: it does
-what public codes do, and flushes no denormals, of which later steps of a real pruning have many. "engine" takes steps
-on a compiled skeleton once few weights are left, or from the first on (see `skeletal.engine.scoring.break_even`). Of
-the reference, fewer steps may do, spread over the same densities (`--of-reference`). All ways take turns, `--repeats`
-times; the table has medians of a step's mean. The last rows are forward and backward pass of the network by itself, as
-torch runs it in the faster of two memory orders: what is left of a dense step if masks, scores and selection cost
-nothing, and so the most that torch's dense kernels can gain.
+Each step takes one batch of 128 training images, the same for all. The reference is that of `pruning_cost.py`: it does
+what public implementations do, and flushes no denormals, of which later steps of a real pruning have many. "engine"
+takes steps on a compiled skeleton once few weights are left, or from the start (see
+`skeletal.engine.scoring.break_even`). For the reference, fewer steps may do, spread over the same densities
+(`--of-reference`). All ways take turns, `--repeats` times; the table has medians of a step's mean. The last rows are
+the network's forward and backward pass alone, as torch runs it in the faster of two memory orders: what would be left
+of a dense step if masks, scores and selection cost nothing, and so the most that torch's dense kernels can gain.
 """
 
 import argparse

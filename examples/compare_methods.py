@@ -1,4 +1,4 @@
-"""What is left of a network by each method, before any training: empty layers, and weights that do anything at all."""
+"""What each method leaves of a network, before any training: empty layers, and weights that do anything at all."""
 
 import warnings
 
