@@ -1,4 +1,4 @@
-"""Rewrite a traced network such that sparse layers follow each other without leaving their memory layout.
+"""Rewrite a traced network so that sparse layers follow each other without leaving their memory layout.
 
 Walks the graph once and builds another. Between operations that know blocked maps, maps stay blocked; before one that
 does not, they become a tensor again. Batch norm, addition and ReLU join the convolution before them.
@@ -29,7 +29,7 @@ _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 _PURE = {blocked.first, blocked.second, blocked.to_images}
 PART = "blocked_"
-"""How the names of modules begin that are called beside the network's own."""
+"""How names of modules that are called beside the network's own begin."""
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
@@ -47,7 +47,7 @@ class Lowered:
 
 @dataclass
 class _Pending:
-    """A convolution or a norm that has not run yet, as what follows it may join it."""
+    """A convolution or a norm that has not run yet, because what follows may join it."""
 
     x: "_Value"
     convolution: tuple[str, SparseConv2d] | None = None
@@ -58,13 +58,13 @@ class _Pending:
 
 @dataclass
 class _Value:
-    """What stands for a node of the old graph in the new one: a node, or what is to become one."""
+    """What stands for a node of the old graph in the new one: a node, or something that will become one."""
 
     node: fx.Node | None
     blocked: bool
     pending: _Pending | None = None
     images: fx.Node | None = None
-    """the same as a tensor, where somebody has asked for that"""
+    """the same as a tensor, where that was asked for"""
 
 
 def lower(module: nn.Module, graph: fx.Graph) -> Lowered:
@@ -86,7 +86,7 @@ class _Lowering:
         self.halos = self._halos()
         self.parts: dict[str, nn.Module] = {}
         self._switched = 0
-        """how many regions deep gradients have been switched: what is made there is not for those who read outside"""
+        """how many regions deep gradients have been switched: readers outside must not use what is made there"""
 
     def run(self) -> Lowered:
         for node in self.old_graph.nodes:
@@ -99,7 +99,7 @@ class _Lowering:
         root.__dict__.update(self.old.__dict__)
         root._modules = dict(self.old._modules) | self.parts
         made = fx.GraphModule(root, self.graph)
-        # Only what was put in here: an operation of the network's own that nobody reads may have written somewhere.
+        # Only what was added here: an operation of the network's own may have side effects even if nothing reads it.
         made.graph.eliminate_dead_code(is_impure_node=lambda node: node.target not in _PURE)
         made.graph.lint()
         made.recompile()
@@ -112,7 +112,7 @@ class _Lowering:
                 self._run(value)
 
     def _halos(self) -> dict[tuple[int, int], int]:
-        """For each size of maps, a halo that all convolutions on it are content with, so that all share a grid."""
+        """For each size of maps, a halo that suffices for all convolutions on it, so that all share a grid."""
         found: dict[tuple[int, int], int] = {}
         for node in self.old_graph.nodes:
             layer = self._module(node)
@@ -229,7 +229,7 @@ class _Lowering:
         return name
 
     def _run(self, value: _Value) -> fx.Node:
-        """The node of a value, which runs now if it has been pending."""
+        """The node of a value; if it was pending, it runs now."""
         if value.node is None:
             assert value.pending is not None
             value.node = self._start(value.pending)
@@ -246,9 +246,7 @@ class _Lowering:
             part = self._part(ConvNorm(convolution, pending.norm, pending.halo, relu))
             pair = self.graph.call_module(part, (x,) if other is None else (x, self._run(other)))
         out = self.graph.call_function(blocked.first, (pair,))
-        if (
-            not self._switched
-        ):  # whoever reads the input after this reads what the convolution hands on (`ops.Convolve`)
+        if not self._switched:  # from here on, readers of the input read what the convolution hands on (`ops.Convolve`)
             pending.x.node = self.graph.call_function(blocked.second, (pair,))
         return out
 

@@ -1,4 +1,4 @@
-"""`skeletal.prune`: the core's, which knows the sparse engine by its name, too."""
+"""`skeletal.prune`: the core's function, which also knows the sparse engine by name."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def _knowing_the_engine(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The same function, whose `engine` may be "sparse"; numba is loaded only where that is asked for."""
+    """The same function, whose `engine` may be "sparse"; numba is loaded only if it is asked for."""
 
     @together()  # numba may be missing on one rank
     @wraps(function)

@@ -10,7 +10,7 @@ from skeletal.core.table import Table, Tabular
 
 DENSE_LAST = "dense, channels last"
 FULL = "float32 maps"
-"""how the name of a way ends that keeps its maps in float32 under autocast to bfloat16"""
+"""ends the name of a way that keeps its maps in float32 under autocast to bfloat16"""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Handed:
-    """The tensors that `state_dict` has handed out last, to find out whether somebody has written to them.
+    """The tensors that `state_dict` last handed out, to find out whether anybody has written to them.
 
     Those of an ordinary module are its own memory, and averages of weights (timm's ModelEmaV2 and V3, YOLO's) write to
     it. Here they are dense copies: what was written is taken over before the network is used again.
@@ -26,7 +26,7 @@ class Handed:
         return len(self._tensors) > 0  # torch.compile (2.14) makes no guard of a dict's truth value, nor of __bool__
 
     def written(self) -> dict[str, Tensor]:
-        """What was written to since, by name; all are let go of."""
+        """What has been written to since, by name; then all are released."""
         tensors, self._tensors = self._tensors, {}
         return {name: value for name, (value, version) in tensors.items() if value._version != version}
 
@@ -42,7 +42,7 @@ def load_written(network: Any) -> None:
 
 
 def to_user(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """In place of the network's own entries, those of the original: a hook after `state_dict`."""
+    """Replace the network's own entries with those of the original: a hook after `state_dict`."""
     for name in [name for name in state if name.startswith(f"{prefix}network.")]:
         del state[name]
     dense = module.to_dense().state_dict()
@@ -60,7 +60,7 @@ def from_user(
     unexpected: list[str],
     ___: Any,
 ) -> None:
-    """In place of entries of the original network, the compact one's own: a hook before `load_state_dict`."""
+    """Replace entries of the original network with the compact one's own: a hook before `load_state_dict`."""
     given = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
     values, not_there, too_many = module._original.take(given)
     missing += [prefix + name for name in not_there]

@@ -113,7 +113,7 @@ class Emitter:
         return [self.builder.select(cut, self.zero, number) for cut, number in zip(shut, numbers, strict=True)]
 
     def masked(self, present: list[Any], numbers: list[Any]) -> list[Any]:
-        """The vectors of cells, 0 where no example is; `present` as of `before`."""
+        """The vectors of cells, 0 where no example is; `present` as in `before`."""
         return [self.builder.select(present[i % self.halves], n, self.zero) for i, n in enumerate(numbers)]
 
     def before(self, valid: Any) -> list[Any]:

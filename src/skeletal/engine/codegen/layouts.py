@@ -61,7 +61,7 @@ def pair_channels(typing, source, one, other, step, target, to, to_other, to_ste
 def transpose_cells(typing, source, start, channel, target, to, to_step, cells, ahead):
     """Of `LANES` channels, `channel` slots apart: cells become square blocks of slots with the channels innermost.
 
-    A cell lies after the other in the source; the blocks `to_step` slots apart. `ahead` as of `pair_channels`.
+    A cell lies after the other in the source; the blocks `to_step` slots apart. `ahead` as in `pair_channels`.
     """
     index = types.int64
     signature = types.void(source, index, index, target, index, index, index, index)
@@ -107,7 +107,7 @@ def finish(
 ):  # fmt: skip
     """Write sums of the matrix unit, (cells, even and odd examples, LANES) from `at` on, as cells `column` slots apart.
 
-    What happens to them before is as of `tiles.product`. `ahead` as of `pair_channels`, in `other` and `relu_output`.
+    What happens to them before is as in `tiles.product`. `ahead` as in `pair_channels`, in `other` and `relu_output`.
     Returns the sum of what was written, and that of its squares. It goes to memory past the caches: it is more than
     they hold.
     """

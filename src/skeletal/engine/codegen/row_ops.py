@@ -55,7 +55,7 @@ def affine_gradient(typing, mode, x, z, gradient, out, other, start, target, cel
     """`out = p g + q x + r`, for the cells from slot `start` on, and 0 for examples from `valid` on.
 
     The cells of `out` begin at slot `target`. g is the gradient before a ReLU: with `mode` 0 there is none; with 1 it
-    was open where `a x + b` is above 0; with 2 where z is; with 3 also `other = g`. `ahead` as of `affine`.
+    was open where `a x + b` is above 0; with 2 where z is; with 3 also `other = g`. `ahead` as in `affine`.
     """
     index = types.int64
     signature = types.void(index, x, z, gradient, out, other, index, index, index, a, a, a, a, a, index, index)

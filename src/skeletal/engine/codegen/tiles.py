@@ -223,7 +223,7 @@ def _inner(per_lane: bool) -> Any:
 inner = _inner(per_lane=True)
 """`sums[j, lane] += Σ_tile x[offsets[j] + tile] y[tile]`, for j in [begin, end): the gradient of values[j].
 
-Arguments as of `product`; the tile of y stays in registers.
+Arguments as in `product`; the tile of y stays in registers.
 """
 
 inner_once = _inner(per_lane=False)

@@ -2,7 +2,7 @@
 
 What it multiplies passes through line buffers of another order: see `block_buffer`.
 
-Units, maps and arguments are as of `sparse`, if nothing else is said; tables are `WeightBlocks`. All in slots.
+Unless stated otherwise, units, maps and arguments are as in `sparse`; tables are `WeightBlocks`. All in slots.
 """
 
 import numpy as np

@@ -25,8 +25,8 @@ def factors(
         count: of values in a channel.
         from_batch: whether mean and variance are the batch's, else the running ones.
         running_mean, running_variance: moved towards the batch's by `rate`, unless that is 0.
-        rate, eps: as of batch norm.
-        weight, bias: as of batch norm; empty for 1 and 0.
+        rate, eps: as in batch norm.
+        weight, bias: as in batch norm; empty for 1 and 0.
         added: to each channel before batch norm, where that is not in the sums; empty for 0.
         numbers: (3, channels), gets mean, inverse deviation, and their product with the weight, in float64.
         scale, shift: get the result.
@@ -64,7 +64,7 @@ def factors(
 def slopes(sums, count, from_batch, numbers, x_factor, constant, grad_weight, grad_bias):
     """How the gradient goes back through batch norm: by x and constant, for each channel, and those of its parameters.
 
-    `sums` are (blocks * channels, 2), see `elementwise.reduce_gradient`; the rest as of `factors`.
+    `sums` are (blocks * channels, 2), see `elementwise.reduce_gradient`; the rest as in `factors`.
     """
     channels = numbers.shape[1]
     for channel in range(channels):
@@ -158,14 +158,14 @@ def shared_backward(
     """The way back through batch norm, if there was one, and the convolution, by several threads.
 
     Args:
-        kinds, normalised, then, before, weights: as of `shared_forward`, and kept values in the order of tables_back.
+        kinds, normalised, then, before, weights: as in `shared_forward`, and kept values in the order of tables_back.
         maps: pointers to slots: the gradient and buffers for it, x and buffers for it, the gradient of x and what is
             added to it; of batch norm its input, where needed its output, and the gradient of what was added.
         numbers: pointers to values: kept ones; what is written: their gradients, sums for those, gradients of weight
             and bias of batch norm.
         tables, tables_back, launch: see `launch_args.LaunchArgs`, `sparse.gradients`.
         sums: memory for `reduce_gradient`.
-        state: as of `shared_forward`.
+        state: as in `shared_forward`.
         back: x_factor and constant, which are written, empty without batch norm.
         settings: ReLU after batch norm, examples, splits, kept weights and lanes of their sums, whether the gradient of
             x counts only where x is above 0.

@@ -18,7 +18,7 @@ def max_pool(
     Args:
         x, out, chosen: `chosen` is uint8, of the layout of out.
         channels: of x.
-        before: as of `sparse.convolve`.
+        before: as in `sparse.convolve`.
         plane: of x.
         target: grid of out.
         windows: (pixels of out + 1), into the next two, for each pixel.
@@ -55,7 +55,7 @@ def shared_max_pool(boards, threads, units, *arguments):
 def max_pool_gradient(
     gradient, chosen, out, source, out_plane, windows, pixels, offsets, positions, apart, first, last, thread
 ):
-    """Give each gradient to the position that was chosen; arguments as of `max_pool`, with `out` in the place of x.
+    """Give each gradient to the position that was chosen; arguments as in `max_pool`, with `out` in the place of x.
 
     `source` is the grid of `out`; with `apart` each of its pixels lies in one window.
     """

@@ -181,7 +181,7 @@ def gradients(
     Args:
         gradient: `Source`, of the output, or of what batch norm and ReLU made of it.
         norm: `NormGradient`.
-        x, before: as of `convolve`.
+        x, before: as in `convolve`.
         tables: forward ones.
         sums: (threads, kept weights, lanes), with a sum for each lane or, where few tiles meet a weight, one for all;
             each thread writes its own, and `add_up` makes gradients of them. Empty where they are not wanted.

@@ -44,7 +44,7 @@ class Blocked:
 
 
 def storage_type(weights: torch.dtype, bf16: bool) -> torch.dtype:
-    """What maps are stored in: bfloat16 under autocast to it where `bf16` allows that, else the weights' type."""
+    """The type that maps are stored in: bfloat16 under autocast to it where `bf16` allows, else the weights' type."""
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return torch.bfloat16 if bf16 and autocast and weights == torch.float32 else weights
 
@@ -62,7 +62,7 @@ class ToBlocks(nn.Module):
 
 
 def with_halo(x: Blocked, halo: int) -> Blocked:
-    """The same maps with another halo. Networks are planned such that this never happens at the planned size."""
+    """The same maps with another halo. Networks are planned so that this never happens at the planned size."""
     if x.grid.halo == halo:
         return x
     grid = MapGrid(x.grid.height, x.grid.width, halo)
@@ -84,7 +84,7 @@ def beside(x: Blocked, grid: MapGrid, examples: int) -> Blocked:
     """Maps on the grid of others.
 
     Raises:
-        ValueError: those have another size. (For the example batch they had the same; see `lower`.)
+        ValueError: those have another size. (For the example batch the sizes agreed; see `lower`.)
 
     """
     sizes = [(x.examples, x.grid.height, x.grid.width), (examples, grid.height, grid.width)]
@@ -143,7 +143,7 @@ class BlockedMaxPool(nn.Module):
 
 
 def can_pool(layer: nn.MaxPool2d) -> bool:
-    """Whether `BlockedMaxPool` can do what a layer does: each window meets the map, and its positions fit a byte."""
+    """Whether `BlockedMaxPool` can do what a layer does: each window meets the map, and its positions fit in a byte."""
     plain = not layer.ceil_mode and not layer.return_indices and _pair(layer.dilation) == (1, 1)
     return plain and math.prod(_pair(layer.kernel_size)) <= 256
 
@@ -154,7 +154,7 @@ def second(pair: tuple[Any, Any]) -> Any:
 
 
 def first(pair: tuple[Any, Any]) -> Any:
-    """What a layer has made."""
+    """The output of a layer."""
     return pair[0]
 
 

@@ -13,14 +13,14 @@ from skeletal.engine.ops.launch_args import Statistics
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, and where they follow the addition of other maps and ReLU, on blocked maps.
+    """Convolution and batch norm, then the addition of other maps and ReLU where these follow, on blocked maps.
 
-    The layers keep their own places in the network; this only runs them, in as few passes as it takes. Without
+    The layers keep their own places in the network; this only runs them, in as few passes as possible. Without
     gradients and with running statistics, everything happens while the convolution's sums are still in the cache.
 
     Args:
-        convolution: or None, for a norm of its own.
-        norm: its parameters, statistics and mode count.
+        convolution: or None, for a norm by itself.
+        norm: supplies parameters, statistics and mode.
         halo: of the output.
         relu: whether it ends with one.
 

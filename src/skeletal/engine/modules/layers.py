@@ -1,7 +1,7 @@
-"""Layers over kept weights only. Their parameters are the kept values; the rest of a weight exists nowhere.
+"""Layers over kept weights only. Their parameters are the kept values; the rest of a weight is not stored.
 
-A layer takes two paths to the same function: *sparse*, with the kernels of this package, and *dense*, which writes the
-values into a dense weight for torch's own kernels. `layer.path` switches at any time; parameters are the same.
+A layer has two paths to the same function: *sparse*, with the kernels of this package, and *dense*, which writes the
+values into a dense weight for torch's own kernels. Set `layer.path` to switch at any time; parameters stay the same.
 
 They stand in for torch's layers in code that does not know them: same arguments and attributes, a dense `weight`.
 """
@@ -28,7 +28,7 @@ _OF_A_CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "transposed",
     "output_padding", "padding_mode",
 )  # fmt: skip
-"""attributes that code may read of a convolution"""
+"""attributes of a convolution that code may read"""
 _FIXED = {*_OF_A_CONVOLUTION, "in_features", "out_features"}
 
 
@@ -46,7 +46,7 @@ class Sparse(nn.Module):
         super().__init__()
         self.shape = tuple(weight.shape)
         self.path = "sparse"
-        self.bf16 = True  # whether maps lie in bfloat16 under autocast to it
+        self.bf16 = True  # whether maps are bfloat16 under autocast to it
         self.positions = mask.flatten().nonzero().flatten()  # not a buffer: DDP would send it with every step
         values = weight.detach().flatten()[self.positions].clone()
         self._parameters["weight"] = nn.Parameter(values, weight.requires_grad)
@@ -59,7 +59,7 @@ class Sparse(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as code that knows a dense layer reads it: dense, differentiable, 0 where it is pruned."""
+        """The weight as code for dense layers reads it: dense, differentiable, 0 where it is pruned."""
         return self.dense_weight().as_subclass(ReadOnly)
 
     def get_parameter(self, target: str) -> nn.Parameter:
@@ -77,7 +77,7 @@ class Sparse(nn.Module):
 
     @property
     def mask(self) -> Tensor:
-        """The mask again, bool, of the shape of the dense weight."""
+        """The mask, bool, in the shape of the dense weight."""
         mask = torch.zeros(math.prod(self.shape), dtype=torch.bool)
         mask[self.positions] = True
         return mask.view(self.shape)
@@ -87,11 +87,11 @@ class Sparse(nn.Module):
         return ScatterWeights.apply(self.values, self.positions.to(self.values.device), self.shape)
 
     def storage_type(self) -> torch.dtype:
-        """What the sparse path stores maps in."""
+        """The type that the sparse path stores maps in."""
         return storage_type(self.values.dtype, self.bf16)
 
     def tensor_type(self) -> torch.dtype:
-        """The type of its outputs as tensors, as torch's own layers have it under autocast."""
+        """The type of its output tensors: that of torch's own layers under autocast."""
         return storage_type(self.values.dtype, True)
 
     def extra_repr(self) -> str:
@@ -100,10 +100,10 @@ class Sparse(nn.Module):
 
 
 class SparseConv2d(Sparse):
-    """A convolution over kept weights, with all that `torch.nn.Conv2d` has except padding other than with zeros.
+    """A convolution over kept weights, with all that `torch.nn.Conv2d` offers except padding modes other than zeros.
 
-    Takes and returns a tensor (N, C, H, W), or `Blocked` maps, in which case it also returns its input, for others who
-    read it (see `Convolve`).
+    Takes and returns a tensor (N, C, H, W), or `Blocked` maps, in which case it also returns its input, for its other
+    readers (see `Convolve`).
     """
 
     def __init__(self, layer: nn.Conv2d, mask: Tensor) -> None:
@@ -120,7 +120,7 @@ class SparseConv2d(Sparse):
             setattr(self, name, getattr(layer, name))
 
     def fit(self, x: Blocked, halo: int) -> tuple[Blocked, ConvPlan]:
-        """Maps and the tables for them, with halos that suffice, `halo` at least for the output."""
+        """Maps and their tables, with halos that suffice: at least `halo` for the output."""
         channels = self.shape[1] * self.geometry.groups
         if x.raw.shape[1] != channels:
             raise ValueError(f"a convolution of {channels} channels got maps of {x.raw.shape[1]}")
@@ -129,12 +129,12 @@ class SparseConv2d(Sparse):
         return x, self.plan(x.grid, max(halo, back), in_parts=x.raw.dtype in COMPUTES)
 
     def grids(self, height: int, width: int) -> tuple[MapGrid, MapGrid]:
-        """Grids that suffice for maps of a size and for what it makes of them."""
+        """Grids that suffice for maps of a size and for its output."""
         ahead, back = self.geometry.halos(height, width)
         return MapGrid(height, width, ahead), MapGrid(*self.geometry.output(height, width), back)
 
     def plan(self, source: MapGrid, halo: int, *, in_parts: bool = True) -> ConvPlan:
-        """Tables for maps on one grid, worked out once; `halo` of its output, `in_parts` as of `ConvPlan`."""
+        """Tables for maps on one grid, worked out once; `halo` of its output, `in_parts` as in `ConvPlan`."""
         key = source, halo, in_parts
         if key not in self._plans:
             target = MapGrid(*self.geometry.output(source.height, source.width), halo)
@@ -154,7 +154,7 @@ class SparseConv2d(Sparse):
             return F.conv2d(x, self.dense_weight(), self.bias, g.stride, g.padding, g.dilation, g.groups)
         source, target = self.grids(*x.shape[2:])
         blocked = Blocked(Pack.apply(x, source, self.storage_type()), source, len(x))
-        out, _ = self.forward(blocked, target.halo)  # called as a layer already: no hooks again
+        out, _ = self.forward(blocked, target.halo)  # already called as a layer: no hooks again
         return Unpack.apply(out.storage, out.grid, out.examples).to(self.tensor_type())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseConv2d":

@@ -1,4 +1,4 @@
-"""A tensor that can be read like any other, and not written to."""
+"""A tensor that can be read like any other, but not written to."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ WRITTEN_TO = (
 
 
 class ReadOnly(Tensor):
-    """Made by `tensor.as_subclass(ReadOnly)`. Views of it are read-only, too; what is made of it are plain tensors."""
+    """Made by `tensor.as_subclass(ReadOnly)`. Views of it are read-only, too; results computed from it are plain."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

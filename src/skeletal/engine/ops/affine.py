@@ -1,4 +1,4 @@
-"""Maps of which batch norm is still to be done: what reads them does it on the way."""
+"""Maps whose batch norm is still to be done: what reads them does it on the way."""
 
 from typing import Any, NamedTuple
 
@@ -27,10 +27,10 @@ class Affine(NamedTuple):
 
 
 class ReluGradientFusion:
-    """A promise between who has made maps that end with a ReLU, and who reads them.
+    """A promise between the maker of maps that end with a ReLU and their reader.
 
-    The gradient of such maps counts only where they are above 0. To find that out, who made them would have to read
-    them again on the way back, twice, and write a gradient for the branch that was added. A convolution that is their
+    The gradient of such maps counts only where they are above 0. To find that out, their maker would have to read
+    them twice more on the way back, and write a gradient for the branch that was added. A convolution that is their
     only reader has them at hand when it writes their gradient, and sets to 0 what does not count.
     """
 
@@ -50,10 +50,10 @@ def before(affine: Affine | None, kind: Any) -> tuple[np.ndarray, np.ndarray, in
 
 
 class Materialize(torch.autograd.Function):
-    """Do it, for those who read plain maps: `apply(raw, affine, grid, examples)`.
+    """Do it, for readers of plain maps: `apply(raw, affine, grid, examples)`.
 
-    The gradient of such maps is by convention that of what they stand for, so it passes through unchanged: who has made
-    them sends it back through batch norm.
+    The gradient of such maps is by convention that of what they stand for, so it passes through unchanged: their
+    maker sends it back through batch norm.
     """
 
     @staticmethod

@@ -17,7 +17,7 @@ _NO_MOMENTS = np.empty((0, 0, 2))
 
 
 class Normalise(torch.autograd.Function):
-    """Batch norm, then optionally the addition of another map, then optionally ReLU, where no convolution precedes.
+    """Batch norm, then optionally the addition of another map, then optionally ReLU, with no convolution before it.
 
     `apply(x, weight, bias, other, statistics, relu, grid, examples)`.
     """
@@ -70,7 +70,7 @@ class Normalise(torch.autograd.Function):
         x_factor, constant, grad_weight, grad_bias = np.empty((4, channels), scale.dtype)
         fused_batch_norm.slopes(sums, count, int(from_batch), numbers, x_factor, constant, grad_weight, grad_bias)
         grad_x = arena.empty(tuple(x.shape), x.dtype)
-        apart = ctx.has_other and relu  # else the other's gradient is the one that came in
+        apart = ctx.has_other and relu  # else the other's gradient is the incoming one
         grad_other = arena.empty(tuple(x.shape), x.dtype) if apart else None
         share(
             elementwise.shared_apply_gradient, units, slots(x), slots(out, x), slots(gradient), slots(grad_x),

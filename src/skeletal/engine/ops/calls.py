@@ -1,6 +1,6 @@
 """The compiled code that a convolution calls, once for each direction, and what it hands over.
 
-In a thin skeleton what Python does for each layer is a good part of a step. So what a plan comes to is worked out once
+In a thin skeleton, Python's own work per layer is a good part of a step. So what follows from a plan is worked out once
 (`launch_args.LaunchArgs`), and tensors go to the kernels as pointers.
 """
 
@@ -22,7 +22,7 @@ _FEW_TILES = 2  # up to that many, sums for each lane would cost more to write a
 
 
 def _splits(units: int, channels: int) -> int:
-    """Into how many parts channels are cut: where there are too few blocks and bands to share among threads."""
+    """How many parts to cut channels into where there are too few blocks and bands to share among threads."""
     threads = torch.get_num_threads()
     return 1 if units >= 4 * threads or threads == 1 else max(1, min(channels, 4 * threads))
 
@@ -41,7 +41,7 @@ def ones(count: int, dtype: torch.dtype) -> Tensor:
 
 
 class Call(NamedTuple):
-    """What is to be called, and what it makes."""
+    """What to call, and what it makes."""
 
     made: tuple[Tensor | None, ...]
     units: int
@@ -72,13 +72,13 @@ def forward_call(
     relu: bool = False,
     norm: NormArgs | None = None,
 ) -> Call:
-    """Of `fused_batch_norm.shared_forward`, which makes the storage of a convolution's output.
+    """A call of `fused_batch_norm.shared_forward`, which makes the storage of a convolution's output.
 
     Args:
         plan: its tables.
         x: storage of the input.
         values: kept weights, in the order of the mask.
-        examples: in the batch.
+        examples: how many are in the batch.
         affine: what is still to be done to x.
         scale, shift: for each output channel, of what follows the convolution, both or none; with `norm.mode`
             2 only shift counts, as a bias before it.
@@ -115,7 +115,7 @@ def forward_call(
 def run_gradients(
     plan: ConvPlan, gradient: Tensor, x: Tensor, values: Tensor, examples: int, **options: Any
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a convolution's input and of its kept weights, those that are wanted; see `backward_call`."""
+    """The gradients of a convolution's input and of its kept weights, if wanted; see `backward_call`."""
     call = backward_call(plan, gradient, x, values, examples, **options)
     share(fused_batch_norm.shared_backward, call.units, *call.arguments)
     return call.made[0], call.made[1]
@@ -134,10 +134,10 @@ def backward_call(
     norm: NormGradArgs | None = None,
     relu_backward: bool = False,
 ) -> Call:
-    """Of `fused_batch_norm.shared_backward`: makes the gradients of a convolution's input and of its kept weights.
+    """A call of `fused_batch_norm.shared_backward`: the gradients of a convolution's input and of its kept weights.
 
     Args:
-        plan, x, values, examples, affine: as of `forward_call`.
+        plan, x, values, examples, affine: as in `forward_call`.
         gradient: storage, of the output.
         passed: added to the gradient of the input.
         wanted: which.

@@ -28,8 +28,8 @@ def _through(relu_backward: bool, x: Tensor, gradient: Tensor | None) -> Tensor 
 
 
 class Convolve(torch.autograd.Function):
-    """A sparse convolution. Hands its input on, so that whoever else reads it sends its gradient here, and adding the
-    two costs no pass of its own.
+    """A sparse convolution. It hands its input on, so that other readers send their gradient here, and adding the two
+    takes no extra pass.
 
     `apply(x, values, bias, affine, fusion, plan, examples)` returns output, x.
     """
@@ -78,7 +78,7 @@ class Convolve(torch.autograd.Function):
 
 
 class NormalisedConvolution(NamedTuple):
-    """A convolution with batch norm, but for its tensors."""
+    """A convolution with batch norm, without its tensors."""
 
     plan: ConvPlan
     statistics: Statistics
@@ -122,10 +122,10 @@ class ConvolveNormalise(torch.autograd.Function):
     """A sparse convolution, batch norm, then optionally the addition of another map, then optionally ReLU.
 
     `apply(x, values, bias, weight, norm_bias, other, what)`, with `what` a `NormalisedConvolution`, returns output,
-    what is still to be done to it, its fusion, and x, as `Convolve` does. Where another map is added nothing remains to
-    be done. Without one the output is the convolution's, and what reads it does batch norm and ReLU: the gradient that
-    comes back is that of the result (see `affine.Materialize`). So neither that result nor the gradient of the
-    convolution's output lie in memory, which is most of what a step of a thin skeleton would read and write.
+    what is still to be done to it, its fusion, and x, as `Convolve` does. Where another map is added, nothing remains
+    to be done. Without one, the output is the convolution's, and what reads it does batch norm and ReLU: the gradient
+    that comes back is that of the result (see `affine.Materialize`). So neither that result nor the gradient of the
+    convolution's output is ever stored; these are most of what a step of a thin skeleton would read and write.
     """
 
     @staticmethod
@@ -173,7 +173,7 @@ class ConvolveNormalise(torch.autograd.Function):
             z, then = None, then._replace(relu=False)
         gradient = gradient.contiguous()
         passed = None if passed is None else passed.contiguous()
-        # With ReLU, else the other's gradient is the one that came in.
+        # With ReLU; else the other's gradient is the incoming one.
         grad_other = arena.empty(tuple(y.shape), y.dtype) if has_other and then.relu else None
         grad_weight, grad_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype) for _ in range(2))
         wanted = ctx.needs_input_grad
@@ -183,7 +183,7 @@ class ConvolveNormalise(torch.autograd.Function):
             affine=what.affine, passed=passed, wanted=wanted[:2], norm=norm, relu_backward=relu_backward,
         )  # fmt: skip
         grad_bias = None
-        if wanted[2]:  # a batch's mean takes away what a bias adds
+        if wanted[2]:  # a batch's mean cancels what a bias adds
             grad_bias = torch.zeros_like(grad_norm_bias) if state[1] else grad_norm_bias * torch.from_numpy(then.scale)
         return (
             grad_x,

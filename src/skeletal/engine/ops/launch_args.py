@@ -1,4 +1,4 @@
-"""What a plan comes to on maps of one type, and what kernels get to know of batch norm."""
+"""What follows from a plan for maps of one type, and what kernels are told about batch norm."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,18 +13,18 @@ from skeletal.engine.ops.affine import Affine
 from skeletal.engine.plan.grid import MapGrid
 from skeletal.engine.plan.plan import ConvPlan
 
-_BUFFER = 1 << 17  # bytes of rows made ready: a small part of what the second cache of a core holds
+_BUFFER = 1 << 17  # bytes of prepared rows: a small part of a core's second-level cache
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a batch norm: what it normalises by."""
+    """What a batch norm normalises by."""
 
     from_batch: bool
     running_mean: Tensor | None
     running_variance: Tensor | None
     rate: float
-    """by which the running ones move towards the batch's"""
+    """how far the running ones move towards the batch's"""
     eps: float
 
 
@@ -39,7 +39,7 @@ class NormArgs(NamedTuple):
     other: Tensor | None
     materialized: Tensor | None
     mode: int = 1
-    """as of `fused_batch_norm.shared_forward`"""
+    """as in `fused_batch_norm.shared_forward`"""
 
 
 class NormGradArgs(NamedTuple):
@@ -54,7 +54,7 @@ class NormGradArgs(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """Empty arrays, by which kernels know their types: like slots, slots of line buffers, numbers of maps, values."""
+    """Empty arrays that tell kernels their types: like slots, slots of line buffers, numbers of maps, values."""
 
     slots: np.ndarray
     buffers: np.ndarray
@@ -63,11 +63,11 @@ class Kinds(NamedTuple):
 
 
 class LaunchArgs(NamedTuple):
-    """What a plan comes to on maps of one type, worked out once."""
+    """What follows from a plan for maps of one type, worked out once."""
 
     kinds: Kinds
     as_it_is: Affine
-    """for maps to which nothing is still to be done"""
+    """for maps that need nothing more done"""
     forward: tuple[Any, ...]
     """of x: maps (see `arguments.Maps`) and slots of a block; of the output: grid in slots and in numbers, slots of a
     block, channels"""
@@ -89,7 +89,7 @@ def kinds(dtype: torch.dtype) -> Kinds:
 
 
 def launch_args(plan: ConvPlan, dtype: torch.dtype) -> LaunchArgs:
-    """What a plan comes to on maps of a type."""
+    """What follows from a plan for maps of a type."""
     if dtype not in plan.launch_args:
         full = dtype == torch.bfloat16 and plan.is_full
         found, source, target = kinds(dtype), plan.source, plan.target

@@ -17,8 +17,8 @@ from skeletal.engine.plan.plan import ConvPlan
 class Multiply(torch.autograd.Function):
     """A sparse linear map: `apply(x, values, bias, plan)` of x (examples, inputs) gives (examples, outputs).
 
-    Its plan is of a convolution on a map of one row, whose pixels are blocks of examples. Rows of examples are turned
-    into columns and back on the way.
+    Its plan is that of a convolution on a map of one row, whose pixels are blocks of examples. Rows of examples are
+    turned into columns and back on the way.
     """
 
     @staticmethod
