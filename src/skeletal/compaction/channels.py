@@ -15,35 +15,35 @@ Vectors = dict[fx.Node, Tensor]
 
 @dataclass(frozen=True)
 class Channels:
-    """What was found; vectors have an entry per channel the node had."""
+    """What was found; each vector has one entry per channel that the node had."""
 
     known: Known
     keep: Vectors
     """bool; a node that is not here keeps all"""
     padding: Vectors
-    """bool; what is kept to fill up a width, as zeros"""
+    """bool; channels of zeros, kept only to pad a width"""
     state: Vectors
     """ZERO, CONSTANT or LIVE"""
     read: Vectors
     """bool; whether the channel changes the output or gets a gradient"""
     relied_on: dict[str, Tensor]
-    """by parameter or buffer name: entries whose being zero was needed to call a channel zero"""
+    """by parameter or buffer name: entries that had to be zero for a channel to count as zero"""
 
 
 def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor], multiple_of: int = 1) -> Channels:
     """Find the channels that have an effect, or may get one in training, and those tied to them.
 
-    A channel can go if nothing reads it, or if it is zero and stays zero. Zero means: made of zeros by kept weights,
-    and all that is added to it is zero. A bias that is zero now stays so only as long as no gradient reaches it,
-    which may be because of an activation that stops gradients where its input is exactly 0, as ReLU. Which ones
-    do depends on what is zero, so: suppose first that all zeros stay, look which of them gradients reach then, give
-    those up, and repeat until none is left. By induction over training steps, the others stay zero under any optimizer
-    whose step is 0 where gradient, value and its own memory are 0.
+    A channel can go if nothing reads it, or if it is zero and stays zero. Zero means that its kept weights read only
+    zeros and that everything added to it is zero. A bias that is zero now stays zero only as long as no gradient
+    reaches it, for example because an activation such as ReLU stops gradients where its input is exactly 0. Which
+    activations do so depends on what is zero: so first assume that all zeros stay, find those that gradients then
+    reach, give them up, and repeat until there are none. By induction over training steps, the others stay zero under
+    any optimizer whose step is 0 where gradient, value and its own memory are 0.
 
     Args:
         module: traced, with shapes (see `skeletal.compaction.tracing.trace.trace`).
         mask: bool, by the id of the parameter.
-        multiple_of: of the widths of layers, which are filled up with zeros (see `skeletal.compaction.padding`).
+        multiple_of: layer widths are padded with zeros to a multiple of this (see `skeletal.compaction.padding`).
 
     """
     known = classify(module, mask)
@@ -104,10 +104,10 @@ def _read(module: fx.GraphModule, known: Known, state: Vectors) -> Vectors:
 
 
 def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: int) -> tuple[Vectors, Vectors]:
-    """The least that can be kept: channels that belong together, alike groups, no tensor without a channel.
+    """The least that can be kept: channels that belong together, equal groups, no tensor without a channel.
 
     Returns:
-        That, filled up to multiples; and what of it is there for that.
+        That, padded to multiples; and the channels that only serve as padding.
 
     """
     labels: Vectors = {}

@@ -33,19 +33,19 @@ class Compact:
     mask: Tensors
     """what is left of the mask, by parameter name, fitting `model`: attach it to train `model`"""
     slices: Slices
-    """per parameter and buffer of the original, which indices are left along each dimension; -1: zeros that were put
-    there to fill up a width; None: all"""
+    """per parameter and buffer of the original, which indices are left along each dimension; -1: zeros that
+    were inserted to pad a width; None: all"""
     report: Report
     original: nn.Module = field(repr=False)
     """a copy of the masked original: dead weights have their values here"""
     original_mask: Tensors = field(repr=False)
     relied_on: Tensors = field(repr=False)
-    """per bias and running mean, the entries by which channels, being 0, count as zero"""
+    """per bias and running mean, the entries that have to stay 0 because channels count as zero on their account"""
 
     def to_dense(self) -> nn.Module:
         """A network of the original architecture with the current values.
 
-        Pruned weights are exactly 0; what was removed, though the mask keeps it, has its original value.
+        Pruned weights are exactly 0; a value that was removed although the mask keeps it has its original value.
         """
         dense = copied(self.original)
         fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
@@ -61,8 +61,8 @@ class Compact:
         """Take over a `state_dict` of the original architecture; pruned weights in it count as 0.
 
         Raises:
-            MaskError: a bias, known to stay 0 in training, is not 0 in this state. It belongs to a network that was
-                trained otherwise: load it into the original and compact that.
+            MaskError: a bias that is known to stay 0 in training is not 0 in this state. The state comes from a
+                network that was trained differently: load it into the original and compact that.
             RuntimeError: the state does not fit the original architecture.
 
         """
@@ -81,12 +81,13 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
     A channel goes if nothing reads it, or if it is zero and stays zero under training. A channel without inputs that
     emits a constant (its bias, or its norm's), or whose zero bias a gradient reaches, stays, with empty weights.
     Output, remaining gradients and running statistics equal those of the masked model, up to rounding, before and
-    after steps of any optimizer that leaves a parameter of value and gradient 0 alone. Exceptions: dropout draws other
-    random numbers, as its tensors have other shapes; a channel that is left only because a layer or a group
-    needs one has no effect, and other statistics. Frozen parameters (`requires_grad` False) count as fixed.
+    after steps of any optimizer that leaves a parameter alone if its value and gradient are 0. Exceptions: dropout
+    draws different random numbers because its tensors have different shapes; a channel that is left only because a
+    layer or group needs one has no effect, but different statistics. Frozen parameters (`requires_grad` False) count
+    as fixed.
 
-    The network is traced with torch.fx. Operations that are not known (attention, layer norm, ...) keep all
-    channels around them; a network that cannot be traced is returned whole, with the reason in the report.
+    The network is traced with torch.fx. Unknown operations (attention, layer norm, ...) keep all channels around
+    them; a network that cannot be traced is returned whole, with the reason in the report.
 
     Args:
         model: any module; not changed. Pruned weights count as 0, whether the mask is attached or not.
@@ -103,7 +104,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
 
     Raises:
         MaskError: the mask belongs to another model.
-        ValueError: the model does not run on the example; `multiple_of` is no whole number, or less than 1.
+        ValueError: the model does not run on the example; `multiple_of` is not a whole number, or is less than 1.
 
     """
     if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
@@ -185,7 +186,7 @@ def _line(node: fx.Node, rule: Product | Norm, channels: Channels, mask: Tensors
 
 
 def refuse_moved(values: Tensors, relied_on: Tensors, verb: str) -> None:
-    """Make sure that what channels were removed by, being 0, still is; `verb` is the way to take it over if not.
+    """Make sure that the zeros on which removals relied are still 0; `verb` says how to take them over if they are not.
 
     Raises:
         MaskError: names the first that is not.

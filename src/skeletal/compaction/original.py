@@ -27,7 +27,7 @@ class Original:
             name: nn.Parameter(torch.empty_like(weights[name], device="meta"), weights[name].requires_grad)
             for name in self.kept
         }
-        # A copy for which these have been copied already: ties between modules stay as they are.
+        # deepcopy takes these as copied already, so ties between modules stay as they are.
         self.blueprint = copy.deepcopy(model, {id(weights[name]): self.stand_ins[name] for name in self.kept})
 
     def to_dense(self, values: Tensors) -> nn.Module:
@@ -48,17 +48,17 @@ class Original:
         return model
 
     def take(self, state: Mapping[str, Tensor]) -> tuple[Tensors, list[str], list[str]]:
-        """The values of the compact network out of a `state_dict` of the original one.
+        """The values of the compact network, taken from a `state_dict` of the original one.
 
-        Pruned weights in it count as 0. From now on, what the compact network has no place for has its value from
-        here, too.
+        Pruned weights in it count as 0. From now on, anything that the compact network has no place for also takes its
+        value from here.
 
         Returns:
             Values, names that were missing, and names that do not belong there.
 
         Raises:
             RuntimeError: a tensor of another shape.
-            MaskError: a bias by which a channel was removed, as it was 0 to stay, is not 0.
+            MaskError: a channel was removed because its bias would stay 0, but that bias is not 0.
 
         """
         dense = self.to_dense({})

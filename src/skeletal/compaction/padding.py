@@ -1,4 +1,4 @@
-"""Channels of zeros that fill widths up to a multiple, for hardware that multiplies in tiles, as GPUs do."""
+"""Channels of zeros that pad widths to a multiple, for hardware that multiplies in tiles, as GPUs do."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -19,18 +19,19 @@ def fill_up(
     multiple_of: int,
     balance: Callable[[Tensor], None],
 ) -> Tensor:
-    """Keep more channels until the width of every layer is a multiple, or what it was.
+    """Keep more channels until the width of every layer is a multiple, or its original width.
 
-    What is added has no effect, or it would be kept already. It becomes a channel of zeros (see
-    `skeletal.compaction.slices`): made by weights that are 0, so finite, and read by weights that are 0, so without a
-    gradient. Both hold after any step of an optimizer that leaves a parameter of value and gradient 0 alone.
+    An added channel has no effect, or it would have been kept already. It becomes a channel of zeros (see
+    `skeletal.compaction.slices`): the weights that make it are 0, so it is finite; the weights that read it are 0, so
+    it gets no gradient. Both hold after any step of an optimizer that leaves a parameter alone if its value and
+    gradient are 0.
 
     Args:
         keep: bool by label (see `Rule`); not changed.
         widths: the labels of what each layer makes.
         unsafe: bool by label: channels that must not be zeros.
         multiple_of: of all widths.
-        balance: keeps what makes groups alike, in place.
+        balance: keeps more channels, in place, until groups are equal.
 
     """
     keep = keep.clone()
@@ -48,7 +49,7 @@ def fill_up(
 
 
 def must_not_be_zero(module: fx.GraphModule, node: fx.Node, rule: Rule) -> bool:
-    """Whether zeros would become infinite, or no number, in an operation: even times 0 that is no number."""
+    """Whether an operation would turn zeros into infinity or NaN: times 0, either gives NaN."""
     if isinstance(rule, Norm):
         layer: Any = module.get_submodule(rule.target)
         return layer.eps == 0

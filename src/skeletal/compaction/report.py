@@ -27,20 +27,20 @@ class CutLayer:
     dropped: int
     """of them, those removed with dead channels"""
     constant: int
-    """output channels left although no input reaches them: they emit a bias, or may come to in training"""
+    """output channels left although no input reaches them: they emit a bias, or may do so after training"""
     zero: int
-    """output channels left although they are 0: others, tied to them, are needed"""
+    """output channels left although they are 0, because channels tied to them are needed"""
     removed_zero: int
-    """output channels removed because they are, and stay, 0"""
+    """output channels removed because they are 0 and stay 0"""
     removed_unread: int
     """output channels removed because nothing reads them"""
     padding: int = 0
-    """output channels of zeros in their place, which fill up the width"""
+    """output channels of zeros in their place, which pad the width"""
 
 
 @dataclass(frozen=True, repr=False)
 class Report(Tabular):
-    """What `compact` found and did; `print` shows a line per layer."""
+    """What `compact` found and did; `print` shows one line per layer."""
 
     layers: tuple[CutLayer, ...]
     macs: tuple[int, int]

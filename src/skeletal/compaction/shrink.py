@@ -51,7 +51,7 @@ class _Left(NamedTuple):
     keep: Tensor
     """bool"""
     zeros: Tensor
-    """bool: of what is kept, the zeros that fill a width up"""
+    """bool: of what is kept, the zeros that pad a width"""
 
     @property
     def width(self) -> int:

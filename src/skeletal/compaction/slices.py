@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Slices = dict[str, tuple[Tensor | None, ...]]
-"""per parameter and buffer, per dimension: the indices that are left, -1 for zeros that fill a width up; None: all"""
+"""per parameter and buffer, per dimension: the indices that are left, -1 for zeros that pad a width; None: all"""
 
 
 def cut(value: Tensor, indices: tuple[Tensor | None, ...]) -> Tensor:
@@ -31,12 +31,12 @@ def paste(value: Tensor, indices: tuple[Tensor | None, ...], into: Tensor) -> Te
 
 
 def gather(dense: Mapping[str, Tensor], slices: Slices) -> dict[str, Tensor]:
-    """The values of a cut network, out of those of the original one; other names are left out."""
+    """The values of a cut network, taken from the original one's; other names are left out."""
     return {name: cut(value.detach(), slices[name]) for name, value in dense.items() if name in slices}
 
 
 def scatter(values: Mapping[str, Tensor], slices: Slices, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values of the original network, out of those of a cut one; what was removed comes from `dense`."""
+    """The values of the original network, rebuilt from a cut one's; removed values come from `dense`."""
     return {
         name: paste(value.detach(), slices[name], dense[name].detach())
         for name, value in values.items()

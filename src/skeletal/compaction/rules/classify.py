@@ -1,4 +1,4 @@
-"""Which rule each operation of a graph follows. Whatever is not known here is left whole, never guessed."""
+"""Which rule each operation of a graph follows. An operation not known here is left whole, never guessed at."""
 
 import operator
 from collections import Counter
@@ -19,7 +19,7 @@ class Known:
 
     rules: dict[fx.Node, Rule] = field(default_factory=dict)
     holds: dict[fx.Node, str] = field(default_factory=dict)
-    """nodes that need all channels of what they read, and why; "" where that goes without saying"""
+    """nodes that need all channels of what they read, and why; "" where the reason is obvious"""
     rewrites: list[reshaping.Rewrite] = field(default_factory=list)
     axis: dict[fx.Node, int] = field(default_factory=dict)
     """where tensors that follow rules have their channels"""

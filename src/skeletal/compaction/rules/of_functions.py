@@ -27,7 +27,7 @@ Axes = Mapping[fx.Node, int]
 
 
 def of_function(node: fx.Node, axes: Axes) -> Rule | None:
-    """The rule of a node that calls a function or a method; None where there is none that is known."""
+    """The rule of a node that calls a function or a method; None if none is known."""
     target: Any = node.target
     handler = FUNCTIONS.get(target)
     return None if handler is None else handler(node, axes)
@@ -40,7 +40,7 @@ def _only(node: fx.Node, axes: Axes) -> tuple[fx.Node, int] | None:
 
 
 def _of_one(node: fx.Node, axes: Axes) -> tuple[fx.Node, int] | None:
-    """The same, where nothing else is read that the graph computes."""
+    """The same, if the node reads nothing else that the graph computes."""
     return _only(node, axes) if len(node.all_input_nodes) == 1 else None
 
 
@@ -111,7 +111,7 @@ def _call(node: fx.Node, source: fx.Node, value: Tensor) -> Tensor:
 
 
 def _scaled(node: fx.Node, axes: Axes) -> Map | None:
-    """A tensor times, or divided by, a number that the graph computes or a parameter of one number."""
+    """A tensor multiplied or divided by a number that the graph computes, or by a parameter with a single entry."""
     if len(node.args) != 2:
         return None
     for source, number in (node.args, node.args[::-1]):

@@ -37,12 +37,12 @@ class Call:
 
     @property
     def axis(self) -> int | None:
-        """Where what it reads has its channels."""
+        """The axis of the channels in its input."""
         return self.axes.get(self.source)
 
     @property
     def dims(self) -> int:
-        """Of what it reads."""
+        """The number of dimensions of its input."""
         return len(self.source.meta["shape"])
 
     @property
@@ -52,7 +52,7 @@ class Call:
 
 
 def of_module(call: Call) -> Rule | None:
-    """The rule of a call; None where there is none that is known."""
+    """The rule of a call; None if none is known."""
     handler = MODULES.get(type(call.module))
     if handler is None:
         handler = _passed if drops_paths(call.module) else None

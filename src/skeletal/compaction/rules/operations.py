@@ -13,7 +13,7 @@ DIVIDES = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
 CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 INSTANCE_NORMS: dict[Any, int] = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
-# Functions of one number, whose value and slope at 0 are found by asking them.
+# Functions of one number, whose value and slope at 0 are found by evaluating them.
 ACTIVATIONS = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
     nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold,
@@ -23,7 +23,7 @@ ACTIVATIONS = {
     torch.clamp,
     "relu", "relu_", "sigmoid", "tanh", "abs", "neg", "square", "clamp", "contiguous", "clone",
 }  # fmt: skip
-# Their slope at 0 is random, or 1: nothing to ask.
+# Their slope at 0 is random, or 1: nothing to evaluate.
 PASSES = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d, F.dropout3d}
 POOLS = {
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,

@@ -1,4 +1,4 @@
-"""What a function of one number does to zeros: asked, not looked up."""
+"""What a function of one number does to zeros: evaluated, not looked up."""
 
 from collections.abc import Callable
 

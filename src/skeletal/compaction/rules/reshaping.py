@@ -82,7 +82,7 @@ def _is_shape(node: fx.Node) -> bool:
 
 
 def _sizes_read(node: fx.Node) -> tuple[fx.Node, list[int]] | None:
-    """Of which tensor and which of its dimensions a node is the size, or the sizes."""
+    """The tensor, and its dimensions, whose size or sizes a node holds."""
     if len(node.args) != 2 or not isinstance(node.args[0], fx.Node):
         return None
     source: Any = node.args[0]
@@ -99,10 +99,10 @@ def _sizes_read(node: fx.Node) -> tuple[fx.Node, list[int]] | None:
 
 
 def is_harmless(node: fx.Node, axes: Mapping[fx.Node, int]) -> bool:
-    """Whether a node whose result is no tensor needs nothing of the number of channels that it reads.
+    """Whether a node whose result is not a tensor does not depend on the number of channels of what it reads.
 
-    It may read other sizes than that number, or hand it to views alone, which are told the new one (but see
-    `strange_views`); or it cuts a tensor in pieces, whose rules stand at the nodes that take them.
+    It may read sizes other than that number, or pass it only to views, which are told the new one (but see
+    `strange_views`); or it cuts a tensor into pieces, whose rules belong to the nodes that take them.
     """
     source: Any = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):

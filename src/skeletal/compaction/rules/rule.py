@@ -10,10 +10,10 @@ ZERO, CONSTANT, LIVE = 0, 1, 2  # states of a channel: stays 0; the same for eve
 
 @dataclass(eq=False)
 class Rule:
-    """An operation that works channel by channel; the kinds below say what they do otherwise.
+    """An operation that works channel by channel; the kinds below say where they differ.
 
-    States are uint8 vectors with an entry per channel. Labels are int64 vectors: channels with the same label, of
-    whatever tensors, are kept or removed together.
+    States are uint8 vectors with one entry per channel. Labels are int64 vectors: channels with the same label, in any
+    tensors, are kept or removed together.
     """
 
     inputs: tuple[fx.Node, ...]
@@ -33,7 +33,7 @@ class Rule:
         return inputs[0]
 
     def reads(self, read: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Per input, the channels that matter to those of the output that are read: by value or by gradient.
+        """For each input, the channels that matter, by value or by gradient, to the output channels that are read.
 
         Args:
             read: bool, the output's channels.
@@ -56,14 +56,14 @@ class Added:
         self._trained = parameter is not None and parameter.requires_grad
 
     def demote(self, read: Tensor) -> bool:
-        """Call zeros constants where a gradient trains them; whether there were any."""
+        """Turn zeros that a gradient trains into constants; return whether there were any."""
         moved = read & self._kept & (self.state == ZERO) if self._trained else torch.zeros_like(read)
         self.state[moved] = CONSTANT
         return bool(moved.any())
 
     @property
     def relied_on(self) -> Tensor:
-        """Kept entries that count as zero because they are, and stay so."""
+        """Kept entries that count as zero because they are zero and stay zero."""
         return self._kept & (self.state == ZERO)
 
 
@@ -83,7 +83,7 @@ class Product(Rule):
         return new
 
     def state(self, *inputs: Tensor) -> Tensor:
-        """The most that a kept weight reads, or the bias makes."""
+        """The highest state that a kept weight reads or the bias makes."""
         found = self.added.state.clone()
         for state in (CONSTANT, LIVE):
             found[(self.pairs & (inputs[0] == state)).any(1)] = state
@@ -94,10 +94,10 @@ class Product(Rule):
         return [self.pairs[read].any(0)]
 
     def balance(self, keep: Tensor, inputs: Tensor, outputs: Tensor) -> None:
-        """Keep more channels until all groups that are left are alike.
+        """Keep more channels until all remaining groups are equal.
 
-        The weight has one dimension across all groups, of which each group has to keep equally many, and one
-        inside a group, of which all have to keep the same.
+        The weight has one dimension across all groups, where each group has to keep the same number of channels, and
+        one inside a group, where all groups have to keep the same channels.
 
         Args:
             keep: bool by label; changed.
@@ -130,7 +130,7 @@ class Norm(Rule):
     added: Added
 
     def state(self, *inputs: Tensor) -> Tensor:
-        """That of the input; a constant at least where its own mean or the bias make one."""
+        """The input's state; at least a constant where the norm's own mean or bias makes one."""
         moved = torch.where(self.centred, inputs[0], inputs[0].clamp(min=CONSTANT))
         return torch.maximum(torch.where(self.scaled, moved, ZERO), self.added.state)
 
@@ -148,10 +148,10 @@ class Map(Rule):
     stops_at_zero: bool = False
     """f(0) = 0 and f'(0) = 0: no gradient passes where the input is 0"""
     target: str | None = None
-    """a module with a parameter per channel"""
+    """a module with one parameter per channel"""
 
     def state(self, *inputs: Tensor) -> Tensor:
-        """A constant at least, unless f(0) = 0."""
+        """At least a constant, unless f(0) = 0."""
         return inputs[0] if self.keeps_zero else inputs[0].clamp(min=CONSTANT)
 
     def reads(self, read: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -170,20 +170,20 @@ class Join(Rule):
         return [(inputs[0], inputs[1])]
 
     def state(self, *inputs: Tensor) -> Tensor:
-        """The higher one; of a product with zero, zero."""
+        """The higher one; zero for a product with zero."""
         one, two = inputs
         both = torch.maximum(one, two)
         return torch.where((one == ZERO) | (two == ZERO), ZERO, both) if self.multiplies else both
 
     def reads(self, read: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Both, but nothing that is multiplied with zero."""
+        """Both, except where a channel is multiplied by zero."""
         one, two = inputs
         return [read & (two != ZERO), read & (one != ZERO)] if self.multiplies else [read, read]
 
 
 @dataclass(eq=False)
 class Gather(Rule):
-    """Channels in another order or number: concatenated, flattened with their positions, cut in pieces."""
+    """Channels in another order or number: concatenated, flattened with their positions, cut into pieces."""
 
     index: Tensor
     """into the inputs' channels, one input after the other"""

@@ -1,9 +1,9 @@
 """Whether one network is a drop-in for another: same outputs, gradients, buffers and random draws, in both modes.
 
-Both run on a few examples. What is compared went through the same operations in the same order, so that the bits are
-the same as a rule. Where they are not, both run again in double precision, if the model allows it, and any difference
-above rounding is one of function; the tolerance is that of the type, or ten times what two runs of the original differ
-by, where that is more.
+Both run on a few examples. The values compared went through the same operations in the same order, so their bits are
+usually the same. Where they are not, both run again in double precision, if the model allows it, and any difference
+above rounding is a difference in function; the tolerance is that of the type, or ten times the difference between two
+runs of the original, whichever is larger.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ class CannotRunError(ValueError):
 
 @dataclass(frozen=True)
 class _Run:
-    """What one forward and backward pass has made and left."""
+    """What one forward and backward pass has computed and left behind."""
 
     shape: Any
     """of the output tree: types and keys, everything but tensors"""
@@ -52,7 +52,7 @@ class Reference:
         dtype: to compute in; None leaves it as it is.
 
     Raises:
-        CannotRunError: no way of running it works in both modes; the message names the mode.
+        CannotRunError: there is no way to run it in both modes; the message names the mode.
 
     """
 
@@ -71,11 +71,11 @@ class Reference:
         raise error
 
     def difference(self, candidate: nn.Module, kept: Kept | None = None) -> str | None:
-        """The first thing that another network does otherwise, in words; None if it is a drop-in.
+        """The first thing that another network does differently, in words; None if it is a drop-in.
 
         Args:
             candidate: with the same parameters, or part of them; copied.
-            kept: of the parameters that it has as vectors.
+            kept: the kept positions of the parameters that it holds as vectors.
 
         """
         try:
@@ -111,14 +111,14 @@ class Reference:
         return None
 
     def _finer(self) -> "Reference | None":
-        """The same in double precision; None where the model does not run so."""
+        """The same in double precision; None if the model does not run that way."""
         try:
             return Reference(self._model, self._whole_batch, torch.float64)
         except CannotRunError:
             return None
 
     def _passes(self, model: nn.Module) -> dict[str, _Run]:
-        """In train mode twice, as state moves on, in eval mode, and, if it can, in eval mode without gradients."""
+        """Twice in train mode, as state changes, once in eval mode and, if possible, in eval mode without gradients."""
         before = {name: value.detach() for name, value in model.named_parameters()}
         model = copied(model)
         if self._dtype is not None:
@@ -185,7 +185,7 @@ def _run(model: nn.Module, batch: Any, seed: int, gradients: bool, backward: boo
 
 
 def _fingerprint(value: Tensor) -> Tensor:
-    """Two numbers that change with any value, and not with zeros left out."""
+    """Two numbers that change with any value, but not if zeros are left out."""
     wide = value.double() if value.is_floating_point() else value
     return torch.stack([wide.sum(), wide.abs().sum()])
 
@@ -198,7 +198,7 @@ def _projection(value: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _flat(tree: Any, shape: list[Any]) -> Iterator[Tensor]:
-    """The tensors of an output, and into `shape` all that is to be equal beside them."""
+    """The tensors of an output; everything else that has to be equal is put into `shape`."""
     if isinstance(tree, Tensor):
         shape.append((type(tree).__name__, str(tree.dtype), tuple(tree.shape), tree.requires_grad))
         yield tree
@@ -219,7 +219,7 @@ def _flat(tree: Any, shape: list[Any]) -> Iterator[Tensor]:
 
 
 def _batch(batch: Any, examples: int | None, dtype: torch.dtype | None, device: torch.device) -> Any:
-    """A few examples, two at least, as batch norm needs them."""
+    """A few examples, at least two because batch norm needs them."""
     generator = torch.Generator().manual_seed(0)
 
     def prepared(tensor: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def _same_bits(one: Tensor | None, two: Tensor | None) -> bool:
 
 
 def _close(want: Tensor | None, second: Tensor | None, value: Tensor | None) -> bool:
-    """Whether a value is the one wanted, but for rounding and for what the original itself does not repeat."""
+    """Whether a value is as wanted, apart from rounding and from what the original itself does not reproduce."""
     if want is None or value is None or second is None:
         return want is value
     if want.layout != value.layout or want.shape != value.shape or want.dtype != value.dtype:
@@ -271,5 +271,5 @@ def _close(want: Tensor | None, second: Tensor | None, value: Tensor | None) -> 
 
 
 def _matters(name: str, value: Tensor | None) -> bool:
-    """Whether what only the original has can have an effect: a gradient, not a value that stands there unused."""
+    """Whether something that only the original has can matter: a gradient can, a value that nothing uses cannot."""
     return value is not None and not name.startswith("the buffer")

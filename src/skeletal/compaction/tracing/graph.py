@@ -1,4 +1,4 @@
-"""One graph for all that a network may be asked for: both modes, autocast or not, optional arguments given or not."""
+"""One graph for every way to call a network: in both modes, with or without autocast and optional arguments."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,11 +19,11 @@ class UntraceableError(ValueError):
 
 
 def one_graph(model: nn.Module) -> fx.Graph:
-    """Write a network down several times; what is not always the same is kept whole, the innermost module at a time.
+    """Trace a network several times; whatever differs between traces is kept whole, one innermost module at a time.
 
     Raises:
         UntraceableError: the network's own forward pass, and not only that of a part, is not always the same, or does
-            what a graph cannot hold.
+            something that a graph cannot hold.
 
     """
     whole: dict[str, str] = {}
@@ -74,7 +74,7 @@ def _graph_in(
 
 @contextmanager
 def _autocast() -> Iterator[None]:
-    """Autocast to bfloat16, as code sees it that asks; on GPUs, too, present or not."""
+    """Autocast to bfloat16, as seen by code that checks for it; on GPUs, too, present or not."""
     before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
     try:
         for kind, _, _ in before:
@@ -88,7 +88,7 @@ def _autocast() -> Iterator[None]:
 
 
 def _asked_for_options(model: nn.Module, whole: dict[str, str], graph: fx.Graph) -> list[fx.Node] | None:
-    """Where a network does something else if an optional argument is None, True or False: `is` is no operation."""
+    """Where a network acts differently if an optional argument is None, True or False: `is` is not traced."""
     defaults = {str(node.target): node.args[0] for node in graph.nodes if node.op == "placeholder" and node.args}
     options = {name: value for name, value in defaults.items() if value is None or isinstance(value, bool)}
     flipped = {name: value if value is None else not value for name, value in options.items()}
@@ -106,7 +106,7 @@ def _asked_for_options(model: nn.Module, whole: dict[str, str], graph: fx.Graph)
 def _first_difference(
     one: fx.Graph, two: fx.Graph, *, flag: str = "", options: Mapping[str, Any] = _NONE
 ) -> list[fx.Node] | None:
-    """The first operations, in the same place, that are not the same; where one graph ends, the other's.
+    """The first operations in the same place that differ; where one graph ends, the other's operation.
 
     Args:
         one: a graph.

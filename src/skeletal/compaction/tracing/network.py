@@ -9,8 +9,8 @@ from torch import fx, nn
 class Traced(nn.Module):
     """Stands for a module whose operations a graph has taken over.
 
-    Attributes that the module had, as a temperature, are part of the operations as they were: nobody would read what is
-    written to them now.
+    Attributes of the module, such as a temperature, are fixed in the operations: nothing would read a value written to
+    them now.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -22,7 +22,7 @@ class Traced(nn.Module):
         super().__setattr__(name, value)
 
     def take_over(self, original: nn.Module) -> None:
-        """Refuse, from now on, that attributes of the original are set which this module does not have itself."""
+        """From now on, refuse to set attributes of the original that this module does not have itself."""
         names = original.__dict__.get("_taken_over")
         if names is None:
             names = {name for name in dir(original) if not callable(getattr(original, name, None))}
@@ -32,8 +32,8 @@ class Traced(nn.Module):
 class GraphNetwork(Traced, fx.GraphModule):
     """A `torch.fx.GraphModule` with a length, which leaves gradients switched on or off as they were.
 
-    The module that `torch.compile` wraps another one in has a `__len__`, which is therefore what `if network:` and
-    `network or other` ask, and which raises "TypeError: GraphModule does not support len()" if that has none.
+    `torch.compile` wraps a module in one that has a `__len__`. `if network:` and `network or other` call it, and it
+    raises "TypeError: GraphModule does not support len()" if the wrapped module has none.
     """
 
     def __len__(self) -> int:

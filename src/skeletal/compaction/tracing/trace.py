@@ -1,4 +1,4 @@
-"""A network as a graph of its operations, with the shape of every tensor, or the reason why there is none."""
+"""A network as a graph of its operations, with the shape of every tensor, or the reason why there is no graph."""
 
 import inspect
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class _Shapes(fx.Interpreter):
 
 
 class _Writes(_Shapes):
-    """Notes, too, which node writes to which tensor. Keeps all values: a freed tensor's memory is used again."""
+    """Also notes which node writes to which tensor. Keeps all values, because freed memory is reused."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -93,11 +93,11 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
     """Write a network down as a torch.fx graph of its leaf modules and functions.
 
     The graph has the model's own module names, works for any batch size the model works for, and follows
-    `train()` and `eval()`. A part whose forward pass a graph cannot hold is one node, which calls it as it is and
-    has the reason in `node.meta["whole"]`. On a few examples the graph has given what the model gives: see `Reference`.
+    `train()` and `eval()`. A part whose forward pass a graph cannot hold is one node, which calls it unchanged and
+    has the reason in `node.meta["whole"]`. The graph is checked against the model on a few examples: see `Reference`.
 
     Args:
-        model: becomes part of the graph module, and may be spoilt if it cannot: hand over a copy.
+        model: becomes part of the graph module, and may be left damaged if tracing fails: pass a copy.
         batch: as `skeletal.core.model.batches.forward` takes it.
 
     Returns:
@@ -105,8 +105,8 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
 
     Raises:
         ValueError: the model does not run on this batch.
-        UntraceableError: the network's own forward pass, not only that of a part, does what a graph cannot hold, or the
-            graph differs from the network in outputs, gradients, buffers or random draws in either mode.
+        UntraceableError: the network's own forward pass, not only that of a part, does something that a graph cannot
+            hold, or the graph differs from the network in outputs, gradients, buffers or random draws in either mode.
 
     """
     if why := more_than_its_forward(model):
@@ -132,7 +132,7 @@ def _reference(model: nn.Module, batch: Any) -> Reference:
     try:
         return Reference(model, batch)
     except CannotRunError as error:
-        # A model that runs in one mode on the whole example, and nowhere else, is no caller's mistake.
+        # If a model runs only in one mode, on the whole example, that is not the caller's mistake.
         first_that_runs(model, [lambda n=n: _run(model, shorten(batch, n)) for n in (2, None)])
         raise UntraceableError(f"a graph of it cannot be compared with it: {error}") from error
 
@@ -163,7 +163,7 @@ def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
                 with torch.no_grad(), alone[0], alone[1], alone[2]:
                     run = _Writes(module)
                     run.run(*arguments(module, few))
-            except Exception as error:  # whatever the model's own code raises where its graph takes another way
+            except Exception as error:  # whatever the model's own code raises if its graph takes another path
                 errors.append(error)
             else:
                 _settle_writes(module, run)
@@ -173,7 +173,7 @@ def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
 
 
 def _settle_writes(module: fx.GraphModule, run: _Writes) -> None:
-    """Whoever reads a tensor after an in-place operation has changed it shall read that operation's node."""
+    """Make nodes that read a tensor after an in-place operation read that operation's node instead."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     for writer, sources in run.written.items():
         for source in sources:

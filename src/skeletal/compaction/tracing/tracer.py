@@ -1,11 +1,11 @@
-"""Write a network's forward pass down, module by module, and keep whole what a graph cannot hold.
+"""Trace a network's forward pass, module by module, and keep whole what a graph cannot hold.
 
 A graph holds operations on tensors and nothing else. Where code switches gradients off, as `no_grad` does, operations
-that do so are put into the graph. What else would be lost is looked for while a module's forward pass is written down:
+that do so are put into the graph. While it traces a module, the tracer looks for everything else that would be lost:
 autocast regions and inference mode (the state at each operation is compared with that at the module's entry),
-functions with a backward pass of their own, random numbers drawn and attributes written right now instead of in every
-pass, hooks, modes that do more than a flag. The innermost module that does such a thing, or that torch.fx cannot
-follow, becomes one node, which calls it as it is.
+functions with a backward pass of their own, random numbers drawn and attributes written during the trace instead of in
+every pass, hooks, modes that do more than set a flag. The innermost module that does such a thing, or that torch.fx
+cannot follow, becomes one node, which calls it unchanged.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from skeletal.core.model.preserve import acts_on_mode
 from skeletal.core.model.random_state import RandomState
 from skeletal.core.model.snapshot import Snapshot
 
-_CONSTANT = "_tensor_constant"  # how torch.fx calls what it hangs on the root
+_CONSTANT = "_tensor_constant"  # torch.fx's name for what it attaches to the root
 
 
 def drops_paths(module: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _with_activation(module: nn.Module) -> bool:
-    """Whether a module is timm's batch norm with an activation, or was, until a trace took it to pieces."""
+    """Whether a module is timm's batch norm with an activation, or was until a trace took it apart."""
     fused = type(module).__module__.startswith("timm.") and type(module).__name__ == "BatchNormAct2d"
     return fused or (type(module) is nn.BatchNorm2d and {"drop", "act"} <= module._modules.keys())
 
@@ -47,7 +47,7 @@ class Refusal(BaseException):  # not an Exception, which the model's own code mi
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a module cannot be written down, as a verb and its object."""
+    """Why a module cannot be traced, as a verb and its object."""
     if isinstance(error, Refusal):
         return str(error)
     first = str(error).strip().partition("\n")[0]
@@ -58,9 +58,9 @@ class Tracer(fx.Tracer):
     """Traces a network in the mode it is in.
 
     Args:
-        whole: by name, the modules to keep whole, and why; those found on the way are added. None where torch.fx reads
-            a pickled graph, which it traces again: parts that were taken to pieces are not a second time.
-        options: arguments of the network that have a value, and are not stood for.
+        whole: by name, the modules to keep whole, and why; those found on the way are added. None when torch.fx reads
+            a pickled graph, which it traces again: parts already taken apart are not taken apart a second time.
+        options: arguments of the network that have a value instead of a placeholder.
 
     """
 
@@ -76,10 +76,10 @@ class Tracer(fx.Tracer):
         self._gradients = True  # as the last node has left them
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Write down a network's forward pass.
+        """Trace a network's forward pass.
 
         Raises:
-            Refusal: the network itself, and not only a part of it, does what a graph cannot hold.
+            Refusal: the network itself, and not only a part of it, does something that a graph cannot hold.
             Exception: whatever its code raises where tensors have no values.
 
         """
@@ -104,7 +104,7 @@ class Tracer(fx.Tracer):
         return module_qualified_name in self.whole or drops_paths(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Write down what a module does, or, if that does not work, that it is called."""
+        """Record what a module does or, if that does not work, that it is called."""
         self._check_surroundings()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path) and not (self._first_time and _with_activation(m)):
@@ -142,7 +142,7 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Write down one operation, and in which module it stands."""
+        """Record one operation and the module it belongs to."""
         self._check_surroundings()
         self._follow_gradients()
         node = super().create_node(*args, **kwargs)
@@ -207,7 +207,7 @@ class Tracer(fx.Tracer):
 
 
 def more_than_its_forward(module: nn.Module) -> str:
-    """What calling a module, or setting its mode, does beside running its forward pass; "" if nothing."""
+    """What calling a module, or setting its mode, does besides running its forward pass; "" if nothing."""
     if has_hooks(module):
         return "has hooks"
     if acts_on_mode(module):
@@ -234,7 +234,7 @@ def _in_a_function() -> bool:
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """What an operation's result depends on beside its arguments."""
+    """What an operation's result depends on besides its arguments."""
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     kinds = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]

@@ -20,13 +20,13 @@ class Skeleton:
     """A model with its mask attached; `detach` lets go of the model and leaves the zeros where they are.
 
     Three hooks keep the promise, and `state_dict` keys stay the user's own. The gradient of a pruned weight
-    is 0, so clipping, gradient norms and new optimizer state never see it. After a step of any optimizer the
-    weights it holds are set to 0 again, which a momentum from before the pruning would undo. And they are set
-    to 0 again after `load_state_dict`. The model keeps the skeleton alive; the skeleton keeps nothing alive.
-    A `deepcopy` of the model, or one that was pickled, carries no hooks: attach the mask to it, too.
+    is 0, so clipping, gradient norms and new optimizer state never see it. After each step of any optimizer, the
+    pruned weights that it holds are reset to 0, because momentum from before the pruning would move them. They are
+    also reset to 0 after `load_state_dict`. The model keeps the skeleton alive; the skeleton keeps nothing alive.
+    A `deepcopy` of the model, or a pickled copy, carries no hooks: attach the mask to it, too.
 
-    Of a model sharded by FSDP2 (`fully_shard`) each rank holds its own part to zero: prune first, shard, then attach,
-    on every rank.
+    If a model is sharded by FSDP2 (`fully_shard`), each rank holds its own part at zero: prune first, shard, then
+    attach, on every rank.
     """
 
     def __init__(self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None) -> None:
@@ -83,15 +83,15 @@ class Skeleton:
     def move(self, mask: Mapping[str, Tensor], *optimizers: Optimizer) -> None:
         """Hold another mask from now on, between two steps.
 
-        Weights that go are set to 0, weights that come begin at 0, and what the optimizers remember of either
-        (momentum, moments) is 0; everything else stays as it is, to the bit.
+        Weights that go are set to 0, weights that come start at 0, and the optimizers' memory of either
+        (momentum, moments) is set to 0; everything else stays bit-identical.
 
         Args:
             mask: of the same names and shapes.
             optimizers: all that hold the weights.
 
         Raises:
-            MaskError: other names or shapes, or there is no model any more.
+            MaskError: names or shapes differ, or the model is gone.
 
         """
         weights = self.weights
@@ -101,13 +101,13 @@ class Skeleton:
             held.move(mask[name].detach().to("cpu", torch.bool), optimizers)
 
     def keep_gradients(self, wanted: bool) -> None:
-        """Note the gradients of all weights, pruned ones included, of the backward passes from now on; or let go."""
+        """Record the gradients of all weights, pruned ones included, in every backward pass from now on; or stop."""
         for held in self._held:
             held.noting, held.noted = wanted, None
 
     @property
     def gradients(self) -> Tensors:
-        """What was noted since `keep_gradients(True)`, summed over the backward passes; layers without are missing."""
+        """What was recorded since `keep_gradients(True)`, summed over backward passes; layers without are missing."""
         noted = {name: held.noted for name, held in zip(self._names, self._held, strict=True)}
         return {name: gradient for name, gradient in noted.items() if gradient is not None}
 
@@ -183,7 +183,7 @@ class _Held:
         weight = self.weight()
         if weight is None:
             return
-        # Filling, where multiplying with the mask would leave NaN and -0.
+        # Filled, because multiplying by the mask would leave NaN and -0.
         local(weight).masked_fill_(self.where(weight.device), 0)
         if self._hook is None and weight.requires_grad:  # also where it was frozen until now
             if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
@@ -216,7 +216,7 @@ def _forget(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
 
 
 def _as_read(where: Tensor, weight: Tensor) -> Tensor:
-    """A whole mask's part that lies in this process, in the weights' own order of memory."""
+    """The part of a whole mask that lies in this process, in the weights' own memory order."""
     where = part_like(where, weight)
     if weight.dim() == 4 and local(weight).is_contiguous(memory_format=torch.channels_last):
         return where.contiguous(memory_format=torch.channels_last)
@@ -228,7 +228,7 @@ def _fits(keep: Tensor | None, weight: Tensor | None) -> bool:
 
 
 def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
-    """A gradient without what is pruned; one with rows that are there only, of a sparse embedding, stays so."""
+    """A gradient with pruned entries zeroed; the sparse gradient of an embedding stays sparse."""
     if gradient.layout != torch.sparse_coo:
         return gradient.masked_fill(where, 0)
     gradient = gradient.coalesce()
@@ -239,7 +239,7 @@ def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
 
 def _after_step(skeleton: "weakref.ref[Any]", optimizer: Optimizer) -> None:
     if (alive := skeleton()) is not None and alive._hooks:
-        # Only what the optimizer has stepped: a backward pass under way may still need the other weights.
+        # Only the weights the optimizer has stepped: a backward pass under way may still need the others.
         stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         for held in alive._held:
             if id(held.weight()) in stepped:
@@ -298,7 +298,7 @@ def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model
 
 
 def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's parameters of a mask's names.
+    """The model's parameters that a mask names.
 
     Raises:
         MaskError: a name the model does not have, or another shape.
@@ -321,7 +321,7 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
 
 
 def gradient_hooks(model: nn.Module) -> list[str]:
-    """The parameters that have hooks on their gradients, other than those of a skeleton; a copy has none of them."""
+    """The parameters that have gradient hooks other than a skeleton's; a copy has none of these hooks."""
     found = []
     for name, parameter in model.named_parameters():
         hooks = (getattr(parameter, kind, None) for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"))

@@ -10,7 +10,7 @@ from skeletal.core.errors import MaskError
 def overlap(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
     """Weights kept by both, of those kept by either (Jaccard): 1 for the same mask, 0 for nothing in common.
 
-    Small between any two runs of an iterative method, as masks are chaotic; no measure of quality.
+    Small between any two runs of an iterative method, because masks are chaotic; not a measure of quality.
 
     Raises:
         MaskError: the masks are of different networks.

@@ -1,6 +1,6 @@
 """The mask file: bit-packed safetensors, with what is needed to trust it.
 
-One uint8 tensor per layer holds eight weights a byte, first weight in the lowest bit, padded with zeros.
+One uint8 tensor per layer holds eight weights per byte, first weight in the lowest bit, padded with zeros.
 The header holds, as JSON under the key `skeletal`, the format version, each layer's shape, the caller's metadata and
 a SHA-256 of all of it. It is data only: nothing in it is ever executed, and no name in it is ever a path. Every size
 is compared with the bytes that are there before anything of that size is made.
@@ -73,7 +73,7 @@ def read(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose last value of a name would otherwise win in silence."""
+    """A JSON object without duplicate names, the last of which would otherwise win silently."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -137,7 +137,7 @@ def _short(value: object) -> str:
 
 
 def pack(keep: Tensor) -> Tensor:
-    """Eight weights a byte, first weight lowest: a bool tensor of n entries becomes uint8 of ceil(n / 8)."""
+    """Eight weights per byte, first weight lowest: a bool tensor of n entries becomes uint8 of ceil(n / 8)."""
     flat = keep.detach().reshape(-1).cpu()
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
     return (padded.to(torch.uint8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)

@@ -16,8 +16,8 @@ def repair(mask: Mask, model: nn.Module, at_least: int = 1) -> Mask:
     """Give every layer some weights, at the same total. Opt in to it: no score has asked for those weights.
 
     A layer with fewer than `at_least` weights gets the largest of its pruned ones by |θ| (all, if the layer is
-    smaller). As many go, one by one, from the layer that then has most, its smallest |θ| first. Ties go to the
-    first layer and, among equal |θ|, the first position is kept.
+    smaller). The same number is removed, one by one, each time from the layer that has most, smallest |θ| first. Ties
+    go to the first layer and, among equal |θ|, the first position is kept.
 
     Args:
         mask: is not changed.

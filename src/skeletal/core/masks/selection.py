@@ -13,8 +13,8 @@ SAMPLE = 2**16  # scores looked at to guess where the k-th lies
 def _bracket(scores: Tensor, count: int) -> tuple[Tensor, int] | None:
     """The scores among which the `count`-th largest lies, and its rank there; None where a sample misleads.
 
-    A sample puts the k-th between two bounds, a pass over all scores proves that it is there, and what is left is one
-    percent. Scores in an unlucky order cost only that pass.
+    A sample puts the k-th between two bounds, a pass over all scores proves that it is there, and one percent of them
+    remains. Scores in an unlucky order cost only that pass.
     """
     stride = len(scores) // SAMPLE
     if stride < 8:
@@ -42,13 +42,13 @@ def _kth_largest(scores: Tensor, count: int) -> Tensor:
 def top(scores: Tensor, count: int) -> Tensor:
     """Mark the `count` largest of a flat vector of scores; among equals the first positions win.
 
-    A threshold alone would keep every tie, and a full sort costs several times more. So: find the k-th
-    largest value by selection, keep what is above it, then as many of its equals, in order of position,
-    as are still missing. Always exactly `count`. (`kthvalue` would select, too, but takes quadratic time on
+    A threshold alone would keep every tie, and a full sort costs several times as much. So: find the k-th
+    largest value by selection, keep everything above it, then fill up with values equal to it, in order of
+    position. Always exactly `count`. (`kthvalue` would also select, but takes quadratic time on
     descending scores.)
 
     Args:
-        scores: shape (n,), without NaN; -inf marks what must not be kept before anything else.
+        scores: shape (n,), without NaN; -inf marks entries to keep only after all others.
         count: how many to keep, between 0 and n.
 
     Returns:

@@ -8,7 +8,7 @@ from skeletal.core.model.tensors import Tensors
 def shuffled(mask: Tensors, seed: int) -> Tensors:
     """Draw the positions anew within each layer; every layer keeps as many weights as before.
 
-    Of a method's choice this leaves the layer densities alone (as the sanity check "layerwise shuffling" of Frankle et
+    Only the layer densities of a method's choice survive (as in the sanity check "layerwise shuffling" of Frankle et
     al. 2021, "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?", section 5).
 
     Args:

@@ -60,7 +60,7 @@ class Cycle:
         """The next `count` batches, two times over; the second time comes after the first.
 
         An endless iterable with a method `starting_at(k)`, which iterates from its k-th batch on, is asked for them
-        again; any other's are held in memory.
+        again; batches of any other iterable are held in memory.
         """
         again = getattr(self._batches, "starting_at", None)
         if again is not None:
@@ -93,14 +93,14 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean cross-entropy of logits (N, classes) and classes (N,).
 
     Raises:
-        ValueError: a label that is no class of the network's; on a GPU CUDA reports it, and later.
+        ValueError: a label is not one of the network's classes; on a GPU, CUDA reports this, and later.
 
     """
     try:
         return functional.cross_entropy(outputs, targets)
     except IndexError:
         last = outputs.shape[1] - 1
-        ignored = -100  # what cross-entropy leaves out
+        ignored = -100  # the label that cross-entropy ignores
         wrong = targets[((targets < 0) | (targets > last)) & (targets != ignored)].unique().tolist()
         others = f", nor {', '.join(map(str, wrong[1:4]))}{', ...' if len(wrong) > 4 else ''}" if wrong[1:] else ""
         raise ValueError(
@@ -155,7 +155,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Apply a function to the inputs of a batch: not to targets, nor to masks of what is hidden."""
+    """Apply a function to the inputs of a batch, but not to targets or masks."""
     if isinstance(batch, Mapping):
         fixed = {key for key in batch if "mask" in str(key) or "label" in str(key)}
         return {key: value if key in fixed else map_tensors(function, value) for key, value in batch.items()}
@@ -173,13 +173,13 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def examples(batch: Any) -> int:
-    """How many examples a batch holds: the length of its last tensor, which of a pair are the targets."""
+    """How many examples a batch holds: the length of its last tensor, which in a pair is the targets."""
     counts = [len(tensor) for tensor in _tensors(batch) if tensor.dim()]
     return counts[-1] if counts else 1
 
 
 def pieces(batch: Any, size: int | None) -> Iterator[tuple[Any, float]]:
-    """A batch in parts of at most `size` examples, about equally many in each, and each one's share of the examples.
+    """A batch in parts of about equal length, at most `size` examples each, with each part's share of the examples.
 
     Tensors as long as the batch are cut along their first dimension; anything else goes into every part whole.
 

@@ -1,9 +1,9 @@
-"""Flush denormal numbers to zero, in every thread that computes, and put the caller's setting back after.
+"""Flush denormal numbers to zero in every thread that computes, and restore the caller's setting afterwards.
 
 Gradients in very sparse networks fall below 1e-38, where an x86 core computes many times slower. The switch
-is a register of each thread. GNU OpenMP hands it to its workers only when it creates them, so switching it in
-the calling thread alone leaves an older pool as slow as it was, and makes results depend on when the pool was
-born. Dismissing the pool lets the next parallel operation create one that agrees with the caller. (LLVM's
+is a register of each thread. GNU OpenMP copies it to its workers only when it creates them, so switching it in
+the calling thread alone leaves an older pool as slow as before, and makes results depend on when the pool was
+created. Dismissing the pool lets the next parallel operation create one that agrees with the caller. (LLVM's
 and Intel's OpenMP copy the register at every parallel region.)
 """
 
@@ -31,7 +31,7 @@ def _dismiss_workers() -> None:
 def flush_denormals() -> Iterator[None]:
     """Treat numbers below the smallest normal float (1.2e-38 in float32) as 0 inside the `with` block.
 
-    Covers the calling thread and the OpenMP workers it employs. Nested blocks are free. Where the processor
+    Covers the calling thread and the OpenMP workers it uses. Nested blocks cost nothing. If the processor
     has no such switch, nothing happens.
     """
     if _flushing() or not torch.set_flush_denormal(True):

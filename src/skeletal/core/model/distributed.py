@@ -1,7 +1,7 @@
 """Several processes at once (torchrun): means over all ranks, and agreement on the rest.
 
-Every exchange begins with a meeting, `everyone`. There a rank that has failed says so, and all the others stop,
-too: nobody waits for a message that will never come. With one process all of this does nothing.
+Every exchange begins with a meeting, `everyone`. A rank that has failed says so there, and all the others stop,
+too: no rank waits for a message that will never come. With one process, all of this does nothing.
 """
 
 import hashlib
@@ -19,28 +19,28 @@ from skeletal.core.model.tensors import Tensors
 Value = TypeVar("Value")
 _TOLD = "the other ranks know"
 SHOWN = "rank 0 has the same error"
-BUCKET = 25_000_000  # numbers a message, about
+BUCKET = 25_000_000  # numbers per message, roughly
 
 
 class PeerError(RuntimeError):
-    """Another rank has failed, or cannot be reached any more."""
+    """Another rank has failed, or can no longer be reached."""
 
 
 def ranks() -> int:
-    """How many processes work together: 1 where there is no process group."""
+    """How many processes work together: 1 if there is no process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process among them: 0 where there is no process group."""
+    """The number of this process among them: 0 if there is no process group."""
     return dist.get_rank() if ranks() > 1 else 0
 
 
 def everyone(value: Value, failure: str = "") -> list[Value]:
-    """What each rank brings along, in order of rank.
+    """The values that all ranks contribute, in order of rank.
 
     Raises:
-        PeerError: another rank has brought a failure.
+        PeerError: another rank has reported a failure.
 
     """
     brought = _meet(value, failure)
@@ -60,10 +60,10 @@ def _meet(value: Value, failure: str) -> list[tuple[str, Value]]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Tell the other ranks of an error within, at the meeting where they wait; each then raises a `PeerError`.
+    """Report an error in the block to the other ranks, at the meeting where they wait; each then raises a `PeerError`.
 
-    May be nested, and may decorate a function: an error is told once. An error that rank 0 has, too, is marked with a
-    note, so that it need not be shown several times.
+    May be nested, and may decorate a function: an error is reported once. An error that rank 0 also has is marked with
+    a note, so that it need not be shown several times.
     """
     try:
         yield
@@ -81,14 +81,14 @@ def together() -> Iterator[None]:
 
 
 def on_first(function: Callable[[], Value]) -> Value:
-    """What a function returns on rank 0, which alone calls it; the others wait, and stop where it fails."""
+    """What a function returns on rank 0, which alone calls it; the others wait, and stop if it fails."""
     with together():
         found = function() if rank() == 0 else None
     return everyone(found)[0]  # type: ignore[bad-return]
 
 
 def agree(held: Mapping[str, object], remedy: str) -> None:
-    """Make sure that all ranks hold the same under each name: tensors to the bit, other things as they print.
+    """Make sure that all ranks hold the same under each name: tensors bit for bit, other values as printed.
 
     Raises:
         ValueError: on every rank, with the name and the remedy.
@@ -111,7 +111,7 @@ def _digest(value: object) -> bytes:
 
 
 def average_over_ranks(tensors: Tensors, share: float = 1.0) -> None:
-    """Replace each tensor by its mean over the ranks, in place and in few messages.
+    """Replace each tensor with its mean over the ranks, in place and in few messages.
 
     `share` is this rank's weight, by its examples: their number over the mean number, so that all shares average to 1.
     """

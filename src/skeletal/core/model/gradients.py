@@ -30,22 +30,22 @@ Value = TypeVar("Value")
 class Derivatives:
     """Gradient and Hessian-gradient product of the loss, averaged over the next batches of a stream.
 
-    This is the one door through which pruning asks for derivatives: a subclass may take them in another way, and is
-    handed to `prune` as its `engine`.
+    Pruning asks for derivatives only through this class. A subclass may compute them in another way: pass it to
+    `prune` as its `engine`.
 
-    Each batch counts the same. Under `torch.distributed` the average is over all ranks, too, each counting by its
-    examples, and every rank gets the same numbers to the bit.
+    Each batch counts the same. Under `torch.distributed` the average is also over all ranks, each weighted by its
+    examples, and every rank gets bit-identical numbers.
 
     Args:
-        model: run in the mode `bn_mode`; nothing of it is written to.
-        batches: where every call takes `count` batches from.
-        count: batches averaged over.
+        model: run in the mode `bn_mode`; never written to.
+        batches: the source from which every call takes `count` batches.
+        count: number of batches to average over.
         loss: see `prune`.
         bn_mode: "train" or "eval".
         average: "signed" averages gradients with their sign, as in the paper's code, where a score takes the
             absolute value after the average; "absolute" averages the absolute values of each batch's gradient.
         precision: "float32", or "bfloat16" for a forward pass under autocast; the loss is float32 in both.
-        channels_last: images go in with their channels innermost in memory; the numbers are the same to rounding.
+        channels_last: pass images with their channels innermost in memory; the numbers are the same up to rounding.
         micro_batch: see `prune`.
         recompute: see `prune`.
 
@@ -54,7 +54,7 @@ class Derivatives:
     name = "dense"
     """what masks and messages call this way of taking derivatives"""
     everywhere = True
-    """whether gradients of pruned weights are given, too, which methods need whose weights may return"""
+    """whether gradients of pruned weights are given, too; methods whose weights may return need them"""
     why_dense: str | None = None
     """why a subclass has fallen back on this class, if it has"""
 
@@ -81,8 +81,8 @@ class Derivatives:
 
         Args:
             weights: values to use in place of the parameters of these names; the others stay as they are.
-            mask: c_t, outside of which `weights` are 0. There a subclass that is not for gradients `everywhere` gives
-                0; this class, and where the mask is not told, every one gives the gradient.
+            mask: c_t, outside of which `weights` are 0. There, a subclass whose `everywhere` is False gives 0; this
+                class gives the gradient, and so does every subclass if no mask is given.
 
         Raises:
             NonFiniteError: a loss or a gradient is NaN or infinite.
@@ -94,10 +94,10 @@ class Derivatives:
     def hessian_gradient(self, weights: Tensors, mask: Tensors | None = None) -> tuple[Tensors, float]:
         """H g, the Hessian of the mean loss times its gradient, and the mean loss: what GRASP needs (Eq. 4).
 
-        Both factors are of the same batches: g is averaged over all of them first, then Σ_b H_b g is summed up batch
-        by batch, each by a second backward pass through g_b·g. The batches are asked for again, or held in memory,
-        for that (see `Cycle.twice`), and random layers draw the same numbers in both passes.
-        Arguments are those of `gradient`.
+        Both factors use the same batches: first g is averaged over all of them, then Σ_b H_b g is summed batch by
+        batch, each with a second backward pass through g_b·g. For that, the batches are asked for again or held in
+        memory (see `Cycle.twice`), and random layers draw the same numbers in both passes.
+        The arguments are those of `gradient`.
 
         Raises:
             NonFiniteError, ValueError: as `gradient`.
@@ -117,9 +117,9 @@ class Derivatives:
     ) -> tuple[Tensors, float]:
         """The gradient, with respect to the weights, of the loss after some steps of SGD: a meta-gradient.
 
-        w_{i+1} = w_i - rate v_{i+1}, v_{i+1} = momentum v_i + ∇L_i(w_i), and then dL_M(w_M)/dw_0, exactly: from the end
-        to the beginning, by one Hessian product at each w_i (ProsPr, Alizadeh et al. 2022). Every step, and the
-        loss after the last, has `count` batches of its own; what is not among the weights stays as it is. Random layers
+        w_{i+1} = w_i - rate v_{i+1}, v_{i+1} = momentum v_i + ∇L_i(w_i), and then dL_M(w_M)/dw_0, exactly: backwards
+        from the last step, with one Hessian product at each w_i (ProsPr, Alizadeh et al. 2022). Every step, and the
+        loss after the last, has its own `count` batches; parameters not among the weights do not change. Random layers
         draw the same numbers in both passes of a step.
 
         Args:
@@ -166,7 +166,7 @@ class Derivatives:
             raise ValueError(f"average='absolute' has no meaning for {what}; use average='signed'")
 
     def _hessian_product(self, weights: Tensors, vector: Tensors, batches: Iterator[Any]) -> Tensors:
-        """H v, the Hessian of the mean loss over the batches at the weights, by a second backward pass through g·v."""
+        """H v, H the Hessian of the mean loss over the batches at the weights: a second backward pass through g·v."""
 
         def twice(leaves: Tensors, value: Tensor) -> None:
             first = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
@@ -193,7 +193,7 @@ class Derivatives:
     def _mean(
         self, weights: Tensors, batches: Iterator[Any], backward: Callable[[Tensors, Tensor], None], what: str
     ) -> tuple[Tensors, float]:
-        """Sum up what `backward(leaves, loss)` leaves in the leaves' `.grad`, over the batches; no one else has one."""
+        """Sum over the batches what `backward(leaves, loss)` leaves in the leaves' `.grad`; nothing else has one."""
         set_mode(self.model, self.bn_mode == "train")  # whatever a callback has left behind
         state = state_of(self.model, without=weights)
         parameters = dict(self.model.named_parameters())
@@ -202,7 +202,7 @@ class Derivatives:
         losses, seen = [], 0
         for batch in batches:
             seen += examples(batch)
-            # Absolute values are of a whole batch's gradient, so that its pieces have to be summed up apart.
+            # Absolute values are taken of a whole batch's gradient, so its pieces have to be summed separately.
             into, loss = ({} if self.average == "absolute" else total), 0.0
             for piece, share in pieces(batch, self.micro_batch):
                 loss += self._visit(piece, share, state, leaves, backward)
@@ -217,7 +217,7 @@ class Derivatives:
                 summed.div_(len(losses))
             if not all_finite(summed):
                 raise NonFiniteError(f"the {what} of {name} {tuple(summed.shape)} holds NaN or infinity")
-        # A meeting before the long messages: learns of a rank that has failed.
+        # A meeting before the long messages, to learn of a rank that has failed.
         means, counts = zip(*everyone((sum(losses) / len(losses), seen)), strict=True)
         shares = [count * len(counts) / sum(counts) for count in counts]
         average_over_ranks(total, shares[rank()])
@@ -271,7 +271,7 @@ class Derivatives:
 
 
 def _collect(leaves: Tensors, into: Tensors) -> None:
-    """Add the leaves' gradients to the sums, and take them off the leaves."""
+    """Add the leaves' gradients to the sums, and remove them from the leaves."""
     for name, leaf in leaves.items():
         if leaf.grad is not None:
             grad = leaf.grad if leaf.grad.layout == torch.strided else leaf.grad.to_dense()  # of sparse embeddings

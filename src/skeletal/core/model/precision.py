@@ -29,7 +29,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def in_float32(outputs: Any) -> Any:
-    """A model's outputs with every floating-point tensor in at least float32, in the container it chose."""
+    """A model's outputs with every floating-point tensor in at least float32, in their own container."""
 
     def widened(tensor: Tensor) -> Tensor:
         return widen(tensor) if tensor.is_floating_point() else tensor
@@ -44,8 +44,8 @@ def in_float32(outputs: Any) -> Any:
 def prefers_channels_last(model: nn.Module, precision: str) -> bool:
     """Whether channels-last is the faster memory order for images, as measured on a CPU (docs/cost.md).
 
-    In bfloat16 every convolution runs faster so; in float32 those of 1x1 do, and larger ones are slower. Elsewhere, and
-    in other number formats, the caller's own order stays.
+    In bfloat16 it makes every convolution faster; in float32 it makes 1x1 convolutions faster and larger ones slower.
+    On other devices, and in other number formats, the caller's own order stays.
     """
     if device_of(model).type != "cpu":
         return False
@@ -59,7 +59,7 @@ def prefers_channels_last(model: nn.Module, precision: str) -> bool:
 def autocast_as_inputs(
     arguments: tuple[Any, ...], options: Mapping[str, Any], parameters: Iterator[nn.Parameter]
 ) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 where inputs are of that type and weights are not; else whatever there is."""
+    """Autocast to bfloat16 if inputs are of that type and weights are not; else leave autocast as it is."""
     found = []
     map_tensors(lambda tensor: found.append(tensor.dtype) or tensor, (arguments, dict(options)))
     if torch.bfloat16 in found:

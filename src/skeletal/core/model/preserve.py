@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 @contextmanager
 def preserve_random_state(model: nn.Module) -> Iterator[None]:
-    """Put the global random states of torch, Python and numpy back as they were."""
+    """Restore the global random states of torch, Python and numpy."""
     before = RandomState()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
@@ -29,10 +29,10 @@ def preserve_random_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserve_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Train or eval mode; every module gets its own mode back, as parts of a network may have been frozen.
+    """Train or eval mode; every module gets its own mode back, because parts of a network may have been frozen.
 
-    Flags are set, and `train()` is not called: a model's own may do more, as merging adapters into weights. Below a
-    module that has its own and is in the mode already, flags stay as that has set them.
+    Sets flags without calling `train()`: a model's own `train` may do more, such as merge adapters into weights. Below
+    a module that has its own and is already in the mode, flags stay as that module has set them.
     """
     modes = [(module, module.training) for module in model.modules()]
     set_mode(model, training)
@@ -49,7 +49,7 @@ def acts_on_mode(module: nn.Module) -> bool:
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
-    """Set the flags of train or eval mode, as `preserve_mode` does, for good."""
+    """Set the flags of train or eval mode, as `preserve_mode` does, permanently."""
     if acts_on_mode(module) and module.training == training:
         return
     module.training = training
@@ -66,9 +66,9 @@ def differentiable() -> Iterator[None]:
 
 @contextmanager
 def preserve_attributes(model: nn.Module) -> Iterator[None]:
-    """Put back what hangs on a model beside parameters and buffers, also what only copies of it have run.
+    """Restore what is attached to a model besides parameters and buffers, even if only copies of it have run.
 
-    They share what the model's hooks and functions write to: closures, tables outside of it.
+    Copies share what the model's hooks and functions write to: closures and tables outside of it.
     """
     before = Snapshot(model)
     try:
@@ -79,10 +79,10 @@ def preserve_attributes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
-    """Set train or eval mode and seed every global random generator; restore all of it after.
+    """Set train or eval mode and seed every global random generator; restore everything afterwards.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
-    forward pass leaves in attributes, as cached tables or activations, is taken off again.
+    forward pass leaves in attributes, such as cached tables or activations, is removed again.
     """
     with preserve_attributes(model), preserve_random_state(model), preserve_mode(model, training=training):
         seed_all(seed)
@@ -91,7 +91,7 @@ def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[N
 
 @contextmanager
 def preserve_values(model: nn.Module) -> Iterator[None]:
-    """Put parameters and buffers back as they were, for where a forward pass runs on a model's own."""
+    """Restore parameters and buffers, for forward passes that run on a model's own."""
     tensors = [*model.parameters(), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     try:
@@ -107,7 +107,7 @@ def state_of(model: nn.Module, without: Container[str] = ()) -> Tensors:
     """Copies of a model's parameters and buffers, detached, except of the parameters named in `without`.
 
     Copies, since a forward pass may write: batch norm to its statistics, an embedding with `max_norm` to its weight.
-    A model on the meta device has shapes alone: zeros on the CPU stand in for its values.
+    A model on the meta device has only shapes: zeros on the CPU stand in for its values.
     """
     return {
         name: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().clone()
@@ -128,7 +128,7 @@ class _Using(nn.Module):
 def with_parameters(model: nn.Module, state: Tensors, function: Callable[[], Value]) -> Value:
     """Call a function while `state` stands in place of the model's parameters and buffers.
 
-    The function may run a backward pass, too: activation checkpointing computes parts of the forward pass again
+    The function may also run a backward pass: activation checkpointing recomputes parts of the forward pass
     there, and has to find the same weights.
     """
     stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
@@ -136,6 +136,6 @@ def with_parameters(model: nn.Module, state: Tensors, function: Callable[[], Val
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies, and its batches therefore have to go; the CPU for the meta device."""
+    """The device of the model's first parameter, where batches have to go; the CPU for the meta device."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device

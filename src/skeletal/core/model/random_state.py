@@ -7,7 +7,7 @@ import torch
 
 
 class RandomState:
-    """All three as they are now; equal to another if both are. numpy's counts if numpy is loaded."""
+    """All three as they are now; two are equal if all their states are. numpy's counts if numpy is loaded."""
 
     def __init__(self) -> None:
         self._torch, self._python = torch.get_rng_state(), random.getstate()
@@ -22,7 +22,7 @@ class RandomState:
     __hash__ = None  # type: ignore[assignment]
 
     def restore(self) -> None:
-        """Make them so again."""
+        """Restore all three."""
         torch.set_rng_state(self._torch)
         random.setstate(self._python)
         if self._numpy is not None:

@@ -1,4 +1,4 @@
-"""Hold little of a forward pass, and recompute parts of it in the backward pass: the same numbers in less memory."""
+"""Keep little of a forward pass, and recompute parts of it in the backward pass: the same numbers in less memory."""
 
 import math
 from collections import Counter
@@ -15,18 +15,18 @@ from skeletal.core.model.batches import map_tensors
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LONG = 6
-"""modules in a sequence from which on it is worth cutting up"""
+"""number of modules from which a sequence is worth cutting up"""
 
 
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
-    """Let a model's parts hold only their inputs for the backward pass (`torch.utils.checkpoint`).
+    """Let a model's parts keep only their inputs for the backward pass (`torch.utils.checkpoint`).
 
     Parts are the outermost blocks of a kind that occurs more than once, such as a residual network's or a
     transformer's, and pieces of long `nn.Sequential`s, √n for n modules.
 
     Raises:
-        RuntimeError: on the way, a part that writes to its own input, which is then not there to start from again.
+        RuntimeError: in the block, a part writes to its own input, which is then no longer there to recompute from.
 
     """
     parts = list(_parts(model))

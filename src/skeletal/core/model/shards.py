@@ -1,4 +1,4 @@
-"""Weights sharded over processes, as FSDP2 (`fully_shard`) holds them: every rank has a part of each."""
+"""Weights sharded across processes, as FSDP2 (`fully_shard`) does: every rank has a part of each weight."""
 
 import sys
 from typing import Any
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a `DTensor`; importing its module, where nobody has, would take a while for a no."""
+    """Whether a tensor is a `DTensor`. If nobody has imported its module, it is not: an import would be slow."""
     module: Any = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Any) -> Tensor:
-    """The part that lies in this process, sharing its memory; of an ordinary tensor all of it."""
+    """The part that lies in this process, sharing its memory; all of an ordinary tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 

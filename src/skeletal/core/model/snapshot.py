@@ -1,4 +1,4 @@
-"""All that hangs on a model beside the values of its parameters and buffers: noted, put back, copied."""
+"""Everything attached to a model besides the values of its parameters and buffers: noted, restored, copied."""
 
 import copy
 from collections import deque
@@ -15,12 +15,12 @@ Model = TypeVar("Model", bound=nn.Module)
 _CONTAINERS = (dict, list, set, deque)
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
 _FOREIGN = 3
-"""how many objects of other classes deep an attribute is followed: caches and tables, not whole trainers"""
+"""how many objects of foreign classes deep an attribute is followed: caches and tables, not whole trainers"""
 _NOT_FOLLOWED = ("builtins", "torch", "logging", "skeletal")
 
 
 class _Found(NamedTuple):
-    """A container or tensor, and where it hangs."""
+    """A container or tensor, and where it is attached."""
 
     value: Any
     owner: nn.Module
@@ -36,9 +36,9 @@ class _Held(NamedTuple):
 class Snapshot:
     """The attributes of a model and of all its modules as they are now, and the contents of what they hold.
 
-    Lists, dicts, sets, plain objects, and what functions have at hand are followed; hooks, registries, caches and
-    modules outside the registries are among them. Of tensors that are neither parameters nor buffers the values are
-    kept, too: those two are left to whoever lends the model stand-ins for them (see `preserve.state_of`).
+    Lists, dicts, sets, plain objects, and whatever functions can reach are followed; this includes hooks, registries,
+    caches and modules outside the registries. Values are also kept, except those of parameters and buffers: these
+    are up to the code that gives the model stand-ins for them (see `preserve.state_of`).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -70,11 +70,11 @@ class Snapshot:
                     tensor.detach().copy_(value)
 
     def written(self, module: nn.Module, but: str = "\0") -> str | None:
-        """The first attribute of one of the model's modules that is another now, or has other contents.
+        """The first attribute of one of the model's modules that has been replaced, or whose contents have changed.
 
         Args:
-            module: the model or a part of it; parts of its own are not looked at.
-            but: names that begin so do not count.
+            module: the model or a part of it; its own parts are not examined.
+            but: names with this prefix do not count.
 
         """
         for where, before in self._of.get(id(module), ()):
@@ -105,7 +105,7 @@ def _registered(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _reachable(model: nn.Module) -> Iterator[_Found]:
-    """Every container, module's and object's dict, and tensor that can be reached, once."""
+    """Every container, every dict of a module or object, and every tensor that can be reached, once."""
     seen: set[int] = set()
     pending: list[tuple[_Found, int]] = [(_Found(model, model, ""), 0)]
     while pending:
@@ -136,10 +136,10 @@ def _may_hold(value: Any) -> bool:
 
 
 def _behind(value: Any, depth: int) -> tuple[list[Any], int]:
-    """What an object, a function or a method, as hooks are, has at hand to write to, and how deep that counts.
+    """What an object, function or method (such as a hook) can write to, and how deep that counts.
 
-    Behind a function or method, an object's own attributes are followed, and no other objects: a trainer's method
-    that serves as a hook leads to its list of outputs, and not on to the stream of batches.
+    Behind a function or method, an object's own attributes are followed, but no further objects: a trainer's method
+    that serves as a hook leads to its list of outputs, but not on to the stream of batches.
     """
     last = max(depth, _FOREIGN - 1)
     if isinstance(value, partial):
@@ -173,7 +173,7 @@ def _different(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 def _version(tensor: Tensor) -> tuple[Any, ...]:
-    """What changes when a tensor is written to, or gets other memory."""
+    """What changes when a tensor is written to, or gets new memory."""
     inside = 0 if tensor.is_inference() else tensor._version
     plain = tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)
     return inside, tensor.data_ptr() if plain else 0, tensor.dtype, tuple(tensor.shape)

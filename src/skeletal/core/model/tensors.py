@@ -1,4 +1,4 @@
-"""Tensors by parameter name, and what is done to all of them at once."""
+"""Tensors by parameter name, and operations on all of them at once."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def widen(tensor: Tensor) -> Tensor:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether neither NaN nor infinity is in a tensor; a sum cannot hide them, and is cheaper than to look at each."""
+    """Whether a tensor has neither NaN nor infinity; a sum cannot hide them, and is cheaper than checking every one."""
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 

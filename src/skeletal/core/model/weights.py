@@ -12,12 +12,12 @@ Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a wrapper, whose names it has, unprefixed.
+    """The model inside a wrapper, with its names unprefixed.
 
     Wrappers are `DataParallel`, `DistributedDataParallel`, `torch.compile`, `AveragedModel` and timm's averages.
 
     Raises:
-        TypeError: a ScriptModule, whose code and weights torch holds for itself.
+        TypeError: a ScriptModule, whose code and weights torch keeps to itself.
 
     """
     while True:
@@ -33,7 +33,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
-    """The names, within the module itself, of what multiplies its input and of what is added to the product."""
+    """The names, within the module, of the parameters that multiply its input and of those added to the product."""
     if isinstance(module, nn.Linear | _ConvNd):
         return ["weight"], ["bias"]
     if isinstance(module, nn.MultiheadAttention):  # its output projection is a Linear of its own
@@ -44,7 +44,7 @@ def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def _of_recurrent(module: nn.Module) -> tuple[list[str], list[str]] | None:
-    """The same of LSTM, GRU and RNN, whose weights are pruned only if they are named."""
+    """The same for LSTM, GRU and RNN, whose weights are pruned only if they are named."""
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return None
     names = list(module._parameters)
@@ -54,9 +54,9 @@ def _of_recurrent(module: nn.Module) -> tuple[list[str], list[str]] | None:
 def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn.Parameter]:
     """The weights of a model that a mask covers, by parameter name, in the order of `named_parameters`.
 
-    By default the weights of every convolution (1d to 3d, transposed, grouped), linear layer and attention
-    projection, as in the paper's appendix A; neither biases, norm layers, embeddings nor recurrent layers, nor
-    anything frozen (`requires_grad` False) or complex. A tied weight has one entry, under its first name, and is
+    By default, the weights of every convolution (1d to 3d, transposed, grouped), linear layer and attention
+    projection, as in the paper's appendix A; no biases, norm layers, embeddings or recurrent layers, and
+    nothing frozen (`requires_grad` False) or complex. A tied weight has one entry, under its first name, and is
     prunable if one of its uses is.
 
     Args:
@@ -66,8 +66,8 @@ def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn
             embeddings). A frozen weight that is named is pruned, too, and stays frozen.
 
     Raises:
-        ValueError: nothing is left to prune, an unknown name, a weight that is not of real floating-point numbers,
-            or a lazy layer without its shape yet.
+        ValueError: nothing is left to prune, a name is unknown, a weight does not hold real floating-point numbers,
+            or a lazy layer has no shape yet.
 
     """
     parameters = dict(model.named_parameters())
@@ -133,7 +133,7 @@ def _by_name(model: nn.Module, parameters: dict[str, nn.Parameter], names: list[
 
 
 def count_biases(model: nn.Module, weights: dict[str, nn.Parameter]) -> int:
-    """How many biases belong to the layers of these weights: for the second of the field's three denominators."""
+    """How many biases the layers of these weights have: for the second of the field's three denominators."""
     ours = {id(weight) for weight in weights.values()}
     biases = {}
     for module in model.modules():
