@@ -1,1 +1,1 @@
-"""What the project is about, in torch alone: scores, masks, the progressive loop, and what a mask leaves."""
+"""The heart of the project, in torch alone: scores, masks, the progressive loop, and what a mask leaves."""

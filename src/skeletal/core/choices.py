@@ -1,11 +1,11 @@
-"""Names as people write them; one that does not exist is refused, and the one that was probably meant is named."""
+"""Names as people write them; an unknown name is refused, with the one that was probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def spelled(value: str, choices: Iterable[str]) -> str:
-    """The choice that differs from `value` in case, and in `-`, `_` or blanks, only; else `value` itself."""
+    """The choice that differs from `value` only in case and in `-`, `_` or blanks; else `value` itself."""
     choices = list(choices)
     if value in choices:
         return value
@@ -26,12 +26,12 @@ def named(what: str, value: str, choices: Iterable[str]) -> str:
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names differ in case and in `-`, `_` or blanks only."""
+    """Whether two names differ only in case and in `-`, `_` or blanks."""
     return plain(one) == plain(other)
 
 
 def plain(name: str) -> str:
-    """A name in small letters, with hyphens between its words."""
+    """A name in lower case, with hyphens between its words."""
     return name.strip().casefold().replace("_", "-").replace(" ", "-")
 
 

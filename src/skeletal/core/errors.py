@@ -1,4 +1,4 @@
-"""What can go wrong, each with the name a caller can catch."""
+"""What can go wrong, each under a name that a caller can catch."""
 
 import sys
 import warnings
@@ -17,7 +17,7 @@ class MaskError(ValueError):
 
 
 class BusyError(OSError):
-    """Another process is at work on the same run; the message says which, and since when."""
+    """Another process is working on the same run; the message says which, and since when."""
 
 
 class CollapseWarning(UserWarning):
@@ -25,7 +25,7 @@ class CollapseWarning(UserWarning):
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside of this package that called into it, however many of our functions lie between."""
+    """Warn at the line outside this package that called into it, however many of our functions lie in between."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("skeletal", "contextlib"):
         level, frame = level + 1, frame.f_back

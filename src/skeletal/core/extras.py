@@ -10,7 +10,7 @@ class MissingExtraError(ModuleNotFoundError):
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import inside what the extra `name` of pyproject.toml brings.
+    """Inside the `with` block, import packages that the extra `name` of pyproject.toml brings.
 
     Raises:
         MissingExtraError: it is not installed; names the package and the command that installs it.

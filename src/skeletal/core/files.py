@@ -13,7 +13,7 @@ def failing_at(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # torch.save's writer fails a second time while it cleans up, and what it then raises hides the first.
+        # torch.save's writer fails again while it cleans up, and the second error hides the first.
         first = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(first, OSError) and first.errno and first.strerror:
             raise OSError(first.errno, first.strerror, str(path)) from error
@@ -25,7 +25,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` when the block ends, whole and on disk, or not at all.
 
     Raises:
-        OSError: it cannot be written, with `path` as its file name; what was there before is still there.
+        OSError: it cannot be written, with `path` as its file name; any earlier file is still there.
 
     """
     # Not `tempfile`, whose files only the owner may read.
@@ -51,6 +51,6 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 
 def remove_drafts(folder: str | Path) -> None:
-    """Remove what writers that were killed left in `folder` and below; only while nobody writes there."""
+    """Remove what killed writers left in `folder` and below; call it only while nobody writes there."""
     for draft in Path(folder).rglob(".*.tmp"):
         draft.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Bars a layer: what `.plot()` of masks, diagnoses and reports draws."""
+"""Bars for each layer: what `.plot()` of masks, diagnoses and reports draws."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from skeletal.core.extras import extra
 
 
 def new_axes(layers: int) -> Any:
-    """Axes of a figure of pyplot's, which a notebook shows by itself, wide enough for so many layers.
+    """Axes of a pyplot figure, which a notebook shows by itself, wide enough for that many layers.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -34,9 +34,9 @@ def bars(
     Args:
         axes: of matplotlib, to draw into; None makes a figure.
         layers: names, in order; their `.weight` is left out.
-        series: the heights, one for each layer, by what the legend calls them.
-        stacked: put the series on top of each other, instead of side by side.
-        log: a logarithmic axis, on which zeros are not seen.
+        series: the heights, one for each layer, by their name in the legend.
+        stacked: put the series on top of each other instead of side by side.
+        log: use a logarithmic axis, which does not show zeros.
         ylabel: what the heights are, with their unit.
         title: above the axes.
 

@@ -1,7 +1,7 @@
-"""What a person sees of long work while it goes on: what is being done, and how far it is.
+"""What a person sees of long work while it runs: what is being done, and how far along it is.
 
-Whoever does something that may take long says so with `stage`, deep down; whether anybody hears of it is decided above,
-with `shown`. So nothing is handed down through functions that have nothing to say.
+Code that may take long says so with `stage`, deep down; its callers decide with `shown` whether anybody sees it.
+So nothing is passed down through functions that have nothing to report.
 """
 
 import sys
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TextIO
 
 FIRST = 1.0
-"""seconds after which a stage is spoken of: a shorter one is nothing to hear of"""
+"""seconds after which a stage is reported: a shorter one is not worth a line"""
 
 
 def duration(seconds: float) -> str:
@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 Note = str | Callable[[], str]
-"""what else there is to say of a stage: as it is, or asked for when it is shown"""
+"""what else there is to say about a stage: a text, or a function called when it is shown"""
 
 
 class Stage:
@@ -41,7 +41,7 @@ class Stage:
         self.told = False
 
     def update(self, done: int | None = None, *, total: int | None = None, note: "Note | None" = None) -> None:
-        """So much of `total` is done; `note` is what else there is to say. What is not given stays as it was."""
+        """Set how much of `total` is done; `note` is what else there is to say. Values not given stay as they were."""
         self.done = self.done if done is None else done
         self.total = self.total if total is None else total
         self._note = self._note if note is None else note
@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def note(self) -> str:
-        """What else there is to say, just now."""
+        """What else there is to say right now."""
         return self._note if isinstance(self._note, str) else self._note()
 
     @property
@@ -69,10 +69,10 @@ class Stage:
 
 
 class Progress:
-    """Tells nobody. Its heirs tell of the innermost stage."""
+    """Reports to nobody. Subclasses report the innermost stage."""
 
     lines = False
-    """whether there are lines that stay, of which a reader wants one for every result"""
+    """whether its lines stay, so that a reader wants one for every result"""
 
     @contextmanager
     def stage(
@@ -96,18 +96,18 @@ class Progress:
         """A stage has ended."""
 
     def say(self, text: str) -> None:
-        """Tell something at once."""
+        """Say something immediately."""
 
 
 class Lines(Progress):
     """A plain line for the innermost stage a second after it began, then every 12 seconds, and at its end.
 
-    A thread watches the clock, so that work that never comes back to tell is spoken of, too.
+    A thread watches the clock, so that work that never calls back is reported, too.
     """
 
     lines = True
     again = 12.0
-    """seconds after which a stage is spoken of again"""
+    """seconds after which a stage is reported again"""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
@@ -124,7 +124,7 @@ class Lines(Progress):
             self._news.notify_all()
 
     def end(self, stage: Stage) -> None:
-        """A stage has ended; a line that was begun is brought to its end."""
+        """A stage has ended; finish its line if one was begun."""
         with self._news:
             self._stages.remove(stage)
             if self._stages:
@@ -135,7 +135,7 @@ class Lines(Progress):
             self._news.notify_all()
 
     def say(self, text: str) -> None:
-        """Tell something at once."""
+        """Say something immediately."""
         with self._news:
             for stage in self._stages:
                 stage.due, stage.told = time.monotonic() + self.again, False
@@ -153,18 +153,18 @@ class Lines(Progress):
                     stage.told, stage.due = True, time.monotonic() + self.again
 
     def write(self, stage: Stage, *, last: bool = False) -> None:
-        """Tell of a stage, for the last time if so."""
+        """Report a stage, for the last time if `last`."""
         self._print(f"{stage}\n")
 
     def _print(self, text: str) -> None:
         stream, self._said = self._stream or sys.stderr, time.monotonic()
-        with suppress(OSError, ValueError):  # whoever read has gone, or the file is closed
+        with suppress(OSError, ValueError):  # the reader has gone, or the file is closed
             stream.write(text)
             stream.flush()
 
 
 class OneLine(Lines):
-    """One line that is written over, with a bar: for notebooks, and for terminals without rich."""
+    """One line that is overwritten, with a bar: for notebooks, and for terminals without rich."""
 
     lines = False
     again = 1.0
@@ -172,18 +172,18 @@ class OneLine(Lines):
     _written = 0
 
     def changed(self, stage: Stage) -> None:
-        """There is news of a stage: shown soon, but four times a second at most."""
+        """There is news of a stage: shown soon, but at most four times a second."""
         with self._news:
             if stage.told:
                 stage.due = min(stage.due, time.monotonic() + 0.25)
                 self._news.notify_all()
 
     def say(self, text: str) -> None:
-        """Tell something at once, on a line of its own."""
+        """Say something immediately, on a line of its own."""
         super().say(self._over(text))
 
     def write(self, stage: Stage, *, last: bool = False) -> None:
-        """Write over what stands there."""
+        """Overwrite the current line."""
         bar = ""
         if stage.total:
             full = round(self._WIDTH * min(stage.done / stage.total, 1))
@@ -201,7 +201,7 @@ _current: ContextVar[Progress] = ContextVar("progress", default=_NOBODY)
 
 
 def current() -> Progress:
-    """Who tells of what is done here."""
+    """The current reporter."""
     return _current.get()
 
 
@@ -211,33 +211,33 @@ def stage(
     """Do a piece of work inside a `with` block, which gives the `Stage` to update.
 
     Args:
-        what: is being done, such as "reading cifar10".
+        what: the work being done, such as "reading cifar10".
         total: how many steps it has, if that is known.
         unit: what they are called, such as "step".
-        done: of them, earlier.
-        bar: whether a terminal draws a bar for it, while nothing else may be printed.
+        done: how many of them were done earlier.
+        bar: whether a terminal draws a bar for it; nothing else may be printed meanwhile.
 
     """
     return current().stage(what, total, unit=unit, done=done, bar=bar)
 
 
 def say(text: str) -> None:
-    """Tell something at once, if anybody listens."""
+    """Say something immediately, if anybody is listening."""
     current().say(text)
 
 
 def for_here() -> Progress:
-    """A line that is written over in notebooks and on terminals, plain lines in files."""
+    """A line that is overwritten in notebooks and on terminals, plain lines in files."""
     return OneLine() if sys.stderr.isatty() or "ipykernel" in sys.modules else Lines()
 
 
 @contextmanager
 def shown(on: bool, make: Callable[[], Progress] = for_here) -> Iterator[Progress]:
-    """Tell of what is done inside the `with` block, or tell nobody.
+    """Report what is done inside the `with` block, or report nothing.
 
     Args:
-        on: whether. Where somebody is told already, it is they who are.
-        make: gives who tells, where nobody does so far.
+        on: whether to report. If something is already reporting, it continues.
+        make: makes the reporter if there is none yet.
 
     """
     now = current()

@@ -1,4 +1,4 @@
-"""Seeds made of whatever a random choice depends on."""
+"""Seeds made from whatever a random choice depends on."""
 
 from hashlib import blake2b
 

@@ -19,13 +19,13 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Columns' names and rows of as many cells; a cell is written as `str` writes it."""
+    """Column names, and rows with as many cells; a cell is written as `str` writes it."""
 
     columns: Row
     rows: Sequence[Row]
     title: str = ""
     left: int = 1
-    """how many columns, from the first, are aligned to the left; the others to the right"""
+    """how many columns, from the first, are left-aligned; the others are right-aligned"""
     lead: Sequence[str] = ()
     """what matters most: lines above the table, in text and HTML"""
     notes: Sequence[str] = ()
@@ -48,7 +48,7 @@ class Table:
         ])  # fmt: skip
 
     def markdown(self, *, padded: bool = True) -> str:
-        """Markdown, by default aligned in the source, too; each note is a paragraph below it."""
+        """Markdown, by default also aligned in the source; each note is a paragraph below it."""
         head, *rows = self._padded() if padded else (self.columns, *self.rows)
         table = "\n".join([markdown_head(head, self.left), *map(markdown_row, rows)])
         return "\n\n".join([table, *self.notes])
@@ -124,5 +124,5 @@ def markdown_row(cells: Row) -> str:
 
 
 def latex_escaped(text: str) -> str:
-    """Plain text for LaTeX: what has a meaning there is escaped."""
+    """Plain text for LaTeX, with its special characters escaped."""
     return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -1,3 +1,3 @@
-"""The version of the package, in the one place where it stands."""
+"""The version of the package, kept in this one place."""
 
 __version__ = "0.2.0"

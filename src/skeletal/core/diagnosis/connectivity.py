@@ -16,12 +16,12 @@ from skeletal.core.model.tensors import Tensors
 def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | None, str]:
     """Whether the output of a masked network still depends on its input, judged by the mask alone.
 
-    The network runs in eval mode, on random inputs. So that only the absence of a path can make its output
-    independent of them, and no unlucky ReLU or zero weight, whatever cannot open or close a path is made
-    harmless (see `stand_ins`): weights random and positive, biases 0, floating-point inputs positive. All in double
-    precision, so that a signal may shrink by many orders of magnitude. Then the output depends on
+    The network runs in eval mode, on random inputs. Only the absence of a path should make its output independent
+    of them, never an unlucky ReLU or zero weight; so whatever cannot open or close a path is made
+    harmless (see `stand_ins`): weights random and positive, biases 0, floating-point inputs positive. Everything is
+    in double precision, so that a signal may shrink by many orders of magnitude. Then the output depends on
     the input if a random projection of it has a non-zero gradient there, or if it changes with it; token
-    inputs, which have no gradient, are exchanged for others among the batch's own.
+    inputs, which have no gradient, are exchanged for others from the same batch.
 
     Args:
         model: in any mode; the caller restores it (see `preserve_model`).
@@ -29,7 +29,7 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
         batch: any batch of the kind the model takes; only its shapes and integers are used.
 
     Returns:
-        The answer, None where the network cannot be probed, and then the reason.
+        The answer, or None and the reason if the network cannot be probed.
 
     """
     mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
@@ -41,7 +41,7 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
 
     try:
         return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
-    except ValueError as error:  # what a model raises on made-up inputs says nothing of its mask
+    except ValueError as error:  # an error on made-up inputs says nothing about the mask
         return None, str(error)
 
 
@@ -51,7 +51,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
     sparse: list[Tensor] = []
 
     def run(inputs: Any) -> list[Tensor]:
-        torch.manual_seed(0)  # a model that is random in eval mode, too, has to be random in the same way
+        torch.manual_seed(0)  # a model that is random even in eval mode has to be random in the same way
         found = list(outputs_of(with_parameters(model, state, lambda: forward(model, inputs))))
         if any(not torch.isfinite(output).all() for output in found):
             raise OverflowError("the probing signal overflows")

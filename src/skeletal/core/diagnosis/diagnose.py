@@ -42,7 +42,7 @@ class Layer:
     dead_outputs: int
     """output channels that no effective weight writes"""
     unknown: int = 0
-    """without effect in eval mode, where the model does not run in train mode on the example: there may be one"""
+    """no effect in eval mode; maybe one in train mode, in which the model does not run on the example"""
 
     @property
     def empty(self) -> bool:
@@ -52,10 +52,10 @@ class Layer:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Tabular):
-    """What `diagnose` found; `print` shows a line per layer."""
+    """What `diagnose` found; `print` shows one line per layer."""
 
     connected: bool | None
-    """whether the output depends on the input at all; None where that cannot be probed"""
+    """whether the output depends on the input at all; None if that cannot be probed"""
     layers: tuple[Layer, ...]
     macs: Macs
     """per example"""
@@ -192,7 +192,7 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
             unknown = {}
         connected, _ = reaches_output(model, mask, batch)
         if connected and not _any(effective):
-            # Fine, if the signal leads around all that is kept; but a probe that finds no weight at all says nothing.
+            # Fine if the signal bypasses all kept weights; but a probe that finds no weight at all proves nothing.
             everything = {name: torch.ones_like(keep) for name, keep in mask.items()}
             if not _any(effective_weights(model, everything, batch)[0]):
                 connected = None

@@ -13,7 +13,7 @@ from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, with_parameters
 from skeletal.core.model.tensors import Tensors
 
-_SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one opens what saturates, as ReLU6 after many skips
+_SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one avoids saturation, as in ReLU6 after many skips
 _DRAWS = 16
 
 
@@ -21,24 +21,24 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     """Sort the kept weights by what they can do, judged by the mask alone.
 
     * effective: on a path of kept weights from the input to the output;
-    * on a constant: a path leads on to the output, but none leads here from the input, and what the weight
-      reads is made by biases (its channel's own, or its norm layer's) further up. It is trained, and
+    * on a constant: a path leads on to the output, but none leads here from the input; the weight reads only what
+      biases further up make (its channel's own, or its norm layer's). It is trained, and
       changes the output, by the same amount for every input;
     * the others are dead: they cannot reach the output, or read nothing but zeros. No gradient ever reaches them,
-      and no value of theirs changes the output.
+      and their values never change the output.
 
     As in synaptic flow, a weight w > 0 has its share w ∂R/∂w in R, a positive random projection of the outputs.
     In eval mode, on positive inputs, with positive random weights, norm scales 1, batch-norm statistics 0 and
     1 and without biases, no two paths cancel: the share is 0 exactly where there is no path. With positive biases it
-    is 0 only at dead weights. Against underflow all is in double precision, the share's two factors are looked at
-    one by one, and the weights that enter a unit sum to 1: then activations do not shrink with depth, as averages of
-    live inputs, and gradients keep their sum. Max pools pass only winners, and ReLU6 only what is small, so draws
-    are repeated on two scales until one finds nothing new.
+    is 0 only at dead weights. To avoid underflow, everything is in double precision, the share's two factors are
+    examined separately, and the weights that enter a unit sum to 1: activations, being averages of live inputs, then
+    do not shrink with depth, and gradients keep their sum. Max pools pass only winners, and ReLU6 only small values,
+    so draws are repeated on two scales until one finds nothing new.
 
     Layers that mix signs (LayerNorm, softmax, centred by their nature) may cancel for one draw, but with probability
     0 for a random one; there, a weight is effective if its generic gradient is not 0, and a path closed only by
-    exact cancellation (softmax over equal tokens) may pass for open by rounding. A position that only padding meets
-    for images of this size (the corners of a kernel on a 1x1 map) is on no path. Parameters that are added
+    exact cancellation (softmax over equal tokens) may appear open due to rounding. A kernel position that meets only
+    padding at this image size (the corners of a kernel on a 1x1 map) is on no path. Parameters that are added
     but not called a bias (class tokens, position embeddings) count as inputs; so do token embeddings.
 
     Args:
@@ -70,7 +70,7 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
 def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Tensors | None:
     """The kept weights on a path to what the model returns in train mode: heads and losses may exist there only.
 
-    Layers of torch's own stay in eval mode, so that no statistics of a batch mix with the paths.
+    torch's own layers stay in eval mode, so that no batch statistics mix with the paths.
 
     Args:
         model: in any mode; left in it.
@@ -78,8 +78,8 @@ def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any
         batch: any batch of the kind the model takes.
 
     Returns:
-        A mask of the same names and shapes; None where the model does not run in train mode on this batch, as
-        detection models without targets.
+        A mask of the same names and shapes; None if the model does not run in train mode on this batch, such as a
+        detection model without targets.
 
     """
     mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
@@ -100,7 +100,7 @@ def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any
 
 
 def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]:
-    """How many input and output channels of a layer no effective weight touches; of a vector, how many entries."""
+    """How many input and output channels of a layer no effective weight touches; for a vector, how many entries."""
     if effective.dim() < 2:
         dead = int((~effective).sum())
         return dead, dead
@@ -113,7 +113,7 @@ def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]
 
 
 def _reached(model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool) -> Tensors:
-    """Where the gradient of a random projection of the outputs is not 0, of several random draws."""
+    """Where, in any of several random draws, the gradient of a random projection of the outputs is not 0."""
     generator = torch.Generator().manual_seed(0)
     reached = {name: torch.zeros_like(keep) for name, keep in mask.items()}
     total = sum(int(keep.sum()) for keep in mask.values())

@@ -20,7 +20,7 @@ class Macs:
     """Multiply-accumulates per example in the layers a mask covers: weights times the positions they are used at.
 
     Positions are those of a convolution's output (of a transposed one's input), or tokens; positions on
-    padding count, too. Norms, attention's own products and layers that are not covered do not count.
+    padding also count. Norms, attention's own products and layers outside the mask do not count.
     """
 
     forward_dense: int
@@ -37,7 +37,7 @@ def count_macs(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs
         model: in eval mode; the caller restores it (see `preserve_model`).
         mask: bool, by parameter name, fitting the model. Weights other than those of linear layers,
             convolutions and attention projections count nothing.
-        batch: any batch of the kind the model takes. One example of it is run, or, if the model refuses it, the
+        batch: any batch of the kind the model takes. One example of it is run or, if the model refuses that, the whole
             batch: then examples are counted along the first dimension of its first tensor.
 
     Raises:
@@ -111,7 +111,7 @@ def _uses(module: nn.Module, inputs: list[Any], output: Any) -> dict[str, tuple[
 
 
 def _often(positions: int, read: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward once and in training two or three times at each position; the first layer's input has no gradient."""
+    """Once per position forward, two or three times in training; the first layer's input has no gradient."""
     return torch.tensor(positions), torch.tensor(positions * (2 + read.requires_grad))
 
 

@@ -56,8 +56,8 @@ class LocalOptimality:
     kept: int
     """|c_{t+1}|"""
     margin: float
-    """γ of the proof: smallest kept minus largest pruned |θ_i ∇L(θ ⊙ c_t)_i|. Negative: no step of FORCE on this loss,
-    so that the theorem promises nothing"""
+    """γ of the proof: smallest kept minus largest pruned |θ_i ∇L(θ ⊙ c_t)_i|. Negative: not a step of FORCE on this
+    loss, so the theorem promises nothing"""
 
     @property
     def epsilon(self) -> float:
@@ -133,7 +133,7 @@ Swap = tuple[Sequence[int], Sequence[int]]
 
 
 def _few(number: int, swaps: int, most: int) -> int:
-    """How many ways there are to choose `swaps` of `number`; anything above `most` stands for more than that."""
+    """How many ways there are to choose `swaps` of `number`; a result above `most` only means more than `most`."""
     smaller = min(swaps, number - swaps)  # there are at least 2^smaller ways, of perhaps millions of digits
     return math.comb(number, smaller) if smaller <= most.bit_length() else most + 1
 
@@ -169,29 +169,29 @@ def local_optimality(
     """Measure how far a mask is from the best in its neighbourhood, and check the bound that FORCE promises.
 
     Estimates ε of Definition 1 and Λ of Definition 2 (see this file's head) and compares ε with Theorem 1's bound
-    (paper, appendix C). Every swap tried takes two gradients over all the batches, the rest takes four more.
+    (paper, appendix C). Every swap tried takes two gradients over all the batches; the rest takes four more.
 
-    Among the millions of swaps of a real network random ones rarely are any good. So the first one tried is
-    what the first-order change of S promises most of: for a weight that returns |θ_j ∇L_j| + θ_j [H s]_j, for one that
-    goes the negative of that, all at θ ⊙ c_{t+1}, with s = |θ| ⊙ sign(∇L) on c_{t+1}, so that H s is ∇S without its
-    first term. H s is a central difference of two gradients. What the swap gains is then measured, not expected.
+    Among the millions of swaps of a real network, random ones are rarely any good. So the first swap tried is the one
+    with the largest first-order change of S: |θ_j ∇L_j| + θ_j [H s]_j for a weight that returns, the negative of that
+    for one that goes, all at θ ⊙ c_{t+1}, with s = |θ| ⊙ sign(∇L) on c_{t+1}, so that H s is ∇S without its
+    first term. H s is a central difference of two gradients. The swap's gain is then measured, not predicted.
 
     Args:
         model: at its initialization θ, dense; left as found.
-        batches: a list, which together with the loss makes L: each counts the same, and all are used every time.
+        batches: a list that, together with the loss, defines L: each counts the same, and all are used every time.
         mask: c_{t+1}.
         before: c_t, which contains it; None for the dense network, which SNIP starts from.
         swaps: p.
-        samples: random swaps to try, besides the promising one. If there are no more than so many different ones,
-            all are tried, and ε is exact.
+        samples: random swaps to try, besides the promising one. If there are no more different swaps than this, all
+            are tried, and ε is exact.
         loss: see `prune`.
         bn_mode: see `prune`.
-        seed: draws the swaps; and the random layers' numbers, the same for every gradient.
+        seed: for the swaps, and for random layers, which draw the same numbers for every gradient.
 
     Raises:
         MaskError: a mask belongs to another model, or `mask` is not contained in `before`.
-        TypeError: `batches` is no list or tuple.
-        ValueError: no batches, `swaps` more than can be swapped, fewer than 1 of anything.
+        TypeError: `batches` is not a list or tuple.
+        ValueError: there are no batches, `swaps` is more than can be swapped, or a number is below 1.
         NonFiniteError: a loss or a gradient is NaN or infinite.
 
     """

@@ -12,7 +12,7 @@ from skeletal.core.model.preserve import differentiable
 
 Value = TypeVar("Value")
 
-# Two examples do for most models; some need their batch whole, some have constants in single precision.
+# Two examples suffice for most models; some need the whole batch, some have constants in single precision.
 ATTEMPTS: tuple[tuple[int | None, torch.dtype | None], ...] = ((2, torch.float64), (None, torch.float64), (None, None))
 
 
@@ -23,7 +23,7 @@ def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) 
         try:
             with differentiable():
                 return function()
-        except Exception as error:  # a stranger's model may raise anything; the last and plainest try is told
+        except Exception as error:  # a stranger's model may raise anything; the last and plainest attempt is reported
             failed = error
     raise ValueError(f"{type(model).__name__} does not run on this example: {type(failed).__name__}: {failed}")
 
@@ -31,7 +31,7 @@ def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) 
 def shorten(batch: Any, examples: int | None) -> Any:
     """The first examples of a batch, along the first dimension of each tensor; None takes all.
 
-    A batch with a sparse tensor stays whole: it is a graph's neighbours, or cannot be sliced.
+    A batch with a sparse tensor stays whole: the tensor holds a graph's neighbours, or cannot be sliced.
     """
     layouts = set()
     map_tensors(lambda tensor: layouts.add(tensor.layout) or tensor, batch)
@@ -41,7 +41,7 @@ def shorten(batch: Any, examples: int | None) -> Any:
 
 
 def outputs_of(outputs: Any) -> Iterator[Tensor]:
-    """The floating-point tensors a model returned, in whatever it returned them, except a loss."""
+    """The floating-point tensors that a model returned, in any container, except a loss."""
     if isinstance(outputs, Tensor):
         if outputs.is_floating_point():
             yield outputs

@@ -42,8 +42,8 @@ def measure_saliency(
 ) -> Saliency:
     """Measure the saliency and the gradient norm that a mask keeps, on batches other than those it was found on.
 
-    Found and measured on the same batches, a mask shows how well it fits them. The mean is taken before the absolute
-    value, as scores do, so more batches mean less noise and smaller sums: compare only what has the same `count`.
+    On the batches it was found on, a mask only shows how well it fits them. The mean is taken before the absolute
+    value, as in scores, so more batches mean less noise and smaller sums: only compare results with the same `count`.
 
     Args:
         model: at the weights θ, dense; left as found.
@@ -52,7 +52,7 @@ def measure_saliency(
         count: batches whose gradients are averaged.
         loss: see `prune`.
         bn_mode: see `prune`.
-        seed: of random layers.
+        seed: for random layers.
 
     Raises:
         MaskError: the mask belongs to another model.

@@ -13,7 +13,7 @@ STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that h
 def stand_ins(
     model: nn.Module, mask: Tensors, dtype: torch.dtype | None, bias: float, generator: torch.Generator
 ) -> Tensors:
-    """All parameters and buffers, made such that a signal passes exactly where the mask lets it.
+    """All parameters and buffers, set so that a signal passes exactly where the mask lets it.
 
     Weights become random and positive on the mask, those that enter a unit summing to 1 (no overflow, however
     deep), norm scales 1, batch-norm statistics 0 and 1, biases random times `bias`.
@@ -22,8 +22,8 @@ def stand_ins(
         model: is not changed.
         mask: bool, by parameter name, on the model's device; weights that it does not name are all kept.
         dtype: of floating-point stand-ins; None keeps their own.
-        bias: 0 leaves nothing but paths from the input.
-        generator: of the random numbers, on the CPU.
+        bias: 0 leaves only paths from the input.
+        generator: for the random numbers, on the CPU.
 
     """
     parameters = {name for name, _ in model.named_parameters()}
@@ -31,7 +31,7 @@ def stand_ins(
     for name, value in state.items():
         leaf = name.rpartition(".")[2]
         if leaf in FAKE_QUANTIZATION:
-            value.zero_()  # it rounds what is small, as these are beside the weights it was made for, to 0
+            value.zero_()  # it would round stand-ins to 0: they are small next to the weights it was set up for
         if not value.is_floating_point():
             continue
         value = value if dtype is None else value.to(dtype)

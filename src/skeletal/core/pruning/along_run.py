@@ -33,16 +33,16 @@ def optimality_along_run(
         batches: a list; every step of `prune` averages over all of it, so that it maximizes what is measured.
         density: of the last mask.
         steps: T; 1 is SNIP.
-        swaps: p; at steps that prune or keep fewer, as many as can be.
+        swaps: p; fewer at steps that prune or keep fewer weights than that.
         samples: of each measurement.
         last_only: measure only the last step.
         loss: of pruning and measuring, as are `bn_mode` and `seed`; see `prune`.
         bn_mode: "train" or "eval".
         seed: draws the swaps, too.
-        options: more arguments of `prune`.
+        options: more arguments for `prune`.
 
     Returns:
-        The mask, and one measurement a step, in order; none of a step that prunes nothing.
+        The mask, and one measurement per step, in order; none for a step that prunes nothing.
 
     """
     found: list[LocalOptimality] = []

@@ -1,4 +1,4 @@
-"""What is said of a mask that was found: its metadata, and a warning where it can learn nothing."""
+"""What to say about a mask that was found: its metadata, and a warning if it can learn nothing."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def describe(settings: Settings, steps: int, model: nn.Module, weights: dict[str
 
 
 def warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
-    """Warn where no path is left, where that is unknown and layers are empty, or where kept weights carry no signal.
+    """Warn if no path is left, if that is unknown and layers are empty, or if kept weights carry no signal.
 
     Args:
         mask: as `prune` made it.

@@ -15,10 +15,10 @@ from skeletal.core.model.tensors import Tensors
 def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
     """|w| ⊙ ∂R/∂|w|, where R is the sum of the outputs for an input of ones through absolute weights.
 
-    As Tanaka et al. 2020, Eq. 2, with these choices. Batch norm is the identity but for its scale: eval mode,
-    running mean 0 and variance 1, as at initialization whatever the model has seen since. Biases are 0: they
-    are no part of a path from the input. All in double precision; R is linear in the input, so where it overflows
-    the input is made smaller by a power of two, which changes no ranking.
+    As in Tanaka et al. 2020, Eq. 2, with these choices. Batch norm is the identity except for its scale: eval mode,
+    running mean 0 and variance 1, as at initialization, whatever the model has seen since. Biases are 0: they
+    are not part of a path from the input. Everything is in double precision; R is linear in the input, so if it
+    overflows, the input is scaled down by a power of two, which changes no ranking.
 
     Args:
         model: in any mode; the caller restores it.
@@ -65,7 +65,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
 def positive_state(model: nn.Module, without: Container[str]) -> Tensors:
     """Parameters and buffers, in doubles, with which a network only adds and multiplies positive numbers.
 
-    Absolute values, biases 0, batch norm the identity but for its scale; except of the parameters named in `without`.
+    Absolute values, biases 0, batch norm the identity except for its scale; without the parameters named in `without`.
     """
     parameters = {name for name, _ in model.named_parameters()}
     state = {}

@@ -27,7 +27,7 @@ def keep_top(
 
     """
     total = sum(score.numel() for score in scores.values())
-    # What a nested method chooses from is what is left, and so its cost falls with every step.
+    # A nested method chooses from what is left, so its cost falls with every step.
     places = _places(mask) if nested else None
     flat = flatten(scores) if places is None else gather(scores, places)
     # With everything kept there is nothing to choose, and a weight without a score is no collapse.

@@ -27,14 +27,14 @@ def tangent_kernel_saliency(
     For a small Δ ~ N(0, εI) its mean over Δ is ε times the trace of the tangent kernel, its nuclear norm (NTK-SAP,
     Wang et al. 2023, "Improving Neural Network Pruning by Aligning Training Dynamics"). Inputs x are noise N(0, 1) in
     the shape of the batch. Weights θ₀ are noise as well, drawn anew at every call with each layer's mean square: many
-    realisations, one a pruning step, stand for the expectation.
+    realisations, one per pruning step, stand for the expectation.
 
     Args:
-        model: in the mode it is scored in; nothing of it is written to.
-        weights: their mean squares are used; parameter names and shapes.
+        model: in the mode it is scored in; never written to.
+        weights: only names, shapes and mean squares are used.
         mask: c, bool.
         batch: shapes and types of its inputs are used.
-        generator: on the CPU, where all noise is from.
+        generator: on the CPU, the source of all noise.
 
     Raises:
         ValueError: the inputs are not floating-point numbers, or the model returns no tensor.

@@ -42,7 +42,7 @@ def row_for(method: str, score: scores.Score | None = None, steps: int | None = 
     """A method's row, with the caller's score and number of steps where they are given.
 
     Raises:
-        ValueError: no such method, fewer than one step, or several of a method that has one by definition.
+        ValueError: no such method, fewer than one step, or several steps of a method that has one by definition.
 
     """
     method = named("method", method, METHODS)

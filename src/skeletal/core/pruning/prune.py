@@ -39,7 +39,7 @@ def _engine(engine: str | type[Derivatives]) -> type[Derivatives]:
 
 
 def _whole(weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The same weights, none of which is spread over processes."""
+    """The same weights, none of which is sharded across processes."""
     if sharded := [name for name, weight in weights.items() if is_sharded(weight)]:
         raise ValueError(f"{sharded[0]} is sharded already: prune first, then fully_shard, then attach the mask")
     return weights
@@ -74,7 +74,7 @@ def _find(
                     with preserve_random_state(model):
                         on_step(step)
                 told.update(step.step)
-                del step  # its scores, while the next one has the activations to hold
+                del step  # frees its scores while the next step needs memory for activations
         connected, why_unknown = None, "no batches were given"
         if example is not None:
             connected, why_unknown = reaches_output(model, mask, example)
@@ -124,8 +124,8 @@ def prune(
     The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state.
     `mask.attach(model)` makes it a skeleton.
 
-    Under torchrun call it on every rank, with the same arguments and weights, and with each rank's own share of the
-    batches: gradients are averaged over all ranks, each counting by its examples, and all find the same mask.
+    Under torchrun, call it on every rank, with the same arguments and weights, and with each rank's own share of the
+    batches: gradients are averaged over all ranks, each weighted by its examples, and all find the same mask.
 
     Args:
         model: any module, on any device.
@@ -135,7 +135,7 @@ def prune(
             ties going to the first position.
         sparsity: 1 - density. Give one of the two.
         method: a row of `skeletal.METHODS`, in any case, with `-` or `_`; "SNIP-MB" and "GRASP-MB" are the one-shot
-            methods on many batches, "Iter SNIP" is another name of FORCE.
+            methods on many batches, "Iter SNIP" is another name for FORCE.
         steps: T of Algorithm 1; by default the method's own.
         batches_per_step: batches whose gradients are averaged at each step; by default 1, or 60 for SNIP-MB and
             GRASP-MB, as many as FORCE sees in all its steps.
@@ -147,31 +147,31 @@ def prune(
             signal passes.
         bn_mode: mode of the whole model while it is scored.
         average: "signed" averages the batches' gradients, and scores take the absolute value after that, as in the
-            paper's code; "absolute" averages each batch's absolute values. The same where there is one batch a step.
+            paper's code; "absolute" averages each batch's absolute values. With one batch per step, both are the same.
         precision: "bfloat16" runs the forward pass under autocast, in about half the time and, where activations are
             most of it, two thirds of the memory (docs/cost.md); weights, loss, gradients and scores stay float32. The
             mask differs, as it does with other data. Only for methods that score by the loss; others ignore it.
-        engine: "sparse" takes gradients on a compiled skeleton once few weights are left, and then costs what is left
-            (nested methods, weights in float32 or float64, on a CPU; others, and networks torch.fx cannot trace, are
-            scored densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same to rounding, except
-            that active dropout draws other numbers, and that scores of your own see gradients of 0 at pruned weights.
-            Or a subclass of `Derivatives`, which computes derivatives in its own way.
-        micro_batch: run each batch in pieces of at most this many examples, to fit large images in little memory. The
-            gradient is the whole batch's, each piece counting by its examples, where the loss is a mean over examples;
+        engine: "sparse" takes gradients on a compiled skeleton once few weights are left; its cost then scales with
+            them (nested methods, weights in float32 or float64, on a CPU; others, and networks torch.fx cannot trace,
+            are scored densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same up to rounding,
+            except that active dropout draws other numbers, and that your own scores see gradients of 0 at pruned
+            weights. Or a subclass of `Derivatives`, which computes derivatives in its own way.
+        micro_batch: run each batch in pieces of at most this many examples, to fit large images in little memory. If
+            the loss is a mean over examples, the gradient is the whole batch's, each piece weighted by its examples;
             but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
             with second derivatives keep a step's batches in memory, unless `batches` has a method `starting_at(k)`
             that iterates from its k-th batch on.
         recompute: keep only the inputs of a network's repeated blocks and of pieces of long sequences, and recompute
-            the rest in the backward pass: the same mask to the bit in less memory, for up to half as much time again
+            the rest in the backward pass: the same mask, bit for bit, in less memory, for up to half as much time again
             (docs/cost.md).
         on_collapse: "raise" stops when fewer weights have a finite, non-zero score than are to be kept;
             "keep" fills up by position and records it in `mask.metadata["filled"]`.
-        seed: seeds random scores, dropout and any loader that draws on the global random state.
+        seed: seeds random scores, dropout and any loader that uses the global random state.
         on_step: called after each step with a `Step`.
         progress: show progress on stderr: a bar, or lines where stderr is neither a terminal nor a notebook.
 
     Returns:
-        The mask, with its making in `mask.metadata`.
+        The mask; `mask.metadata` records how it was made.
 
     Raises:
         ValueError: density, steps, method, schedule or another option out of range; no prunable weights, or sharded;
@@ -180,12 +180,12 @@ def prune(
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
-        RuntimeError: another rank has failed; names the rank and its error. Or a part of the network writes to its own
-            input, and `recompute` is asked for.
+        RuntimeError: another rank has failed; names the rank and its error. Or `recompute` is on, and a part of the
+            network writes to its own input.
 
     Warns:
         CollapseWarning: the finished mask leaves no path from input to output; or layers are empty and there are
-            no batches to look for one; or weights were filled in at the last step.
+            no batches to find a path with; or weights were filled in at the last step.
 
     """
     method, many = expanded(method)
@@ -211,7 +211,7 @@ def prune(
     if batches is None and settings.row.needs_data:
         raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")
     model = unwrap(model)
-    autocast(precision, device_of(model))  # refuses a device without
+    autocast(precision, device_of(model))  # refuses a device that has none
     weights = _whole(prunable_weights(model, prunable))
     with shown(rank() == 0) if progress else nullcontext():
         mask, why_unknown = _find(model, batches, weights, settings, on_step)

@@ -1,4 +1,4 @@
-"""How many weights each layer keeps when the layers are told, not chosen: quotas that add up exactly."""
+"""How many weights each layer keeps if layer densities are fixed in advance: quotas that add up exactly."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,18 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def uniform(shapes: Shapes, count: int, at_most: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The same density in every layer, to rounding; the quotas add up to `count`.
+    """The same density in every layer, up to rounding; the quotas add up to `count`.
 
-    A layer that has fewer weights left, as `at_most` says, gets those, and what it lacks goes to the others.
+    If `at_most` leaves a layer fewer weights, it gets those, and the shortfall goes to the others.
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return _proportional({name: float(size) for name, size in sizes.items()}, at_most or sizes, count)
 
 
 def erdos_renyi(shapes: Shapes, count: int) -> dict[str, int]:
-    """Densities proportional to Σ dims / Π dims (Erdős-Rényi-Kernel), so kept weights to the sum of a layer's dims.
+    """Densities proportional to Σ dims / Π dims (Erdős-Rényi-Kernel), so kept weights are proportional to Σ dims.
 
-    A layer that would be more than dense is dense, and what it has over goes to the others in the same proportion. The
+    A layer that would be more than dense is dense, and its excess goes to the others in the same proportion. The
     quotas add up to `count`. (Evci et al. 2020, "Rigging the Lottery", Eq. in section 3; Mocanu et al. 2018.)
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}

@@ -17,15 +17,15 @@ from skeletal.core.pruning.methods import METHODS
 class Ranking:
     """All weights of a network, best first, as one run of a method ranks them: pass it to `prune` as `on_step`.
 
-    A nested method (Eq. 7) scores only the weights it has left, so that scores alone do not compare those it let go
-    at different steps. The order that a run does define: a weight that survives more steps comes before one that
+    A nested method (Eq. 7) scores only the weights it has left, so scores alone cannot compare weights that it pruned
+    at different steps. A run does define this order: a weight that survives more steps comes before one that
     survives fewer; among those that leave at the same step, and among those never pruned, the higher score at the last
     step they were scored at comes first; a weight without a score comes after those with one; ties go to the first
     position. A method of one step, or one whose pruned weights may return, ranks by its last step alone.
 
-    From this order follows a mask of any count at least that of the run: for a method of one step exactly the mask
+    This order gives a mask of any count not below the run's: for a method of one step, exactly the mask
     that a run of its own would find; for a nested one with the exponential schedule, whose steps all keep the same
-    fraction, the mask of a run of fewer steps, to the rounding of its counts.
+    fraction, the mask of a run of fewer steps, up to the rounding of its counts.
 
     Args:
         method: the one that is run, a row of `skeletal.METHODS`.
@@ -63,7 +63,7 @@ class Ranking:
     def keep_within_layers(self, like: Mapping[str, Tensor]) -> Tensors:
         """The best weights of each layer, as many in each as another mask keeps there.
 
-        So layer densities can come from one method and positions from another. With the run's own mask it is that mask.
+        So layer densities can come from one method and positions from another. Given the run's own mask, returns it.
 
         Raises:
             ValueError: no run has been seen, or the other mask is of another network.
@@ -88,7 +88,7 @@ class Ranking:
 
 
 def _ranked(score: Tensor) -> Tensor:
-    """Scores with what has none, exactly 0, below even the negative ones, as pruning ranks them."""
+    """Scores as pruning ranks them: exactly 0 means no score, and comes below even the negative ones."""
     return score.masked_fill(score == 0, -torch.inf)
 
 

@@ -32,7 +32,7 @@ class Point:
     count: int
     """how many weights this step keeps"""
     derivatives: Derivatives | None
-    """of the loss at any weights, over this step's batches; None where no batches were given"""
+    """of the loss at any weights, over this step's batches; None if no batches were given"""
     generator: torch.Generator
     """seeded by the caller's seed; the only source of randomness a score may use"""
 

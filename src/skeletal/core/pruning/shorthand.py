@@ -1,4 +1,4 @@
-"""What the field calls a method on other settings than its own: SNIP-MB is SNIP on many batches."""
+"""What the field calls a method with settings other than its own: SNIP-MB is SNIP on many batches."""
 
 from skeletal.core.choices import plain
 
@@ -12,7 +12,7 @@ _METHODS = {
 }
 _ON_MANY_BATCHES = ("snip-mb", "grasp-mb")
 MANY = 60
-"""batches of a one-shot method on many, where nothing else is said: as many as FORCE sees in its 60 steps"""
+"""default number of batches of a one-shot method on many: as many as FORCE sees in its 60 steps"""
 
 
 def expanded(name: str) -> tuple[str, bool]:

@@ -2,9 +2,9 @@
 
 A walk is an example of a batch. Each layer takes the one channel in which its input is not 0, chooses one of the
 weights that lead on from there, and gives an output that is not 0 in that weight's channel alone; or, backwards, such a
-gradient. What lies between layers (norms, activations, pooling, additions, branches) runs as it is, so that nobody has
-to know how layers are connected. Where ways part a walk goes all of them, and where they meet it goes on from one: so
-it is followed back, and only weights on the way that was gone to the end count.
+gradient. What lies between layers (norms, activations, pooling, additions, branches) runs unchanged, so nothing needs
+to know how layers are connected. Where paths fork, a walk takes all of them, and where they join, it continues from
+one: so it is traced back, and only weights on the path that it followed to the end count.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,16 +22,16 @@ from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.flow import positive_state
 
 WALKS = 128  # at a time
-MOST_VISITS = 10  # of all weights together, for each that is to be kept; what is not found by then is ranked by size
+MOST_VISITS = 10  # to all weights together, per weight to keep; weights not found by then are ranked by size
 
 
 def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, generator: torch.Generator) -> Tensors:
     """1 / n for a weight that the n-th walk was the first to take, until `count` weights have been taken.
 
-    Walks begin at every input unit in turn, and at every output unit in turn, and go on to a weight of the present unit
-    with a probability proportional to its absolute value (PHEW, Patil and Dovrolis 2021). A unit is a channel, or a
-    feature of a linear layer; of a convolution's kernel one weight is taken. Weights that no walk has found come last,
-    by their size.
+    Walks begin at every input unit in turn, and at every output unit in turn, and continue along a weight of the
+    current unit with a probability proportional to its absolute value (PHEW, Patil and Dovrolis 2021). A unit is a
+    channel, or a feature of a linear layer; one weight of a convolution's kernel is taken. Weights that no walk has
+    found come last, by size.
 
     Args:
         model: its mode is set to eval; the caller restores it.
@@ -41,8 +41,8 @@ def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, g
         generator: on the CPU.
 
     Raises:
-        ValueError: a weight is of no linear layer and no convolution, inputs are no floating-point numbers, or no walk
-            comes through.
+        ValueError: a weight belongs to neither a linear layer nor a convolution, inputs are not floating-point
+            numbers, or no walk gets through.
 
     """
     set_mode(model, False)
@@ -62,7 +62,7 @@ def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, g
 
 @dataclass(frozen=True)
 class _Choice:
-    """What walks have chosen at a layer: four vectors, an entry a walk that is there."""
+    """What walks have chosen at a layer: four vectors, one entry per walk that is there."""
 
     walk: Tensor
     into: Tensor
@@ -98,7 +98,7 @@ class _Walk:
         return sum(int(first.isfinite().sum()) for first in self._first.values())
 
     def shape(self, name: str) -> torch.Size:
-        """Of a weight."""
+        """The shape of a weight."""
         return self._sizes[name].shape
 
     def choose(self, name: str, groups: int, there: Tensor) -> _Choice:
@@ -107,7 +107,7 @@ class _Walk:
         Args:
             name: of the layer's weight.
             groups: of a convolution.
-            there: (walks, units), not 0 where a walk is; of several units one is chosen.
+            there: (walks, units), not 0 where a walk is; one of several units is chosen.
 
         """
         here, size, onwards = there.ne(0).cpu(), self._sizes[name], self.mode == "onwards"
@@ -131,13 +131,13 @@ class _Walk:
         return _Choice(present[able], into, out, taken)
 
     def take(self, name: str, choice: _Choice, where: Tensor) -> None:
-        """Count the weights of the walks (a bool for each choice) that have come through."""
+        """Count the weights of the walks (a bool for each choice) that got through."""
         taken, numbers = choice.taken[where], (self.number + choice.walk[where]).double()
         self._first[name].scatter_reduce_(0, taken, numbers, "amin")
         self.visits += len(taken)
 
     def scores(self, walks: int) -> Tensors:
-        """1 / n for what the n-th walk has found first; less, by size, for the rest."""
+        """1 / n for weights that the n-th walk was first to find; less, by size, for the rest."""
         largest = max(float(size.max()) for size in self._sizes.values()) or 1.0
         last = 0.5 / (1 + walks) / largest
         return {
@@ -187,7 +187,7 @@ def _units(x: Tensor, linear: bool) -> Tensor:
 
 
 def _spread(walk: Tensor, unit: Tensor, length: int, like: Tensor, shape: torch.Size, linear: bool) -> Tensor:
-    """1 all over the maps in which walks are, elsewhere 0."""
+    """1 everywhere in the maps where walks are, 0 elsewhere."""
     units = torch.zeros(shape[0], length, dtype=like.dtype)
     units[walk, unit] = 1
     rest = [1] * (len(shape) - 2)
@@ -230,7 +230,7 @@ def _taking(module: Any, walk: _Walk, name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _inputs(model: nn.Module, batch: object, value: Callable[[Tensor], Tensor]) -> tuple[Any, list[Tensor]]:
-    """A batch of `WALKS` examples of the same kind, and its floating-point tensors, which `value` makes of zeros."""
+    """A batch of `WALKS` examples of the same kind, and its floating-point tensors, made by `value` from zeros."""
     floats = []
 
     def walks(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What sparse training does to a layer: some of its weights stay, as many as go come."""
+"""What sparse training does to a layer: some weights stay, and as many come as go."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from skeletal.core.masks.selection import top
 
 
 def check_room(kept: int, total: int) -> None:
-    """Refuse a mask to which nothing can be exchanged.
+    """Refuse a mask in which nothing can be exchanged.
 
     Raises:
         ValueError: every weight is kept.
@@ -18,7 +18,7 @@ def check_room(kept: int, total: int) -> None:
 
 
 def stay(scores: Tensor, keep: Tensor, number: int) -> Tensor:
-    """What is left of a layer's kept weights when the `number` of the lowest scores go; ties go to the first position.
+    """What is left of a layer's kept weights when the `number` with the lowest scores go; ties keep the first position.
 
     Args:
         scores: finite, of the layer's shape.
@@ -31,9 +31,9 @@ def stay(scores: Tensor, keep: Tensor, number: int) -> Tensor:
 
 
 def grow(scores: Tensor, staying: Tensor, number: int) -> Tensor:
-    """What stays, and the `number` of the highest scores among all others; ties go to the first position.
+    """What stays, and the `number` with the highest scores among all others; ties go to the first position.
 
-    What goes may come back at once: then it has not gone, and keeps its value.
+    A weight that goes may come back at once: then it has not gone, and keeps its value.
     """
     come = top(scores.masked_fill(staying, -torch.inf).flatten(), number).view(staying.shape)
     return staying | come

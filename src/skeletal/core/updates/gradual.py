@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: little by little, the smallest weights of every layer go."""
+"""Gradual magnitude pruning: the smallest weights of every layer go, little by little."""
 
 import math
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Gradual(Rule):
         return step % self.every == 0 and first < step <= last
 
     def check(self, kept: int, total: int, steps: int) -> None:
-        """See `Rule.check`; and the mask has to keep enough at the beginning."""
+        """See `Rule.check`; also, the mask has to keep enough at the beginning."""
         super().check(kept, total, steps)
         final = round(self.density * total)
         if not 0 < final <= kept:

@@ -18,7 +18,7 @@ class RigL(Rule):
     """
 
     fraction: float = 0.3
-    """α: of a layer's weights, how many move at the beginning; a cosine leads to 0"""
+    """α: the fraction of a layer's weights that moves at the beginning; falls to 0 along a cosine"""
 
     needs_gradients: ClassVar[bool] = True
 

@@ -22,7 +22,7 @@ class Moment:
     """bool, where the weights are"""
     gradients: Tensors
     """of the step's loss at the masked weights, for all weights, pruned ones included; layers that had none are
-    missing, and all are where the rule does not ask for them"""
+    missing, and all layers are if the rule does not ask for gradients"""
     step: int
     """steps taken, from 1 on"""
     steps: int
@@ -46,7 +46,7 @@ class Moment:
 class Rule(ABC):
     """When a mask moves, and where to: every so many steps, up to a fraction of the training.
 
-    One of your own is a frozen dataclass that inherits from this one.
+    To write your own, inherit from this class with a frozen dataclass.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -59,7 +59,7 @@ class Rule(ABC):
     """fraction of the training after which the mask stays"""
 
     needs_gradients: ClassVar[bool] = False
-    """whether a moment has to bring the gradients of pruned weights, too"""
+    """whether a moment also has to bring the gradients of pruned weights"""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -90,6 +90,6 @@ class Rule(ABC):
 
 
 def check_fraction(fraction: float) -> None:
-    """Refuse what is no share of the kept weights."""
+    """Refuse a number that is not a fraction of the kept weights."""
     if not (0 < fraction <= 1 and math.isfinite(fraction)):
         raise ValueError(f"fraction is {fraction}; it is the share of kept weights that moves, above 0 and at most 1")

@@ -14,9 +14,9 @@ class SET(Rule):
     """In every layer, exchange the weights closest to zero for as many at random (Mocanu et al. 2018).
 
     "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by network science",
-    Algorithm 1: of a layer's positive weights a fraction ζ goes, the smallest, and of its negative ones the same
-    fraction, the largest. Once an epoch, the last excepted, says the paper: `every` is an epoch's number of steps.
-    New weights begin at 0, as Evci et al. (2020) found best. Each layer keeps its number of weights.
+    Algorithm 1: the smallest fraction ζ of a layer's positive weights goes, and the largest fraction ζ of its negative
+    ones. The paper does this after every epoch but the last: set `every` to the number of steps per epoch.
+    New weights start at 0, which Evci et al. (2020) found best. Each layer keeps its number of weights.
     """
 
     end: float = 1.0
@@ -33,7 +33,7 @@ class SET(Rule):
         check_room(kept, total)
 
     def next_mask(self, at: Moment) -> Tensors:
-        """What stays of each sign, and random weights in the place of what goes."""
+        """What stays of each sign, and random weights in place of what goes."""
         new = {}
         for name, keep in at.mask.items():
             weight = at.weights[name]

@@ -1,4 +1,4 @@
-"""A skeleton whose mask moves: the one call that a training makes after each step."""
+"""A skeleton whose mask moves: the one call that training makes after each step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,22 +18,22 @@ from skeletal.core.updates.rule import Moment, Rule
 class MaskUpdate:
     """Move a skeleton's mask while it trains: call `step()` after each step of the optimizer.
 
-    Weights that come begin at 0, and so does what the optimizer remembers of them; weights that stay, and what is
-    remembered of them, do not change. (Adam's count of steps is one for the whole tensor, so that the moments of a new
-    weight are not corrected for their young age.) The step of the optimizer is taken before every update, where the
-    papers' pseudo-codes leave it out.
+    Weights that come start at 0, and so does what the optimizer remembers of them; weights that stay, and what is
+    remembered of them, do not change. (Adam counts steps once for the whole tensor, so the moments of a new weight
+    are not corrected for their young age.) The optimizer takes its step before every update, whereas the
+    papers' pseudocode leaves it out.
 
-    The gradients of pruned weights, which RigL asks for, are taken in the backward passes before an update and at no
-    other time: of the whole layer, at the masked weights, summed over the passes where they accumulate.
+    The gradients of pruned weights, which RigL asks for, are taken only in the backward passes before an update:
+    of the whole layer, at the masked weights, summed over the passes if they accumulate.
 
-    Under torchrun all ranks call it, and move alike: gradients are averaged over the ranks.
+    Under torchrun, all ranks call it and make the same move: gradients are averaged over the ranks.
 
     Args:
-        skeleton: what `mask.attach(model)` has returned.
-        optimizer: that of the model's weights, or all of them if there are several.
+        skeleton: what `mask.attach(model)` returned.
+        optimizer: the optimizer of the model's weights, or all of them if there are several.
         rule: `SET`, `RigL`, `Gradual`, or one of your own.
         steps: of the optimizer in the whole training.
-        seed: of random choices.
+        seed: for random choices.
 
     Raises:
         MaskError: the skeleton is detached.
@@ -71,10 +71,10 @@ class MaskUpdate:
     def step(self, *, share: float = 1.0) -> bool:
         """Count a step of the optimizer, and move the mask if it is time.
 
-        An update whose gradients are not finite, those of a step that a `GradScaler` leaves out, is left out, too.
+        An update is skipped if its gradients are not finite, as in a step that a `GradScaler` skips.
 
         Args:
-            share: this process's weight in the mean gradient of all, by its examples; see `average_over_ranks`.
+            share: this process's weight in the mean gradient, by its examples; see `average_over_ranks`.
 
         Returns:
             Whether the mask has moved.
@@ -107,14 +107,14 @@ class MaskUpdate:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on: the mask as it is, and the steps taken."""
+        """What it takes to resume: the mask as it is, and the steps taken."""
         return {"step": self._step, "begun_with": self._begun_with, "mask": self._skeleton.mask}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; before the model and the optimizer load theirs.
+        """Resume from a `state_dict`; call this before the model and the optimizer load theirs.
 
         Raises:
-            MaskError: it is of another model.
+            MaskError: it belongs to another model.
 
         """
         self._skeleton.move(state["mask"])
@@ -123,7 +123,7 @@ class MaskUpdate:
 
 
 def _of_all_ranks(gradients: Tensors, weights: Tensors, share: float) -> Tensors:
-    """The mean over the ranks, one without examples among them."""
+    """The mean over the ranks, including a rank without examples."""
     if ranks() == 1:
         return gradients
     names = set().union(*everyone(list(gradients)))
