@@ -40,7 +40,7 @@ class Compact:
     """a copy of the masked original: dead weights have their values here"""
     original_mask: Tensors = field(repr=False)
     relied_on: Tensors = field(repr=False)
-    """per bias and running mean, the entries that have to stay 0 because channels count as zero on their account"""
+    """per bias and running mean, the entries that have to stay 0 for channels to count as zero"""
 
     def to_dense(self) -> nn.Module:
         """A network of the original architecture with the current values.

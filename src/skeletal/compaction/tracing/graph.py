@@ -15,7 +15,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 class UntraceableError(ValueError):
-    """A network whose forward pass torch.fx cannot write down as one graph; the message says why."""
+    """A network whose forward pass torch.fx cannot trace as one graph; the message says why."""
 
 
 def one_graph(model: nn.Module) -> fx.Graph:
@@ -32,7 +32,7 @@ def one_graph(model: nn.Module) -> fx.Graph:
         train, evaluate = (_graph_in(model, whole, training=training) for training in (True, False))
         cast = _graph_in(model, whole, training=True, autocast=True)
         if len(whole) > known:
-            continue  # written down as if more could be
+            continue  # traced as if more modules could be
         for difference, when in (
             (_first_difference(train, evaluate, flag="training"), "in train mode than in eval mode"),
             (_first_difference(train, cast), "under autocast"),

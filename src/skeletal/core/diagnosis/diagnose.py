@@ -42,7 +42,7 @@ class Layer:
     dead_outputs: int
     """output channels that no effective weight writes"""
     unknown: int = 0
-    """no effect in eval mode; maybe one in train mode, in which the model does not run on the example"""
+    """no effect in eval mode; possibly one in train mode, in which the model does not run on the example"""
 
     @property
     def empty(self) -> bool:

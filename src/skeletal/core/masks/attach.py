@@ -25,8 +25,7 @@ class Skeleton:
     also reset to 0 after `load_state_dict`. The model keeps the skeleton alive; the skeleton keeps nothing alive.
     A `deepcopy` of the model, or a pickled copy, carries no hooks: attach the mask to it, too.
 
-    If a model is sharded by FSDP2 (`fully_shard`), each rank holds its own part at zero: prune first, shard, then
-    attach, on every rank.
+    With FSDP2 (`fully_shard`), each rank holds its own part at zero: prune first, shard, then attach, on every rank.
     """
 
     def __init__(self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a `DTensor`. If nobody has imported its module, it is not: an import would be slow."""
+    """Whether a tensor is a `DTensor`. Does not import its module, which is slow: if nobody has, the answer is no."""
     module: Any = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
