@@ -98,7 +98,7 @@ def _as_one(tokens: tuple[str, ...]) -> object:
 
 
 def main() -> None:
-    """Run the command line; errors a user can mend are one message and exit status 1, without a traceback."""
+    """Run the command line; errors a user can fix are one message and exit status 1, without a traceback."""
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
     app.config = (only_whole_numbers,)
     app.help_formatter = Help() if ALL in sys.argv else ShortHelp()
@@ -117,7 +117,7 @@ def main() -> None:
         if not str(error):
             print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `... --json | head`: whoever read has seen enough
+    except BrokenPipeError:  # `... --json | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
         sys.exit(141)
     except Exception as error:
@@ -135,10 +135,10 @@ def _named(tokens: Sequence[str]) -> str:
 
 
 def _end_well() -> None:
-    """Of several processes, end this one without taking the interpreter down.
+    """End this one of several processes without taking the interpreter down.
 
-    A thread of torch's that still wants the interpreter then is unwound through C++ code, and aborts a process that has
-    done all it had to; the launcher counts that as a failure (seen now and then on a busy machine).
+    A torch thread that still wants the interpreter by then is unwound through C++ code, and aborts a process that has
+    finished its work; the launcher counts that as a failure (seen now and then on a busy machine).
     """
     if _is_one_of_several():
         sys.stdout.flush()
@@ -175,7 +175,7 @@ def _message(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    # Other libraries' warnings about their own future are nothing the person at the command line can act on.
+    # The person at the command line cannot act on other libraries' warnings about their own future.
     if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
         _say("warning", "yellow", str(message))
 

@@ -17,8 +17,8 @@ _EVERY = {field.name for record in (Setup, Pruning, Training) for field in field
 def read(path: Path, tokens: Sequence[str]) -> Dict:
     """The settings of a TOML file, for the command in `tokens`.
 
-    One file serves `run`, `prune` and `train`: what another of them takes is passed over. A density on the
-    command line replaces a sparsity in the file, and the other way round.
+    One file serves `run`, `prune` and `train`: settings that only the others take are ignored. A density on the
+    command line replaces a sparsity in the file, and vice versa.
 
     Raises:
         FileNotFoundError: no such file.

@@ -18,7 +18,7 @@ SELDOM = {"--wait", "--name", "--executor", "--slurm", "--jobs", "--measure-batc
 
 
 class Help(DefaultFormatter):
-    """A panel of options without what goes without saying: defaults that say no, and the options that say it."""
+    """A panel of options without the obvious: defaults that say no, and the options that say it."""
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
         """Print one panel."""

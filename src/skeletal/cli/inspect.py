@@ -115,7 +115,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """The run folders in a folder that is none itself."""
+    """The run folders in a folder that is not one itself."""
     from skeletal.harness.store.folders import is_run
     from skeletal.harness.store.search import runs_below
 

@@ -199,7 +199,7 @@ _OF_THE_MASK = (("model", "network"), ("data", "data"), ("image_size", "image_si
 
 
 def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
-    """The setup with network, data and seed of a mask where nothing else was asked for; tells what was taken."""
+    """The setup, with a mask's network, data and seed where none was asked for; tells what it took."""
     from skeletal.core.masks.mask import Mask
 
     about = Mask.load(path).metadata
@@ -216,7 +216,7 @@ def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
 
 
 def _report(done: list[tuple[Path, dict]], json: bool) -> None:
-    """What one run has come to, or several that differ in the seed."""
+    """The result of one run, or of several that differ in the seed."""
     if len(done) == 1:
         ((path, result),) = done
         return print_json({"folder": path, **result}) if json else print(f"{summary(result)}\nrun folder: {path}")

@@ -24,10 +24,10 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 
 def resolved(preset: str, *records: Any) -> list[Any]:
-    """The records with what was not said filled in from the preset.
+    """The records, with unset fields filled in from the preset.
 
     Raises:
-        ValueError: what `resolve` raises; or the method is dense, and something is said of how to prune.
+        ValueError: what `resolve` raises; or the method is dense, and a pruning setting is given.
 
     """
     for record in records:
@@ -38,7 +38,7 @@ def resolved(preset: str, *records: Any) -> list[Any]:
 
 
 def _known(record: Any) -> Any:
-    """A network of another library under the name that it has there; ours have theirs already."""
+    """A network of another library under that library's name for it; ours need no look-up."""
     if not isinstance(record, Setup) or record.model in NETWORKS:
         return record
     from skeletal.harness import models
@@ -54,7 +54,7 @@ def _refuse_settings_of(dense: Pruning) -> None:
 
 
 def print_config(preset: str, *records: Any) -> None:
-    """The settings as TOML, which `--config` reads back; what the preset fills in stands there as comments."""
+    """The settings as TOML, which `--config` reads back; what the preset fills in appears as comments."""
     lines = [f"preset = {json.dumps(preset)}"]
     for record, filled in zip(records, resolved(preset, *records), strict=True):
         said, known = asdict(record), asdict(filled)
@@ -72,7 +72,7 @@ def _toml(value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, and nothing else there."""
+    """Print one JSON document on stdout, and nothing else."""
     print(json.dumps(value, indent=2, default=str))
 
 
@@ -97,7 +97,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def work(jobs: Sequence[Any], root: Path, setup: Setup, what: str, *, executor: str, workers: int) -> None:
-    """Do the jobs that are not finished, and tell how many are.
+    """Do the unfinished jobs, and tell how many are finished.
 
     Raises:
         ValueError: some have failed; tells each error once.

@@ -1,4 +1,4 @@
-"""What would be taken for something else is an error: every token is looked at before it is converted."""
+"""Input that would be misread is an error: every token is checked before it is converted."""
 
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -32,4 +32,4 @@ def _is_whole(text: str) -> bool:
     try:
         return float(text).is_integer()
     except ValueError:
-        return True  # no number at all, or 0x10: cyclopts knows, and says so
+        return True  # not a number, or 0x10: cyclopts reports it

@@ -41,7 +41,7 @@ class Which:
     """folder for the study's run folders"""
 
     def resolved(self) -> "Scale":
-        """Return the scale meant."""
+        """Return the chosen scale."""
         from skeletal.study.paper.scales import scale_named
 
         return scale_named(self.scale).altered(epochs=self.epochs, seeds=self.seeds)
@@ -71,7 +71,7 @@ def run(
     plan: Literal["shell", "array"] | None = None,
     json: Flag = False,
 ) -> None:
-    """Run what is missing of the named items, or of all items.
+    """Run what is missing for the named items, or for all.
 
     Finished runs are kept, interrupted ones resume, failed ones are retried, and runs that several items share run
     once. Start the same command several times, on machines that share the folder, and they divide the work.
@@ -161,8 +161,8 @@ def list_(*, which: WhichFlags = Which(), device: str = "auto", json: Flag = Fal
     """List the figures and tables, how many runs are done, and what the rest costs here.
 
     Costs assume one process with the machine to itself; runs that items share count in each. They come from finished
-    runs of the same networks in --root or, roughly ("about"), from multiply-adds; "unknown" are short runs of a network
-    that has not been run here yet: their time goes into what cannot be counted.
+    runs of the same networks in --root or, roughly ("about"), from multiply-adds; "unknown" marks short runs of a
+    network not yet run here: their time goes into what cannot be counted.
 
     For example:
 

@@ -1,4 +1,4 @@
-"""What a run is made of: three plain records, and presets that fill in what was not said.
+"""What a run is made of: three plain records, and presets that fill in what was left out.
 
 A field that is `None` means "as the preset says", or, where public codes differ from the paper, "as in that code"
 (`Pruning.as_in`). `resolve` replaces every `None`, so that what lands in `config.json` is complete. This file does not
@@ -157,7 +157,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-# What changes a mask and differs between the paper and public codes, as docs/fidelity.md tells in full, with what no
+# What changes a mask and differs between the paper and public codes, as docs/fidelity.md explains in full, with what no
 # option expresses. Not the method, nor steps and batches, which belong to the data set.
 AS_IN: dict[str, dict[str, Any]] = {
     "paper": dict(loss="cross-entropy", average="signed", bn_mode="train", sampling="plain"),
@@ -167,7 +167,7 @@ AS_IN: dict[str, dict[str, Any]] = {
     "pysnip": dict(loss="cross-entropy", average="absolute", bn_mode="train", sampling="plain"),
 }
 
-# What a mask that moves does where nothing else is said: the defaults of `skeletal.SET`, `RigL` and `Gradual`.
+# What a moving mask does unless told otherwise: the defaults of `skeletal.SET`, `RigL` and `Gradual`.
 UPDATES: dict[str, dict[str, Any]] = {
     "none": {},
     "set": dict(update_every=0, update_fraction=0.3, update_end=1.0),
@@ -185,7 +185,7 @@ Record = TypeVar("Record", Setup, Pruning, Training)
 
 
 def resolve(record: Record, preset: str) -> Record:
-    """Fill every field that is `None` from the preset and from `as_in`; what was said explicitly wins.
+    """Fill every field that is `None` from the preset and from `as_in`; explicit values win.
 
     Raises:
         ValueError: unknown preset or `as_in`, a number out of its range, or `density` and `sparsity` given together.
@@ -208,7 +208,7 @@ def resolve(record: Record, preset: str) -> Record:
                 f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
             )
         if record.sparsity is not None:
-            # In decimals: 1 - 0.98 is 0.02 to the person who writes it, and has to be the same run.
+            # In decimals: 1 - 0.98 is 0.02 to the person who writes it, and must be the same run.
             record = replace(record, sparsity=None, density=float(1 - Decimal(str(record.sparsity))))
         if record.method in ONE_SHOT:
             known["steps"] = 1
@@ -229,10 +229,10 @@ def rounds_to(density: float) -> int:
 
 
 def _of_update(training: Training) -> dict[str, Any]:
-    """The defaults of a mask that moves, after a look at what was said of it.
+    """The defaults of a moving mask, after a check of the settings given.
 
     Raises:
-        ValueError: something is said that this update does not do, or gradual pruning is not told where to end.
+        ValueError: a setting does not apply to this update, or gradual pruning is not told where to end.
 
     """
     known = UPDATES[training.update]

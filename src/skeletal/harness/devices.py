@@ -10,9 +10,9 @@ from skeletal.engine.host import processor
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first of CUDA, MPS and CPU that is there; anything else is torch's own name.
+    """`auto` is the first of CUDA, MPS and CPU that is available; anything else is torch's own name.
 
-    Of several processes on a machine (torchrun) each takes a GPU of its own for `auto` and `cuda`.
+    With several processes on a machine (torchrun), each takes its own GPU for `auto` and `cuda`.
 
     Raises:
         ValueError: torch does not know the name, the device is not in this machine, or there are fewer GPUs than
@@ -53,7 +53,7 @@ def tuned(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Compute on a stream other than the default one, on which nothing can be recorded; on a CPU nothing happens."""
+    """Compute on a stream other than the default one, which allows no recording; on a CPU do nothing."""
     if device.type != "cuda":
         yield
         return

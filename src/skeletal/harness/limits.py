@@ -23,7 +23,7 @@ _AT_LEAST = {
 
 
 def check(record: Any) -> None:
-    """Look at the numbers of a `Setup`, `Pruning` or `Training`; what is `None` is not looked at.
+    """Check the numbers of a `Setup`, `Pruning` or `Training`; `None` is skipped.
 
     Raises:
         ValueError: a number is out of its range, or not finite; names it and the range.

@@ -44,7 +44,7 @@ def bench(
 ) -> dict[str, Any]:
     """Time training steps and inference of one network under several masks, by ours and by others.
 
-    Each repeat runs every contestant once, so that what else the machine does meets all alike; two rounds before do
+    Each repeat runs every contestant once, so any other load on the machine affects all alike; two warm-up rounds do
     not count. All flush denormals.
 
     Args:
@@ -153,7 +153,7 @@ def interleaved(
     """Seconds of `repeat` calls of each, all taking turns, after a round that does not count.
 
     A turn is two calls, of which the second counts: in a training a step follows one of its own kind, and finds the
-    caches, memory and threads that it has left, and not those of another contestant.
+    caches, memory and threads as that step left them, not as another contestant did.
     """
     times: dict[str, list[float]] = {key: [] for key in calls}
     for turn in range(_WARM_UPS + repeat):

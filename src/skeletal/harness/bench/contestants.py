@@ -67,7 +67,8 @@ def stepper(
         targets: (N,), classes.
         about: which way this is.
         bf16: forward and backward under autocast.
-        copied: whether inference in bfloat16 is on a copy of the network in bfloat16, or else under autocast, too.
+        copied: whether bfloat16 inference runs on a bfloat16 copy of the network; otherwise it, too, runs under
+            autocast.
         details: handed on.
 
     """
@@ -169,7 +170,7 @@ def _best_dense(model: nn.Module, mask: Mask, inputs: Tensor, targets: Tensor) -
 
 
 def _trial(call: Callable[[], object]) -> float:
-    """The faster of two calls after a first one that does not count."""
+    """The faster of two calls after an uncounted first one."""
     call()
     return min(seconds(call) for _ in range(2))
 

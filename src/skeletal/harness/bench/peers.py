@@ -1,4 +1,4 @@
-"""Layers of others in place of a masked network's own: torch's CSR products, SparseProp and SparseLab."""
+"""Other libraries' layers in place of a masked network's own: torch's CSR products, SparseProp and SparseLab."""
 
 import importlib
 import warnings
@@ -17,7 +17,7 @@ Exchange = Callable[[Any, Tensor, Tensor], nn.Module | None]
 
 
 def exchange_layers(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, exchange: Exchange) -> int:
-    """Replace the plain convolutions and linear layers that a mask covers, in place; how many were.
+    """Replace the plain convolutions and linear layers that a mask covers, in place; return how many.
 
     A layer whose weights are all pruned stays: SparseProp ends the process there.
     """
@@ -141,7 +141,7 @@ def sparselab(layer: Any, keep: Tensor, x: Tensor) -> nn.Module | None:
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         other = library.SparseLinear(layer.in_features, layer.out_features, bias=layer.bias is not None, sparsity=0.9)
-        # It draws its own mask; storage and parameter are put in the place of those, as its constructor makes them.
+        # It draws its own mask; storage and parameter replace those, made as its constructor makes them.
         other._csr = library.PaddedCSR.from_dense(layer.weight.detach())
     other._values = nn.Parameter(torch.from_numpy(np.asarray(other._csr.values)))
     other.bias = layer.bias

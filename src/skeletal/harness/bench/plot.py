@@ -12,8 +12,8 @@ from skeletal.harness.output.palette import curve_style
 def plot_roofline(result: dict[str, Any], path: Path) -> None:
     """Training steps of ours and of the masked dense network (a) under what the machine can do at most.
 
-    Computing is counted in float32, with kept weights for ours and all of them for a; what is moved is estimated
-    (see `roofline.work`), so a point's place is where a way of no waste would reach the roof.
+    Computing is counted in float32, with kept weights for ours and all of them for a; data movement is estimated (see
+    `roofline.work`), so a point shows where a way without waste would reach the roof.
 
     Args:
         result: of `bench`.

@@ -29,7 +29,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """What a training step on one batch cannot do without, estimated."""
+    """The least that a training step on one batch needs, estimated."""
 
     macs: int
     """multiply-adds of masked layers over kept weights, forward and backward"""

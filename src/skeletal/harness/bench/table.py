@@ -73,6 +73,6 @@ def _roofline(record: dict[str, Any]) -> str:
 
 
 def ratio_to_ours(lines: Mapping[str, Mapping[str, Any]], key: str, what: str) -> float:
-    """How many times ours a contestant's median time is; of ours, the faster counts."""
+    """A contestant's median time as a multiple of ours; the faster of ours counts."""
     ours = min(statistics.median(lines[name][what]) for name in OURS if name in lines)
     return statistics.median(lines[key][what]) / ours

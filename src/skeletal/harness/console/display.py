@@ -12,7 +12,7 @@ from skeletal.harness.store.folders import RunFolder
 
 
 class Display:
-    """How far it is, as `core.progress` tells it; a line per epoch where lines stay; nothing unless `shown`."""
+    """Progress, as `core.progress` tells it; a line per epoch where lines stay; nothing unless `shown`."""
 
     def __init__(self, epochs: int, steps: int, shown: bool) -> None:
         self._progress = current() if shown else Progress()
@@ -64,7 +64,7 @@ class Display:
             )
 
     def interrupted(self, where: str, folder: RunFolder | None, resume_command: str | None) -> Interrupted:
-        """Tell how to go on, whatever is shown otherwise, and give the exception that says the same."""
+        """Tell how to resume, whatever else is shown, and return the exception that says the same."""
         if folder is None:
             message = f"{where}; nothing is saved, as this run has no folder"
         else:

@@ -22,7 +22,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 
 class Csv:
-    """Keeps `metrics.csv` in the run's folder: a line an epoch, a column a number."""
+    """Keeps `metrics.csv` in the run's folder: one line per epoch, one column per number."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -43,7 +43,7 @@ class Csv:
 class WandB:
     """Logs to Weights & Biases, in the project `skeletal`; `WANDB_MODE=offline` keeps everything in the run's folder.
 
-    A resumed run goes on under the same id, the name of its folder.
+    A resumed run continues under the same id, the name of its folder.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -68,7 +68,7 @@ class WandB:
 class MLflow:
     """Logs to MLflow, experiment `skeletal`: at `MLFLOW_TRACKING_URI`, or else in `mlflow.db` beside the run folders.
 
-    A resumed run goes on with the same MLflow run, which is known by the name of its folder.
+    A resumed run continues the same MLflow run, which is known by the name of its folder.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -97,5 +97,5 @@ class MLflow:
             self._client.log_metric(self._id, name, value, step=row["epoch"])
 
     def close(self) -> None:
-        """Say whether the run has come to its end."""
+        """Say whether the run has finished."""
         self._client.set_terminated(self._id, "FINISHED" if self._last == self._epochs else "KILLED")

@@ -1,4 +1,4 @@
-"""Who is told of every epoch, beside the `metrics.jsonl` that every run has; TensorBoard is one of them."""
+"""Who is told of every epoch, besides the `metrics.jsonl` that every run has; TensorBoard is one of them."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,7 +37,7 @@ class Several:
             tracker.epoch(row)
 
     def close(self) -> None:
-        """Close each of them, whatever becomes of the others."""
+        """Close each of them, even if others fail."""
         with ExitStack() as stack:
             for tracker in self._trackers:
                 stack.callback(tracker.close)
@@ -50,7 +50,7 @@ class TensorBoard:
     the first epoch, stand at step 0 as `density/<layer>`, and the mask's table as a text.
 
     Args:
-        folder: where the event files go; made if it is not there. A resumed run adds a file to it.
+        folder: where the event files go; created if missing. A resumed run adds a file to it.
         mask: of the run; None if it is dense.
         start: the epoch that comes next, from 0. What an earlier session logged from there on is no longer shown.
 
@@ -97,7 +97,7 @@ def of(folder: RunFolder | None, training: Training, mask: Mask | None, start: i
         "wandb": lambda: WandB(folder),
         "mlflow": lambda: MLflow(folder),
     }
-    with ExitStack() as stack:  # what is open already is closed, should the next one fail
+    with ExitStack() as stack:  # closes those already open if the next one fails
         trackers = []
         for name in names_of(training):
             trackers.append(opened[name]())

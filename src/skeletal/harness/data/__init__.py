@@ -52,7 +52,7 @@ def load(
     Raises:
         DataNotFoundError: the files are in none of the places `where(name, data_dir)`; says how to get them.
         DataError: a file is damaged or does not belong to this data set; names it.
-        ValueError: an image size for a data set that is no image folder.
+        ValueError: an image size for a data set that is not an image folder.
 
     """
     options: dict[str, Any] = {"validation": validation, "seed": seed, "workers": workers, "skip_corrupt": skip_corrupt}

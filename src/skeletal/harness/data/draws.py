@@ -19,7 +19,7 @@ def order(examples: int, *, train: bool, seed: int, epoch: int) -> Tensor:
 
 
 def divide(examples: int, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split `range(examples)` at random into what trains and what validates: two rising int64 vectors.
+    """Split `range(examples)` at random into training and validation parts: two rising int64 vectors.
 
     The validation part has `round(validation * examples)` members, drawn by `seed` and nothing else. It is
     not stratified: the paper's appendix A says no more than "10% of the training data".

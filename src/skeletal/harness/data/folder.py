@@ -32,12 +32,12 @@ LOOKS_FOR = "an image folder: train/<class>/ and val/<class>/ (or test/<class>/)
 SIZE = 224
 """of an image, in pixels, where no other is asked for"""
 LOOKED_AT = 50
-"""images whose size is looked at to tell the user"""
+"""number of images whose size is checked, to tell the user"""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a folder. One array each, so that a million of them are no million objects in every worker."""
+    """The image files of a folder. One array each, so that a million files are not a million objects per worker."""
 
     names: np.ndarray  # (N,) bytes
     labels: Tensor  # (N,) int64
@@ -49,7 +49,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file that is no image. Not raised in a worker, which would bury the message in a traceback of its own."""
+    """A file that is not an image. Not raised in a worker, which would bury the message in a traceback of its own."""
 
     file: Path
     reason: str
@@ -81,7 +81,7 @@ class _Examples(Dataset[Decoded]):
         try:
             with Image.open(file, formats=FORMATS) as image:
                 pixels = in_eight_bits(image, "RGB")  # grey and CMYK ones, of which ImageNet has some, too
-        except Exception as error:  # Pillow raises nearly anything at a damaged file
+        except Exception as error:  # Pillow raises nearly anything on a damaged file
             return Damaged(file, str(error))
         # torchvision draws from the global generator: borrow it, and give it back as it was. Only that of the
         # CPU: `torch.manual_seed` would reseed the GPU's as well.
@@ -212,7 +212,7 @@ def _told_sizes(listing: Listing) -> str:
         try:
             with Image.open(listing.file(int(index)), formats=FORMATS) as image:
                 sizes.append(image.size)
-        except Exception:  # whoever decodes it will say so
+        except Exception:  # decoding it will report this
             continue
     if not sizes:
         return "none of those looked at can be decoded"
@@ -234,7 +234,7 @@ def read(
     """List the files and tell what they are; nothing is decoded yet.
 
     Raises:
-        DataError: a class has no images, or training and test folders have other classes.
+        DataError: a class has no images, or training and test folders have different classes.
 
     """
     test_root = _test_folder(root)

@@ -137,7 +137,7 @@ class Levels(NamedTuple):
 
 
 def draws_of(spec: Spec, batch_size: int, seed: int, epoch: int, batch: int) -> Draws:
-    """The augmentation of one training batch, drawn on the CPU, also for a GPU: the same everywhere."""
+    """The augmentation of one training batch, drawn on the CPU even for a GPU, so that it is the same everywhere."""
     random = generator("augment", seed, epoch, batch)
     return draw(batch_size, padding=spec.padding, flip=spec.flip, generator=random)
 
@@ -151,7 +151,7 @@ def made(part: Part, members: Tensor, draws: Draws | None, padding: int, levels:
 
 
 class EpochPlan(NamedTuple):
-    """Every choice of a training epoch made at once: row k is batch k, and a short last row is filled up with zeros."""
+    """Every choice of a training epoch made at once: row k is batch k, and a short last row is padded with zeros."""
 
     members: Tensor  # (steps, batch_size) int64: numbers in the part
     draws: Draws  # each (steps, batch_size)
@@ -175,7 +175,7 @@ def plan_epoch(split: MemorySplit, batch_size: int, *, seed: int, epoch: int) ->
 
 
 def _sent(drawn: Tensor, device: torch.device) -> Tensor:
-    # From pinned memory, as a copy from any other waits for what the GPU has still to do.
+    # From pinned memory: a copy from any other waits until the GPU has finished its work.
     return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
 

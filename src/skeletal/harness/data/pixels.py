@@ -43,7 +43,7 @@ def in_eight_bits(image: Any, mode: str) -> Any:
         return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r}, 32 bits, of unknown range: save it with 8 or 16 bits")
-    return image.convert(mode)  # a copy where it is of that mode, which the file may be closed under
+    return image.convert(mode)  # a copy even if the mode is the same, so that the file may be closed
 
 
 def warn_of_skipped(skipped: Sequence[str], examples: int) -> None:
@@ -86,7 +86,7 @@ def decode(
                 if found == (size, size):  # before decoding: a huge picture is refused unread
                     pixels = np.asarray(in_eight_bits(image, mode))
                     out[len(decoded)] = pixels.reshape(size, size, channels).transpose(2, 0, 1)
-        except Exception as error:  # Pillow raises nearly anything at a damaged file
+        except Exception as error:  # Pillow raises nearly anything on a damaged file
             if not skip_corrupt:
                 raise cannot_decode(describe(i), error) from error
             skipped.append(describe(i))

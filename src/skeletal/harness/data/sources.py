@@ -56,7 +56,7 @@ def find(spec: Spec, data_dir: Path | None = None) -> tuple[str, Path] | None:
 
 
 def _stamp(layout: str, folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of a set's files: another one where any of them has changed."""
+    """Names, sizes and times of a set's files: different if any of them has changed."""
     files = folder.rglob("*") if layout == "tiny" else folder.iterdir()
     stats = ((str(file), file.stat()) for file in files)
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
@@ -90,7 +90,7 @@ def found(data_dir: Path | None = None) -> dict[str, Path | Literal["embedded"] 
 
 
 def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
-    """Return the error for a data set that is nowhere."""
+    """Return the error for a data set that was not found."""
     places = "".join(
         f"\n  {place}{'' if place.is_dir() else '  (no such folder)'}" for place in where(spec.name, data_dir)
     )
@@ -105,7 +105,7 @@ def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
 
 
 def fetch(name: str, data_dir: Path | None = None) -> None:
-    """Download CIFAR-10, CIFAR-100 or Fashion-MNIST through torchvision, where it is not here yet.
+    """Download CIFAR-10, CIFAR-100 or Fashion-MNIST through torchvision, if it is not here yet.
 
     Files go to `data_dir`, or else to `data` in the working folder, in torchvision's layout.
 

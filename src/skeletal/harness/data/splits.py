@@ -17,8 +17,8 @@ Examples = TypeVar("Examples", Tensor, list)
 class Share:
     """A rank's part of every batch: example `rank`, and every `ranks`-th after it.
 
-    The parts of all ranks are the batch, none twice; their sizes differ by one at most, and those of small last batches
-    may be empty.
+    Together the ranks' parts make up the batch, without overlap; their sizes differ by at most one, and parts of small
+    last batches may be empty.
     """
 
     rank: int = 0
@@ -112,7 +112,7 @@ class Stream:
         return self.starting_at(0)
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
-        """Iterate from a batch on, which is counted from 0 over all epochs: the same batches again."""
+        """Iterate from a batch on, counted from 0 over all epochs: the same batches again."""
         first, start = divmod(batch, len(self.split) // self.batch_size)
         for epoch in count(first):
             yield from self.split.batches(
@@ -124,12 +124,12 @@ class Stream:
 class BalancedStream:
     """Training batches without end that hold equally many examples of every class.
 
-    As GRASP's public code collects them: batches are drawn until every class has its examples, and what is left over is
+    As GRASP's public code collects them: batches are drawn until every class has its examples, and the surplus is
     thrown away. The paper prefers plain batches, "since it is simpler" (appendix A), and so do we by default.
 
     Args:
         split: whole, also where there are several ranks.
-        batch_size: examples a batch at most.
+        batch_size: at most so many examples per batch.
         seed: of order and augmentation.
         num_classes: classes to balance.
         share: which examples of a balanced batch are given.
@@ -151,7 +151,7 @@ class BalancedStream:
         self.per_class, self.num_classes, self.share = batch_size // num_classes, num_classes, share
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
-        """Iterate from a batch on, counted from 0. Those before it are collected, too, and thrown away."""
+        """Iterate from a batch on, counted from 0. Earlier batches are also collected, and thrown away."""
         return islice(self, batch, None)
 
     def __iter__(self) -> Iterator[Batch]:

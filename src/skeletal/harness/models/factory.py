@@ -122,7 +122,7 @@ def create(
     `image_size` that it takes.
 
     `image_size` is the side H = W of the images. Our ResNets and VGGs are the same for every size; lenet5 fits its
-    first linear layer to it, ViTs and their like their positions.
+    first linear layer to it, and ViTs and the like fit their positions.
 
     `init`: "kaiming-normal" as in the paper's appendix A; "own" leaves what the builder drew; "auto"
     is the first for our networks and torchvision's resnet50 and vgg19_bn, the second for all others.

@@ -29,7 +29,7 @@ def kaiming_normal_(model: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int | None) -> Generator[None, None, None]:
-    """Within, CPU random numbers follow from `seed`; after, the global generator is as it was.
+    """Inside, CPU random numbers follow from `seed`; afterwards, the global generator is as it was.
 
     `None` changes nothing: the global generator is used, and advances.
     """

@@ -12,7 +12,7 @@ from skeletal.harness.output.palette import COLOURS, curve_style
 def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
     """Test accuracy against sparsity, one curve per method, as in the paper's Figure 1 and 2.
 
-    Of several results at one place, such as seeds, the mean is drawn, with the standard deviation as a bar.
+    Several results at one place, such as seeds, are drawn as their mean, with the standard deviation as a bar.
     """
     with extra("run"):
         from matplotlib.figure import Figure

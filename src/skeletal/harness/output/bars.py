@@ -62,7 +62,7 @@ class Bars(Lines):
         self._console.print(text, markup=False)
 
     def write(self, stage: Stage, *, last: bool = False) -> None:
-        """A stage has taken its time: draw a bar if it has none yet; a line if it is to have none."""
+        """A stage is taking long: draw a bar if it has none yet, or a line if it should have none."""
         if not stage.bar:
             super().write(stage, last=last)
         elif not last and stage not in self._tasks:

@@ -14,7 +14,7 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all; see `render`.
 
     Raises:
-        ValueError: `path` is no picture's name.
+        ValueError: `path` is not the name of a picture.
 
     """
     path = Path(path)
@@ -39,7 +39,7 @@ def render(figure: Any, kind: str) -> bytes:
 
 
 def _in_few_colours(png: BytesIO) -> bytes:
-    """Half the size, and no difference to be seen: a figure has few colours and their mixtures at edges."""
+    """Half the size, without a visible difference: a figure has few colours and their mixtures at edges."""
     with extra("run"):
         from PIL import Image
 

@@ -11,7 +11,7 @@ from skeletal.harness.output.palette import curve_style
 
 
 def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:
-    """Kept weights per layer, one column a mask; the last rows are totals and the number of empty layers.
+    """Kept weights per layer, one column per mask; the last rows are totals and the number of empty layers.
 
     Raises:
         ValueError: the masks are of different networks.
@@ -30,7 +30,7 @@ def layer_table(masks: Mapping[str, Mask], *, markdown: bool = False) -> str:
 
 
 def of_one_network(masks: Mapping[str, Mask]) -> list[dict[str, Mask]]:
-    """The masks of each network by themselves."""
+    """The masks, grouped by network."""
     groups: dict[tuple, dict[str, Mask]] = {}
     for name, mask in masks.items():
         groups.setdefault(tuple((layer, keep.shape) for layer, keep in mask.items()), {})[name] = mask
@@ -54,7 +54,7 @@ def plot_layers(masks: Mapping[str, Mask], path: Path) -> None:
     """Kept weights of each layer, one curve per mask, log scale; below 1, a cross for each empty layer.
 
     Raises:
-        ValueError: the masks are of different networks, or `path` is no picture's name.
+        ValueError: the masks are of different networks, or `path` is not the name of a picture.
 
     """
     with extra("run"):

@@ -47,7 +47,7 @@ class _Pass:
 
 
 class CapturedDerivatives(Derivatives):
-    """`Derivatives` whose gradients come from a recording, once it has been compared with a pass that is not one.
+    """`Derivatives` whose gradients come from a recording, once it has been compared with an unrecorded pass.
 
     Second derivatives, batches that are not a pair of tensors, and several processes are as in `Derivatives`.
     """
@@ -88,7 +88,7 @@ class CapturedDerivatives(Derivatives):
             after = _random_state(device)
             try:
                 passes[shapes] = self._record(recorder, batch, fresh, leaves, loss, drawn)
-            except Exception as error:  # what a stranger's network does is not known before
+            except Exception as error:  # nobody knows in advance what a stranger's network does
                 self._given_up = True
                 warnings.warn(f"scoring steps are taken kernel by kernel ({in_short(error)})", stacklevel=2)
             _set_random_state(device, after)

@@ -18,7 +18,7 @@ _CONDITION = re.compile(r"\s*([\w-]+)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*")
 
 
 def row_of(folder: RunFolder) -> Row:
-    """What is known of a run: `COLUMNS`, then its settings by name. What it has not come to yet is None.
+    """What is known of a run: `COLUMNS`, then its settings by name. What it has not reached yet is None.
 
     Raises:
         ValueError: a file of it is damaged.
@@ -51,7 +51,7 @@ def chosen(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
     """The rows that meet every condition, such as "method=force", "density<0.05", "epochs>=10".
 
     Raises:
-        ValueError: a condition that is none, or of a name that no row has.
+        ValueError: not a condition, or one on a name that no row has.
 
     """
     rows = list(rows)
@@ -107,7 +107,7 @@ def ordered(rows: Sequence[Row], by: str, *, reverse: bool = False) -> list[Row]
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For people: columns that differ, numbers rounded; "-" is what a run has not come to yet."""
+    """For people: columns that differ, numbers rounded; "-" is what a run has not reached yet."""
     columns = [name for name in COLUMNS if name not in _same(rows) and name != "density"]
     left = next((i for i, name in enumerate(columns) if name in ("sparsity", "seed")), 1)
     return Table(columns, [[_shown(row, name) for name in columns] for row in rows], left=left)

@@ -16,7 +16,7 @@ from skeletal.harness.store.environment import environment
 def findings(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
     """Versions, processor, data sets and names, by section; nothing is decoded or changed.
 
-    What is known of the sparse engine on this host is said; at first it is found out, which takes about a minute.
+    Says what is known of the sparse engine on this host; the first call finds out, which takes about a minute.
     """
     here = environment()
     return {

@@ -62,8 +62,8 @@ class Estimate:
 def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
     """Run a few steps of pruning and training on the real data and network, and extrapolate.
 
-    Takes up to nine gradients of pruning batches, or all where that is a moment, and some seconds of training steps.
-    Nothing is left behind: what is written goes to a temporary folder. All three records have to be resolved.
+    Takes up to nine gradients of pruning batches, or all if that takes only a moment, and some seconds of training
+    steps. Leaves nothing behind: what it writes goes to a temporary folder. All three records must be resolved.
 
     Raises:
         ValueError: as `run`, for settings that cannot be run.
@@ -114,7 +114,7 @@ def _assumptions(pruning: Pruning, compiled: bool, workers: bool) -> Iterator[st
 def _pruning(model: nn.Module, data: Data, setup: Setup, pruning: Pruning) -> tuple[Mask, float]:
     """A mask found in a few steps of one batch, and the seconds that all steps and batches would take.
 
-    If all of them take no longer than a moment, they are taken.
+    If all of them take only a moment, all are run.
     """
     steps, batches = pruning.steps or 1, pruning.batches_per_step or 1
     few = replace(pruning, on_collapse="keep")
@@ -133,8 +133,8 @@ def _pruning(model: nn.Module, data: Data, setup: Setup, pruning: Pruning) -> tu
         between = [later - earlier for earlier, later in pairwise(ends)]
         return mask, total, median(between) if between else total
 
-    mask, total, step = timed(1)  # with what only the first step costs
-    if batches == 1 and steps > STEPS and steps * step < ENOUGH:  # where the first steps say least of the others
+    mask, total, step = timed(1)  # including what only the first step costs
+    if batches == 1 and steps > STEPS and steps * step < ENOUGH:  # where the first steps say least about the others
         return timed(1, steps)[:2]
     seconds = total + (steps - len(ends)) * step
     if batches > 1:
@@ -147,7 +147,7 @@ def epoch_seconds(first_steps: Callable[[int], float], steps: int) -> tuple[floa
     """Seconds of a pass of so many steps, and of a step: timed as a whole if that is short, else from two parts of it.
 
     Args:
-        first_steps: measures the seconds that the first so many steps of a pass take.
+        first_steps: measures the seconds that the given number of first steps of a pass takes.
         steps: in a pass.
 
     """
@@ -157,7 +157,7 @@ def epoch_seconds(first_steps: Callable[[int], float], steps: int) -> tuple[floa
         return whole, whole / steps
     few = max(1, min(steps // 3, math.ceil(ENOUGH / 3 / guess)))
     shorter, longer = first_steps(few), first_steps(3 * few)
-    step = max(longer - shorter, 0) / (2 * few)  # without what an epoch costs to begin, as starting workers
+    step = max(longer - shorter, 0) / (2 * few)  # without what an epoch costs to begin, such as starting workers
     return shorter + (steps - few) * step, step
 
 

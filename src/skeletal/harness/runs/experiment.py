@@ -30,12 +30,12 @@ from skeletal.harness.training.processes import launcher
 from skeletal.harness.training.task import Task, TrainResult
 from skeletal.harness.training.train import steps_per_epoch, train
 
-# Where things lie, what computes them and whose word the settings are do not make a run another one.
+# A run stays the same run wherever things lie, whatever computes them and whosever defaults were taken.
 _NOT_IDENTITY = (
     "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "log", "sparsity",
     "as_in", "recompute",
 )  # fmt: skip
-# Settings that came later are left out while they change nothing, so that earlier runs keep their folders.
+# Settings added later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {
     "micro_batch": None, "sync_bn": False, "skip_corrupt": False,
     "rewind_epochs": None, "image_size": None,
@@ -80,9 +80,9 @@ def run(
     wait: bool = False,
     progress: bool = True,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Prune, train and test; the same settings find the same folder, so a killed run goes on.
+    """Prune, train and test; the same settings find the same folder, so a killed run resumes.
 
-    A finished run is not repeated: its result is returned. All three records have to be resolved.
+    A finished run is not repeated: its result is returned. All three records must be resolved.
 
     Args:
         setup: network, data, seed and device.
@@ -90,7 +90,7 @@ def run(
         training: how the skeleton is trained.
         root: the folder of run folders.
         name: of the run folder, which a hash of the settings follows.
-        wait: for a process that is at work on the same run, in place of an error.
+        wait: for a process that is at work on the same run, instead of an error.
         progress: tell on stderr what is done and how far it is.
 
     In a process group (torchrun) all ranks call it; they work as one, with batches divided among them (see `train`),
@@ -212,7 +212,7 @@ def _method(mask: Mask) -> str:
 
 
 def _prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.Module]:
-    """Data and network; whatever is wrong with the settings is refused here, before hours of pruning."""
+    """Data and network; bad settings are refused here, before hours of pruning."""
     pick_device(setup.device)
     data = load_data(setup)
     steps = steps_per_epoch(training, data)
@@ -243,7 +243,7 @@ def _opened(
     training: Training,
     mask: Mask | None,
 ) -> Task:
-    """Make the folder and leave the mask in it; only now, as what is wrong with the settings has shown itself."""
+    """Make the folder and leave the mask in it; only now, when bad settings have been refused."""
     folder = RunFolder.find(*place)
 
     def leave_mask() -> None:
@@ -280,7 +280,7 @@ def _train(task: Task, setup: Setup, progress: bool) -> dict[str, Any]:
 
 
 def result_of(setup: Setup, task: Task, trained: TrainResult) -> dict[str, Any]:
-    """What a finished run's `result.json` holds; of a mask that has moved it tells of the last one."""
+    """What a finished run's `result.json` holds; for a mask that has moved, of the last one."""
     mask = task.mask
     if task.training.update != "none" and task.folder is not None:
         mask = Mask.load(task.folder.path / MASK)

@@ -44,7 +44,7 @@ def export(path: Path, form: str, out: Path | None = None, *, data_dir: Path | N
         data_dir: see `load_run`.
 
     Raises:
-        ValueError: the file's outputs are not the network's, and there is no file then; and what `load_run` raises.
+        ValueError: the file's outputs are not the network's, so no file is left; and what `load_run` raises.
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
 
     """

@@ -23,7 +23,7 @@ from skeletal.harness.runs.public_codes import LOSSES
 
 DENSE = "dense"
 WORTH = 20
-"""passes for which one is recorded on a GPU, which takes about a second"""
+"""with at least this many passes, one is recorded on a GPU, which takes about a second"""
 
 
 def load_data(setup: Setup) -> Data:
@@ -47,7 +47,7 @@ def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
 
 
 def pruning_batches(data: Data, setup: Setup, pruning: Pruning) -> Iterable[data_sets.Batch]:
-    """What a mask is found on: training images without end, in plain or class-balanced batches; a rank has its part."""
+    """What a mask is found on: training images without end, in plain or class-balanced batches; each rank its part."""
     size = pruning.prune_batch_size or 0
     split = data_sets.resident(data.train, pick_device(setup.device))
     if pruning.sampling == "balanced":

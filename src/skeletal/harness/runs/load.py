@@ -68,7 +68,7 @@ def setup_of(folder: RunFolder, data_dir: Path | None = None, device: str = "aut
 
 
 def shapes_of(setup: Setup) -> Data | Spec:
-    """Classes, channels and image size of a setup's data; only an image folder is looked at for them."""
+    """Classes, channels and image size of a setup's data; only an image folder is read for them."""
     spec = data_sets.SPECS.get(setup.data)
     return load_data(setup) if spec is None else replace(spec, image_size=setup.image_size or spec.image_size)
 

@@ -125,7 +125,7 @@ def measure(
         root: folder of run folders.
         name: of the run folder, in place of model-data-method-density-measured.
         measure_batches: training batches that the gradient is averaged over, see `measured`.
-        wait: for a process that is at work on the same measurement, in place of an error.
+        wait: for a process that is at work on the same measurement, instead of an error.
         progress: tell on stderr what is done and how far it is.
 
     Returns:

@@ -11,7 +11,7 @@ from skeletal.harness.config import AS_IN
 
 
 def tempered(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of logits / 200, with which GRASP's public code, and that of Synaptic-Flow for GRASP, score."""
+    """The cross-entropy of logits / 200, with which GRASP's public code scores, and Synaptic-Flow's code for GRASP."""
     return cross_entropy(logits / 200, targets)
 
 
@@ -23,7 +23,7 @@ def as_in(code: str) -> dict[str, Any]:
     """The choices of a public code as arguments: `prune(model, batches, density=0.01, **as_in("force-code"))`.
 
     Sampling is not among them: the batches are the caller's, and "grasp-code" takes equally many examples of each
-    class. Nor are the method, steps and batches. What no argument expresses stands in docs/fidelity.md.
+    class. Nor are the method, steps and batches. docs/fidelity.md lists what no argument expresses.
 
     Args:
         code: "paper", "force-code" (naver/force, the paper's official code), "grasp-code" (alecwangcq/GraSP),

@@ -78,10 +78,10 @@ def diagnose_mask(
         model: the network; by default the one the mask was found on, as its metadata says.
         data: the data set, for classes and image size; by default likewise.
         data_dir: where it lies; only image folders are looked at.
-        repaired: give every layer at least so many weights first (see `repair`); 0 leaves the mask as it is.
+        repaired: give every layer at least this many weights first (see `repair`); 0 leaves the mask as it is.
 
     Raises:
-        ValueError: the mask does not know its network or data set, and none was given; or the run is dense.
+        ValueError: the mask does not name its network or data set, and none was given; or the run is dense.
 
     """
     if path.is_dir() and RunFolder.at(path).finished and not (path / MASK).exists():

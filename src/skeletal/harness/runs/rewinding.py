@@ -2,7 +2,7 @@
 
 Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", Algorithm 2: a dense network is
 trained to W_k; then, again and again, m ⊙ W_k is trained to the end and the smallest weights of the result leave m. A
-round is an ordinary training that goes on from the dense one's checkpoint at epoch k, pruned: weights, batch norm's
+round is ordinary training that resumes from the dense one's checkpoint at epoch k, pruned: weights, batch norm's
 statistics, momentum, learning rate, the order of the examples and random states are those of that moment, to the bit.
 """
 
@@ -49,9 +49,9 @@ def rewind_epoch(pruning: Pruning, epochs: int) -> int:
 
 
 def last_round(task: Task, pruning: Pruning, *, progress: bool) -> Task:
-    """Train all rounds but the last, and lay the last one ready in the run's own folder.
+    """Train all rounds but the last, and prepare the last one in the run's own folder.
 
-    Finished rounds are not repeated, and an interrupted one goes on.
+    Finished rounds are not repeated, and an interrupted one resumes.
 
     Args:
         task: dense, at the initialization, with the run's folder, which has been made.
@@ -59,7 +59,7 @@ def last_round(task: Task, pruning: Pruning, *, progress: bool) -> Task:
         progress: show bars on stderr.
 
     Returns:
-        The task of the last round, with its mask; its folder holds the checkpoint to go on from.
+        The task of the last round, with its mask; its folder holds the checkpoint to resume from.
 
     """
     folder, model = task.folder, task.model
@@ -108,7 +108,7 @@ def _trained(task: Task, start: Mapping[str, Tensor], rewound: RunFolder | None,
 
 
 def _smallest_gone(mask: Mask, trained: Mapping[str, Tensor], count: int, where: str) -> Mask:
-    """Of the kept weights, those that are largest after training: over all layers together, `count` of them."""
+    """The `count` kept weights that are largest after training, over all layers together."""
     sizes = {name: trained[name].abs() for name in mask}
     kept, _ = keep_top(sizes, dict(mask), count, nested=True, on_collapse="keep", where=where)
     return Mask(kept, mask.metadata)
@@ -120,7 +120,7 @@ def _connected(model: nn.Module, mask: Mask, task: Task) -> bool | None:
 
 
 def _go_back(folder: RunFolder, mask: Mask, rewound: RunFolder | None, k: int, model: nn.Module) -> None:
-    """Lay a round's mask ready, and the checkpoint that it goes on from: the dense one at epoch k, pruned."""
+    """Prepare a round's mask, and the checkpoint that it resumes from: the dense one at epoch k, pruned."""
     if not (folder.path / MASK).exists():
         mask.save(folder.path / MASK)
     if k == 0 or rewound is None or statefile.path_in(folder.path).exists():
@@ -138,7 +138,7 @@ def _go_back(folder: RunFolder, mask: Mask, rewound: RunFolder | None, k: int, m
 
 
 def pruned(state: dict[str, Any], mask: Mask, parameters: list[str]) -> dict[str, Any]:
-    """A dense training's checkpoint with a mask applied to its weights and momentum, for any engine to go on from.
+    """A dense training's checkpoint with a mask applied to its weights and momentum, for any engine to resume from.
 
     Args:
         state: as `statefile.load` gives it.

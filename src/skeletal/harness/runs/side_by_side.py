@@ -28,12 +28,12 @@ def run_many(
 ) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
     """Prune one after the other, and train together; each run is what `experiment.run` makes of it, in its own folder.
 
-    A run that fails does not stop the others. Finished runs are read, interrupted ones go on.
+    A run that fails does not stop the others. Finished runs are read, interrupted ones resume.
 
     Args:
         runs: for one device. Those of the same network on the same data set share a GPU best.
         root: the folder of run folders.
-        started: told of the number of a run that is taken.
+        started: told the number of each run that is taken.
 
     Yields:
         For each run as it ends, its number and what is in its `result.json`, or the exception that ended it: a
@@ -72,7 +72,7 @@ def run_many(
 
 def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | Callable[[], Task]:
     """The result of a finished run, or what begins it, after claiming it."""
-    # The same GPU for all, however it is called.
+    # The same GPU for all, whatever it is called.
     setup = replace(settings.setup, device=str(pick_device(settings.setup.device)))
     parts = setup, settings.pruning, settings.training
     folder = run_folder(*parts, root=root, name=settings.name)

@@ -2,7 +2,7 @@
 
 `runs/<name>-<hash>/` holds `config.json`, `environment.json`, `mask.safetensors`, `metrics.jsonl` (one line
 per epoch), `checkpoint/`, `model.safetensors` and `result.json`. The hash is of the settings, so the same
-settings find the same folder: a finished run is recognised by its result, a killed one goes on. Whole files
+settings find the same folder: a finished run is recognised by its result, a killed one resumes. Whole files
 appear by an atomic rename, and `metrics.jsonl` grows by whole lines.
 """
 
@@ -77,7 +77,7 @@ class RunFolder:
         """Find or create the folder of the run called `name` with the settings `config`.
 
         Raises:
-            ValueError: `name` is no folder name, the folder was written by another version of its format, or
+            ValueError: `name` is not a folder name, the folder was written by another version of its format, or
                 its `config.json` holds other settings than `config`.
             TypeError: `config` does not fit into JSON (paths do, as text).
 
@@ -148,11 +148,12 @@ class RunFolder:
     def claim(self, *, wait: bool = False) -> Iterator[None]:
         """Keep every other process from working on this run inside the `with` block; whether the folder exists or not.
 
-        The lock is `flock`'s, on `.<folder>.lock` beside the folder: a process that dies, however, has let go of it.
-        What a killed writer left half-written in the folder is removed. Claiming again in the same thread is free.
+        The lock is `flock`'s, on `.<folder>.lock` beside the folder: it is released when its process dies, however it
+        dies. What a killed writer left half-written in the folder is removed. Claiming again in the same thread is
+        free.
 
         Args:
-            wait: for the present holder to end, with a warning; look at `finished` after.
+            wait: for the current holder to end, with a warning; check `finished` afterwards.
 
         Raises:
             BusyError: another process holds it; the message says which one, on which machine, and since when.
@@ -168,7 +169,7 @@ class RunFolder:
     def once(self, work: Callable[[], dict[str, Any]], *, wait: bool = False) -> dict[str, Any]:
         """The result of a job that is done once: what its folder holds, or else what `work` returns.
 
-        The run is claimed while `work` is at it, and what it returns becomes the folder's result. It has to make the
+        The run is claimed while `work` runs, and what that returns becomes the folder's result. `work` must make the
         folder itself. In a process group all ranks call this; rank 0 claims and writes for all.
 
         Args:

@@ -47,9 +47,9 @@ def claim(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     A thread that already holds it claims it again at no cost.
 
     Args:
-        lock: its folder is made if need be, and removed again if it was and nothing else has come to lie there.
+        lock: its folder is made if need be, and then removed again unless something else has been put there.
         what: the thing that is claimed, for messages.
-        wait: for the present holder to end, with a warning, in place of an error.
+        wait: for the current holder to end, with a warning, instead of an error.
 
     Raises:
         BusyError: another process, or another thread of this one, holds it.
@@ -69,7 +69,7 @@ def claim(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     finally:
         if file is not None and _held.pop(file, None):  # not in a forked child
             with suppress(OSError):
-                lock.unlink()  # while we hold it: whoever waits for it sees that it is gone, and makes a new one
+                lock.unlink()  # while we hold it: a waiting process sees that it is gone, and makes a new one
             os.close(file)
         if new_folder:
             with suppress(OSError):

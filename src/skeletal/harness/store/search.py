@@ -8,7 +8,7 @@ from skeletal.harness.store.folders import RunFolder, is_run
 
 
 def runs_below(root: Path) -> Iterator[RunFolder]:
-    """The run folders at `root` or anywhere below it, by path; whatever else lies there is passed over.
+    """The run folders at `root` or anywhere below it, by path; whatever else lies there is skipped.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -66,7 +66,7 @@ def load(folder: Path) -> dict[str, Any] | None:
             _check_parts(state)
         except _OtherFormatError as error:
             raise ValueError(f"{path} {error}; use the version that wrote it, or {REMEDY}") from None
-        except Exception as error:  # nobody keeps a list of all that reading foreign bytes may raise
+        except Exception as error:  # there is no list of all that reading foreign bytes may raise
             raise ValueError(
                 f"{path} is damaged or not a checkpoint of skeletal ({in_short(error)}); {REMEDY}"
             ) from error
@@ -79,12 +79,12 @@ def engine_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_short(error: Exception) -> str:
-    """What an error says, in 200 letters: torch's go on for pages."""
+    """What an error says, in 200 characters: torch's fill pages."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def _check_archive(file: IO[bytes]) -> None:
-    # torch verifies no checksum: a flipped bit would be another weight. And nothing may grow when it is unpacked.
+    # torch verifies no checksum: a flipped bit would be a different weight. And nothing may grow when unpacked.
     file.seek(-_END_SIZE, os.SEEK_END)
     if not file.read().startswith(_END_SIGN):
         raise ValueError("it does not end where its archive ends")

@@ -1,4 +1,4 @@
-"""Everything that changes while training: saved in one file, from which the run goes on as if it had never stopped."""
+"""Everything that changes while training: saved in one file, from which the run resumes as if it had never stopped."""
 
 import math
 import time
@@ -22,7 +22,7 @@ class Moving(Protocol):
     """What moves the mask of a run; see `training.moving`."""
 
     def before_step(self) -> bool:
-        """Whether another form of the network takes the coming step than the last one."""
+        """Whether the next step is taken by another form of the network than the last one."""
         ...
 
     def after_step(self, share: float) -> bool:
@@ -34,7 +34,7 @@ class Moving(Protocol):
         ...
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, before its weights are loaded."""
+        """Resume from a checkpoint, before its weights are loaded."""
         ...
 
 
@@ -42,12 +42,12 @@ __all__ = ["RunState", "engine_of", "load", "save"]
 
 
 def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, moving: bool) -> dict[str, Any]:
-    """The optimizer's state; of a compiled network by parameter name, as its tensors have no other sign of theirs."""
+    """The optimizer's state; for a compiled network by parameter name, as nothing else identifies its tensors."""
     state = optimizer.state_dict()
     if engine.compiled:
         names = [name for name, _ in engine.network.named_parameters()]
         state["state"] = {names[i]: entries for i, entries in state["state"].items()}
-    if moving and engine.compiled:  # what a compiled network has a place for may be another where the run goes on
+    if moving and engine.compiled:  # a compiled network may have other shapes where the run resumes
         state["state"] = to_dense(engine.network, state["state"])
     return state
 
@@ -76,7 +76,7 @@ def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, stat
 class RunState:
     """Everything that changes while training, and its way to disk and back.
 
-    Without a folder, `save` and `restore` do nothing. Of several ranks, which all call everything, rank 0 writes.
+    Without a folder, `save` and `restore` do nothing. With several ranks, all call everything and rank 0 writes.
     """
 
     engine: Engine
@@ -186,7 +186,7 @@ class RunState:
         on_first(partial(save, self.folder.path, state))
 
     def restore(self) -> None:
-        """Go on from the folder's checkpoint, if there is one; drop metrics that are newer.
+        """Resume from the folder's checkpoint, if there is one; drop metrics that are newer.
 
         Raises:
             ValueError: the checkpoint was trained with other settings, is of another network, or metrics of earlier

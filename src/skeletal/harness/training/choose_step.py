@@ -21,9 +21,9 @@ from skeletal.harness.training.static_step import StaticStep, StaticSteps
 from skeletal.harness.training.step import Batching, EagerSteps, Steps
 
 # Measured on H100 and H200 with VGG-19 and ResNet-50: see docs/gpu.md.
-COMPILE_SECONDS = 1.0  # that torch.compile takes for each convolution or linear layer, about
+COMPILE_SECONDS = 1.0  # that torch.compile takes, roughly, for each convolution or linear layer
 COMPILE_GAIN = 0.2  # of a captured step
-WORTH = 2.0  # times what compiling costs it has to be expected to save
+WORTH = 2.0  # compiling must be expected to save this many times its cost
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def choose(run: RunState, batching: Batching, team: Team, training: Training, st
     """Record the run's step and compare it with eager ones, or find out why that cannot be; the run is left as it was.
 
     Args:
-        run: at the step it goes on from, its network in training mode.
+        run: at the step it resumes from, its network in training mode.
         batching: its batches.
         team: its processes.
         training: whose `graph` and `compile` are followed.
@@ -56,7 +56,7 @@ def choose(run: RunState, batching: Batching, team: Team, training: Training, st
     network = run.engine.network
     try:
         recording = _checked(run, batching, network, recorder)
-    except Exception as error:  # what a stranger's network does is not known before
+    except Exception as error:  # nobody knows in advance what a stranger's network does
         _warn("taken kernel by kernel", error)
         return _eager(run, batching, team, training, f"not captured ({in_short(error)})")
     compiled, about = _compiled(run, batching, training, recorder, recording, steps_left)
@@ -85,7 +85,7 @@ def why_eager(training: Training, batching: Batching, recorder: Recorder | None)
 
 
 def pays(training: Training, network: nn.Module, step_seconds: float, steps_left: int) -> bool:
-    """Whether torch.compile is to be tried: asked for, or expected to save twice the time that it takes.
+    """Whether to try torch.compile: asked for, or expected to save twice the time that it takes.
 
     It takes about a second for each convolution and linear layer, and makes a captured step about a fifth shorter.
     """
@@ -126,7 +126,7 @@ def _compiled(
 
 
 def compiled_by_torch(network: nn.Module) -> Any:
-    """The network as torch.compile makes it, with its parameters; random layers draw the numbers they draw without."""
+    """The network as torch.compile makes it, with its parameters; random layers draw the same numbers as without it."""
     return torch.compile(network, dynamic=False, options={"fallback_random": True})
 
 

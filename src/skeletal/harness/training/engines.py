@@ -24,7 +24,7 @@ class Engine:
     network: nn.Module
     """the model itself, or a compiled one in its place, which has the model's names and `state_dict`"""
     choice: dict[str, Any]
-    """plain data, for a checkpoint: "asked", and of a compiled network which way was chosen, layer by layer"""
+    """plain data, for a checkpoint: "asked", and for a compiled network which way was chosen, layer by layer"""
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ def engine_for(
             (see `skeletal.engine.available`): dense it is.
 
     Raises:
-        ValueError: a run cannot go on with this engine, or on this device, as it began with another.
+        ValueError: a run cannot continue with this engine, or on this device, as it began with another.
 
     """
     if earlier is not None:
@@ -145,7 +145,7 @@ def plan_again(
     """The same engine for a network whose mask has moved; ranks plan alike.
 
     Every layer takes the way that was chosen for it, so that a run with updates and one that was resumed between them
-    are the same. "auto" measures again where less than half of the weights is left of those it has measured with.
+    are the same. "auto" measures again if fewer than half of the weights it measured with are left.
 
     Args:
         engine: compiled; its choice has under "kept" how many weights it was measured with.

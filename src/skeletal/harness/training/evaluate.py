@@ -28,7 +28,7 @@ class Scores:
 def class_ranks(outputs: Tensor, targets: Tensor) -> Tensor:
     """How many classes are ahead of the right one, per example: (N, classes), (N,) -> (N,).
 
-    Of equal outputs the lower class goes first, as in a stable sort: a collapsed network, whose outputs are
+    Among equal outputs the lower class comes first, as in a stable sort: a collapsed network, whose outputs are
     all equal, scores as well as chance and not 100%. A NaN among an example's outputs puts its rank beyond any k.
     """
     own = outputs.gather(1, targets[:, None])
@@ -77,7 +77,7 @@ class Tally:
         return [loss for loss, _, _ in rows]
 
     def sums(self) -> dict[str, Any]:
-        """The sums so far, as the keyword arguments of a tally that goes on from here."""
+        """The sums so far, as the keyword arguments of a tally that continues from here."""
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "examples": self.examples}
 
     def gather(self) -> None:

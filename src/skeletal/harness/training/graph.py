@@ -27,14 +27,14 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 
 class MismatchError(RuntimeError):
-    """Recorded steps are not those they are recordings of."""
+    """Recorded steps differ from the steps they record."""
 
 
 class Recorder(Protocol):
     """What makes recordings."""
 
     def record(self, step: Callable[[], None]) -> Callable[[], object]:
-        """A function that does again what `step` does; `step` has been called before, and may be called again."""
+        """A function that repeats what `step` does; `step` has been called before, and may be called again."""
         ...
 
     def synchronize(self) -> None:
@@ -43,7 +43,7 @@ class Recorder(Protocol):
 
 
 class GraphRecorder:
-    """Records into CUDA graphs, which share their memory; the current stream has to be another than the default one."""
+    """Records into CUDA graphs, which share their memory; the current stream must not be the default one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
@@ -65,7 +65,7 @@ class GraphRecorder:
         return graph.replay
 
     def _leave_capture(self, graph: torch.cuda.CUDAGraph) -> None:
-        # When a capture fails, torch leaves its allocator as it is while capturing, and asks the dead graph later on.
+        # When a capture fails, torch leaves its allocator in capture mode, and later asks the dead graph.
         _failed.append(graph)
         leave: Any = getattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None)
         with suppress(RuntimeError):  # it has left by itself
@@ -146,7 +146,7 @@ def compare(run: RunState, batching: Batching, recording: Recording) -> float:
 
     The measure is the change of all weights together: the distance of the two changes over the length of the eager one.
     Every recorded step starts where the eager one starts, as rounding grows from step to step at a large learning rate.
-    Under bf16 autocast a change may differ by twice as much as it differs from that of float32, in which it is rounded.
+    Under bf16 autocast a change may differ by twice its rounding error, its distance from the change in float32.
 
     Returns:
         The greatest difference; the run is left as it was.
@@ -216,7 +216,7 @@ def _eager(run: RunState, batching: Batching, start: Snapshot, batch: int) -> _A
 
 
 def _recorded(run: RunState, recording: Recording, starts: list[Snapshot], first: int) -> list[_After]:
-    """What recorded steps leave; the counter and random draws go on by themselves from the first one."""
+    """What recorded steps leave; the counter and random draws advance by themselves from the first one."""
     step, seen = recording.step, []
     starts[0].restore()
     step.turn_to(run.epoch, first)

@@ -52,7 +52,7 @@ class Moving:
 
     A compiled network has neither pruned weights nor gradients of them. So the step before an update that asks for
     those is taken by the dense network, masked; then the mask moves, and the network is compiled for the new one. The
-    optimizer goes along, weight by weight.
+    optimizer follows, weight by weight.
 
     Args:
         run: its optimizer holds the parameters of `model`, and from now on those of the run's network.
@@ -80,14 +80,14 @@ class Moving:
             carry_over(run.optimizer, model, run.engine.network)
 
     def before_step(self) -> bool:
-        """Make ready for the coming step; whether another form of the network takes it than the last one."""
+        """Prepare the next step; return whether another form of the network takes it than the last one."""
         dense = self._compiled is not None and self._update.due and self._rule.needs_gradients
         if dense:
             self._become_dense()
         return dense
 
     def after_step(self, share: float) -> bool:
-        """Move the mask if it is time; whether the network has taken another form.
+        """Move the mask if it is time; return whether the network has taken another form.
 
         Args:
             share: see `MaskUpdate.step`.
@@ -125,7 +125,7 @@ class Moving:
         return self._update.state_dict()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, before its weights are loaded."""
+        """Resume from a checkpoint, before its weights are loaded."""
         self._update.load_state_dict(state)
         self._run.mask = self._mask()
 
@@ -137,7 +137,7 @@ def mask_in(state: dict[str, Any] | None, start: Mask | None) -> Mask | None:
 
 
 def leave_mask(task: Task, mask: Mask) -> None:
-    """Write the mask that a run ends with in the place of the one it began with, which goes aside."""
+    """Write the mask that a run ends with in place of the one it began with, which is set aside."""
     folder = task.folder
     assert folder is not None, "only a run on disk leaves a mask"
     example = task.example().to(task.device)

@@ -43,7 +43,7 @@ def group() -> Iterator[None]:
     except PeerError:
         raise  # a group that has lost a rank may abort its process while it is taken down
     except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:  # how a command ends that went well
+        if isinstance(error, SystemExit) and not error.code:  # how a successful command ends
             _part()
         else:
             dist.destroy_process_group()
@@ -57,7 +57,7 @@ def _part() -> None:
 
 
 def launcher() -> str:
-    """What a command has to begin with to be run by as many processes again."""
+    """How a command must begin, to be run by as many processes again."""
     if ranks() == 1:
         return "skeletal "
     return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', ranks())} -m skeletal "
@@ -79,8 +79,8 @@ class Team:
     """Takes training steps together, as one process would with the whole batch; with one process does nothing.
 
     Not `DistributedDataParallel`: that averages gradients by ranks, where a last batch need not divide evenly; waits
-    forever for a rank whose part of it is empty, or that has failed; and stumbles over layers without a gradient, which
-    an empty layer of a compiled network is.
+    forever for a rank whose part of it is empty, or that has failed; and stumbles over layers without a gradient, such
+    as an empty layer of a compiled network.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
@@ -108,7 +108,7 @@ class Team:
         return StepReport(total / max(count, 1), int(count), stops > 0)
 
     def fail(self) -> None:
-        """Come to the meeting where the others wait, with no more to tell than that this rank has failed."""
+        """Join the meeting where the others wait, only to tell them that this rank has failed."""
         if ranks() > 1:
             self._sum(0.0, 0, False, 1)
 

@@ -22,13 +22,13 @@ Outcome = TrainResult | Exception
 
 
 def train_many(tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
-    """Train several networks side by side on one device; see `train`, each of which this is.
+    """Train several networks side by side on one device; see `train`, which each of them equals.
 
     Args:
         tasks: for one device. Runs of the same network fill it best: all take as many steps, one at a time.
 
     Yields:
-        For each task as it ends, its number and its result, or the exception that ended it; the others go on.
+        For each task as it ends, its number and its result, or the exception that ended it; the others continue.
 
     Raises:
         ValueError: there are several devices, or several processes.
@@ -63,7 +63,7 @@ def train_many(tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
 
 
 class _Turns:
-    """A run that goes on by a step whenever it is its turn, and leaves the process's random state as it was."""
+    """A run that takes a step whenever it is its turn, and leaves the process's random state as it was."""
 
     def __init__(self, task: Task, stop: Stop) -> None:
         self._stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None
@@ -82,7 +82,7 @@ class _Turns:
         yield result
 
     def take_one(self) -> TrainResult | None:
-        """Take a step; the result, after the last one."""
+        """Take a step; return the result after the last one."""
         with self._place():
             return next(self._steps)
 

@@ -1,7 +1,7 @@
 """The training step as one fixed sequence of kernels on memory that stays where it is, so that it can be recorded.
 
-Nothing in it is decided by the host: which batch it is stands in a counter on the device, from which the step reads its
-examples, crops and flips out of the epoch's plan, and which it moves on; the learning rate is a number on the device;
+The host decides nothing in it: a counter on the device holds the number of the batch, by which the step reads its
+examples, crops and flips from the epoch's plan, and which it advances; the learning rate is a number on the device;
 what the batch scored goes into a row of a table. So one recording, a CUDA graph, takes every step of a run. Without a
 recording the same function runs kernel after kernel, with the same results.
 """
@@ -53,7 +53,7 @@ class StaticStep:
         return self.last_size if batch == self.steps - 1 else self._batching.batch_size
 
     def turn_to(self, epoch: int, batch: int) -> None:
-        """Make ready for a batch of an epoch, from which steps go on by themselves."""
+        """Prepare for a batch of an epoch, from which steps advance by themselves."""
         if self._ahead is None or self._ahead[0] != epoch:
             self._ahead = epoch, self._planned(epoch)
         plan, self._ahead = self._ahead[1], None
@@ -75,7 +75,7 @@ class StaticStep:
         return plan_epoch(self._split, self._batching.batch_size, seed=self._batching.seed, epoch=epoch)
 
     def __call__(self, size: int) -> None:
-        """Take the step at the counter, on `size` examples, and move the counter on."""
+        """Take the step at the counter, on `size` examples, and advance the counter."""
         run, how = self._run, self._batching
         members, *draws = (rows.index_select(0, self._position)[0, :size] for rows in _tensors(self._plan))
         images, targets = made(self._part, members, Draws(*draws), self._split.spec.padding, self._levels)

@@ -25,7 +25,7 @@ class Steps(Protocol):
     """A way to take steps."""
 
     def take(self, stopping: Callable[[], bool]) -> Iterator[StepReport]:
-        """Take the steps that are left of the run's epoch, one with each item, and add each batch to the run's tally.
+        """Take the remaining steps of the run's epoch, one with each item, and add each batch to the run's tally.
 
         The run counts the batches itself. `stopping` tells whether this rank has been asked to stop.
         """
@@ -45,9 +45,9 @@ class Batching:
 
 
 class EagerSteps:
-    """Steps on batches as the split gives them; of several ranks each takes its part of every batch.
+    """Steps on batches as the split gives them; with several ranks, each takes its part of every batch.
 
-    `network` is what is called in place of the run's network, as what was compiled of it.
+    `network` is called in place of the run's network: for example, its compiled form.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class Task:
         ):  # the same run, computed or looked at in another way
             del settings[how]
         if not settings["sync_bn"]:
-            del settings["sync_bn"]  # came later: checkpoints from before it go on
+            del settings["sync_bn"]  # added later: checkpoints from before it still resume
         for name in [name for name in settings if name.startswith("update") and self.training.update == "none"]:
             del settings[name]  # likewise
         return settings

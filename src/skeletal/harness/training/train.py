@@ -1,7 +1,7 @@
 """Training: SGD with momentum and a step schedule (the paper's appendix A); the loop is `trainer.turns`.
 
-A run can be stopped at any step and goes on exactly where it was: on a CPU the resumed run ends in the same
-weights, to the bit, as one that was never stopped.
+A run can be stopped at any step and resumes exactly where it was: on a CPU the resumed run ends with the same weights,
+to the bit, as one that was never stopped.
 """
 
 from collections import deque
@@ -54,13 +54,13 @@ def train(
     order of its weights. torch's global random state is seeded with `seed`, or restored when resuming.
 
     In a process group (torchrun) all ranks call it, on the same model, data and settings; `training.batch_size` is that
-    of all together, of which each takes its part, and rank 0 writes. All end with the same weights, to rounding those
-    of one process, except that batch norm takes each rank's own statistics unless `training.sync_bn`, and dropout draws
-    each rank's own numbers.
+    of all together, of which each takes its part, and rank 0 writes. All end with the same weights, equal to those of
+    one process up to rounding, except that batch norm takes each rank's own statistics unless `training.sync_bn`, and
+    dropout draws each rank's own numbers.
 
     Raises:
-        ValueError: a setting is missing or senseless, there are no training examples, a label is no class of the
-            network's, ranks hold different weights, or the folder's checkpoint belongs to another run, or to another
+        ValueError: a setting is missing or senseless, there are no training examples, a label is not a class of the
+            network, ranks hold different weights, or the folder's checkpoint belongs to another run, or to another
             engine than the one asked for.
         NonFiniteError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
         MaskError: the mask does not fit the model, or a pruned weight has moved.

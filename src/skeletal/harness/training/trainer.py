@@ -32,7 +32,7 @@ from skeletal.harness.training.step import Batching
 from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
 
 LONG = 1000
-"""steps of a training that is worth a word on how to make it shorter"""
+"""a training of at least this many steps deserves a word on how to shorten it"""
 
 
 class Trainer:
@@ -55,7 +55,7 @@ class Trainer:
         self._opened = ExitStack()
 
     def __enter__(self) -> "Trainer":
-        with ExitStack() as opened:  # what is open already is closed, should the rest fail
+        with ExitStack() as opened:  # closes what is already open if the rest fails
             self._set_up(opened)
             self._opened = opened.pop_all()
         return self
@@ -133,7 +133,7 @@ class Trainer:
         return any(everyone(self._stop.requested))
 
     def steps(self) -> Iterator[None]:
-        """Take the steps that are left of this epoch, one with each item, until somebody asks to stop.
+        """Take the remaining steps of this epoch, one with each item, until somebody asks to stop.
 
         Raises:
             NonFiniteError: the loss or a weight became NaN or infinite.
@@ -212,7 +212,7 @@ class Trainer:
         """Leave the weights in the folder.
 
         Raises:
-            Interrupted: somebody has asked to stop; the message says how to go on.
+            Interrupted: somebody has asked to stop; the message says how to resume.
 
         """
         run, folder = self._run, self._task.folder

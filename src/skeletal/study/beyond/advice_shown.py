@@ -45,7 +45,7 @@ class Advised(Tabular):
         return f"Advised({self.title}; densities: {advised})"
 
     def in_words(self) -> list[str]:
-        """A line for each method."""
+        """One line per method."""
         return [in_words(method, found) for method, found in self.recommendations.items()]
 
     def table(self, *, markdown: bool = False) -> str:
@@ -81,7 +81,7 @@ class Advised(Tabular):
 
 
 def table(found: Mapping[str, Sequence[Line]], *, markdown: bool = False) -> str:
-    """A line for each method and density; saliency and gradient norm are relative to the dense network's."""
+    """One line per method and density; saliency and gradient norm are relative to the dense network's."""
     return _table(found).shown(markdown=markdown)
 
 

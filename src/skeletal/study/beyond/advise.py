@@ -1,14 +1,14 @@
 """How far can I prune? Looked for at initialization, without training: the criterion the paper's section 5.4 asks for.
 
-A method is followed down to lower and lower densities, and stopped before the first at which, judged by the mask and by
-gradients of the untrained network, the skeleton degrades. Three things are asked of a density (`recommend`):
+A method is followed down to lower and lower densities, and stopped before the first at which the skeleton degrades,
+judged by the mask and by gradients of the untrained network. `recommend` asks three things of a density:
 
 * Is there a path from input to output, in every seed? Without one nothing can be learned.
 * Do at least 90% of the kept weights lie on such a path (`EFFECTIVE`), in every seed? The others are never trained:
   that part of the budget is wasted, and by then layers have run thin. The 90% is a convention.
-* Is it at or above the knee of the FORCE saliency? S(c), Eq. 6, is what is left of the loss's sensitivity to the
-  weights. While weights go that are worth less than the average, S / |c|, the mean saliency of a kept weight, rises;
-  where it begins to fall, those that stay lose worth with those that go. The knee is the density at which S / |c| is
+* Is it at or above the knee of the FORCE saliency? S(c), Eq. 6, is the loss's remaining sensitivity to the weights.
+  While weights worth less than the average are removed, S / |c|, the mean saliency of a kept weight, rises; where it
+  begins to fall, the weights that stay lose worth along with those removed. The knee is the density at which S / |c| is
   largest: no threshold is set, and the loss's units cancel.
 """
 
@@ -126,9 +126,9 @@ class Advice:
     """A sweep over densities at initialization: which runs it is made of, and what comes of them."""
 
     setup: Setup
-    """its seed is not looked at"""
+    """its seed is ignored"""
     prunings: tuple[Pruning, ...]
-    """resolved; one for each method, whose density is not looked at"""
+    """resolved; one for each method, whose density is ignored"""
     densities: tuple[float, ...] = DENSITIES
     seeds: tuple[int, ...] = (0, 1)
     measure_batches: int = BATCHES

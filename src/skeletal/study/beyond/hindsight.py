@@ -14,7 +14,7 @@ from skeletal.harness.store.folders import RunFolder
 from skeletal.study.beyond.advise import Advice, Line, Recommendation
 
 TOLERANCE = 3.0
-"""points of test accuracy below the dense network from which on a skeleton counts as degraded"""
+"""a skeleton this many points of test accuracy below the dense network counts as degraded"""
 MEASURES = ("saliency", "worth", "gradient_norm", "effective")
 
 Accuracies = dict[str, dict[float, list[float]]]
@@ -75,10 +75,10 @@ def hindsight(
     """Compare advice with the accuracies of finished runs.
 
     Args:
-        advice: whose settings the runs have to share, but for densities and seeds.
+        advice: whose settings the runs must share, except densities and seeds.
         found: its lines by method.
         advised: its recommendations by method.
-        trained: a folder of run folders; others in it are passed over.
+        trained: a folder of run folders; others in it are ignored.
 
     Raises:
         ValueError: there are no such runs, none of the dense network, or they were trained by different recipes.

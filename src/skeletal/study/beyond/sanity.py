@@ -1,8 +1,8 @@
-"""What does a method choose? Masks with part of the choice taken back, measured and trained beside the original.
+"""What does a method choose? Masks with part of the choice undone, measured and trained beside the original.
 
-If a mask trains as well with its weights drawn anew within each layer, or on weights it was not found on, then what was
-chosen are numbers of weights for layers, not weights (Frankle et al. 2021, "Pruning Neural Networks at Initialization:
-Why Are We Missing the Mark?"; Su et al. 2020, "Sanity-Checking Pruning Methods").
+If a mask trains as well with its weights drawn anew within each layer, or on weights it was not found on, then the
+method has chosen numbers of weights per layer, not weights (Frankle et al. 2021, "Pruning Neural Networks at
+Initialization: Why Are We Missing the Mark?"; Su et al. 2020, "Sanity-Checking Pruning Methods").
 """
 
 import statistics
@@ -150,7 +150,7 @@ class SanityChecks:
     """The sanity checks of one method on one network: which runs they are, and what comes of them.
 
     Args:
-        setup: its seed is not looked at.
+        setup: its seed is ignored.
         pruning: resolved; the method is an iterative one, or there is little to check.
         training: resolved.
         seeds: at least two, each with its own weights, batches and masks.
@@ -182,7 +182,7 @@ class SanityChecks:
         return measured + [self._run(weights, mask, self.training) for weights, mask in runs]
 
     def results(self, root: Path) -> list[dict[str, Any]]:
-        """What has been found, a row for each check and seed; without those whose runs are not finished.
+        """What has been found, one row per check and seed; without those whose runs are not finished.
 
         `saliency` is FORCE's (Eq. 6), as a fraction of that of the method's own mask on the same weights; `overlap` and
         `layer_agreement` are with the seed's own mask.

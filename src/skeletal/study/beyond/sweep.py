@@ -36,7 +36,7 @@ def one_run_serves(pruning: Pruning) -> bool:
 
 @dataclass(frozen=True)
 class SweepJob(SearchJob):
-    """Prune to all `densities` and measure each mask; the density of `pruning` is not looked at.
+    """Prune to all `densities` and measure each mask; the density of `pruning` is ignored.
 
     The result's `points` are what `harness.measure.measured` tells, one for each density.
     """

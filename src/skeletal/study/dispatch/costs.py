@@ -1,7 +1,7 @@
 """What a run will cost: from finished runs of the same network, else from multiply-adds and a measured rate.
 
-What stands around the arithmetic, reading data, compiling kernels, setting out for every step, is only known from runs
-that were made here. Where the arithmetic is so little that this is most of a run, and there are none, nothing is known.
+The overhead around the arithmetic (reading data, compiling kernels, launching every step) is only known from runs made
+here. Where there is so little arithmetic that overhead is most of a run, and there are no such runs, nothing is known.
 """
 
 import json
@@ -29,7 +29,7 @@ _MEASURING_IMAGES = 1_280  # see `harness.measure`
 # Passes through the network for one example, in forward passes: forward and backward, and GRASP's second backward.
 _TRAINING, _HESSIAN = 3, 9
 _TOLD = 60
-"""seconds of counted arithmetic in a run, below which what stands around it may be more"""
+"""seconds of counted arithmetic in a run, below which the overhead may be more"""
 _WITHOUT_DATA = ("random", "random-uniform", "random-erk", "magnitude", "synflow", "dense")
 
 
@@ -117,7 +117,7 @@ class Costs:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Return the sum; it is known as well as the part that is known worst."""
+    """Return the sum; it is only as reliable as its least reliable part."""
     costs = list(costs)
     sources = {cost.source for cost in costs}
     source: Any = next((worst for worst in ("unknown", "counted") if worst in sources), "measured")

@@ -50,7 +50,7 @@ def walk(jobs: Sequence[Job], root: Path, *, told: Told = lambda name, state: No
 
 
 def _take(job: Job, root: Path, told: Told) -> bool:
-    """Whether the job is no longer anybody's concern: done, now or earlier, or failed."""
+    """Whether the job needs no more attention: done, now or earlier, or failed."""
     folder = job.folder(root)
     error = folder.path / ERROR
     if folder.finished or error.exists():
@@ -67,7 +67,7 @@ def _take(job: Job, root: Path, told: Told) -> bool:
 
 
 def _groups(jobs: Sequence[Job], root: Path, together: int) -> Iterator[list[Job]]:
-    """Trainings that are left, of the same network on the same batches, so many at a time; none of less than two."""
+    """The remaining trainings of the same network on the same batches, so many at a time; never fewer than two."""
     alike: dict[Any, list[Job]] = {}
     for job in jobs if together > 1 else ():
         if type(job) is Job and job.training is not None and _is_left(job, root):
@@ -136,7 +136,7 @@ def forget_failures(jobs: Sequence[Job], root: Path) -> None:
 
 
 def _free_memory() -> None:
-    # Several workers may share a GPU: what torch keeps for later they cannot have.
+    # Several workers may share a GPU: they cannot have what torch keeps for later.
     import torch
 
     gc.collect()

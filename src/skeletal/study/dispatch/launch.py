@@ -64,8 +64,8 @@ def launch(
         The ids of the cluster's jobs, which go on by themselves; empty for the other executors, which wait.
 
     Raises:
-        ValueError: unknown executor, less than one worker, or no Slurm here.
-        ChildProcessError: a worker ended before its time; says where its log is.
+        ValueError: unknown executor, fewer than one worker, or no Slurm here.
+        ChildProcessError: a worker ended early; says where its log is.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have written their checkpoints.
 
     """

@@ -1,4 +1,4 @@
-"""A study as a list of commands, for whoever has another way to run them."""
+"""A study as a list of commands, in case you have another way to run them."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _ELSEWHERE = ("data_dir", "device", "workers", "sparsity")
 
 
 def command(job: Job, root: Path, data_dir: Path | None = None, device: str = "auto") -> list[str]:
-    """Return the command that does one job, in the folder the study looks for it."""
+    """Return the command that does one job, in the folder where the study looks for it."""
     dense = job.pruning.method == "dense"
     verb = ["run"] if job.training is not None else ["study", "measure"]
     words = ["skeletal", *verb, *_flags(asdict(job.setup)), "--device", device, "--out", str(root)]
@@ -43,7 +43,7 @@ def lines(jobs: Sequence[Job], root: Path, data_dir: Path | None = None, device:
 
 
 def array(jobs: Sequence[Job], root: Path, data_dir: Path | None = None, device: str = "auto") -> str:
-    """Return a Slurm job array script: a task for each job, by its line."""
+    """Return a Slurm job array script: one task per job, by its line."""
     listed = lines(jobs, root.absolute(), data_dir and data_dir.absolute(), device)
     return f"""#!/bin/bash
 #SBATCH --job-name=skeletal-study

@@ -15,6 +15,6 @@ ITEMS: dict[str, Item] = {
 
 
 def items_named(names: tuple[str, ...]) -> list[Item]:
-    """Return the items called so; all of them for no name. Raises ValueError for a name that does not exist."""
+    """Return the items with these names, or all without any. Raises ValueError for a name that does not exist."""
     found = [named("item", name, ITEMS) for name in names]
     return [ITEMS[name] for name in dict.fromkeys(found or ITEMS)]

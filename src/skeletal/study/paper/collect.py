@@ -1,4 +1,4 @@
-"""From run folders to points: figures and tables are drawn from what stands in `result.json`, and nothing else."""
+"""From run folders to points: figures and tables are drawn from what `result.json` says, and nothing else."""
 
 import json
 import math
@@ -19,7 +19,7 @@ ERROR = "error.json"
 def points(item: Item, scale: Scale, root: Path) -> list[Measurement]:
     """Return a point for each number that finished runs below `root` have measured.
 
-    What is to be divided by a baseline of 0 is left out, as are numbers that are not finite.
+    Numbers to be divided by a baseline of 0 are left out, as are those that are not finite.
 
     Raises:
         ValueError: a run's `config.json` or `result.json` is damaged.

@@ -12,7 +12,7 @@ from skeletal.harness.store.folders import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """Resolved settings of a run; the same settings are the same job, in whichever item they stand."""
+    """Resolved settings of a run; the same settings are the same job, in whichever item they appear."""
 
     setup: Setup
     pruning: Pruning
@@ -23,7 +23,7 @@ class Job:
 
     @property
     def kind(self) -> Literal["train", "measure"]:
-        """What its result is of: a trained network, or a mask."""
+        """What its result describes: a trained network, or a mask."""
         return "measure" if self.training is None else "train"
 
     def folder(self, root: Path) -> RunFolder:
@@ -53,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SearchJob(Job):
-    """Find masks and leave them in a run folder of their own, a file each."""
+    """Find masks and leave them in a run folder of their own, one file each."""
 
     @abstractmethod
     def place(self, root: Path) -> tuple[Path, str, dict[str, Any]]:

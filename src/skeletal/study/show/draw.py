@@ -16,7 +16,7 @@ from skeletal.study.show import legend
 from skeletal.study.show.plot_styles import looks, method_of
 
 _COLUMNS = 3
-_WIDTH, _HEIGHT = 3.3, 2.3  # inches a panel: a column of a two-column page
+_WIDTH, _HEIGHT = 3.3, 2.3  # inches per panel: a column of a two-column page
 _FONT = 7.5  # points
 _HEADING = 0.25  # inches
 _LINE = 0.15  # inches of one line of the legend or the notes
@@ -83,7 +83,7 @@ def shown_panels(
 ) -> tuple[list[Panel], dict[str, list[str]]]:
     """Return the panels to draw, and the series that every panel of the item should have at this scale.
 
-    Without `keys` those are left out of which nothing is to be run at this scale, if there are others.
+    Without `keys`, panels for which nothing is run at this scale are left out, if there are others.
     """
     panels, cells = {panel.key: panel for panel in item.at(scale).panels}, item.cells(scale)
     expected = {key: list(dict.fromkeys(cell.series for cell in cells if cell.panel == key)) for key in panels}
@@ -104,7 +104,7 @@ def save(figure: Any, stem: Path) -> tuple[Path, Path]:
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the sample standard deviation, which one value does not have."""
+    """Return the mean and the sample standard deviation; one value has no deviation."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -169,7 +169,7 @@ def _draw_panel(axes: Any, panel: Panel, points: Sequence[Measurement], look: di
     if points and panel.y_scale == "log":
         _label_log_y(axes)
     for row, (label, places) in enumerate((label, places) for label, places in empty.items() if places):
-        height = [0.02 + 0.035 * row] * len(places)  # at the lower edge, a row a series, so that none hides another
+        height = [0.02 + 0.035 * row] * len(places)  # at the lower edge, one row per series, so that none hides another
         cross = {"color": look[label]["color"], "markersize": 3.5, "transform": axes.get_xaxis_transform()}
         axes.plot(places, height, "x", zorder=4, **cross)
     if panel.y_max is not None:
@@ -185,7 +185,7 @@ def _marked(line: Sequence[float]) -> list[int]:
 
 
 def _folded(text: str, width: int) -> str:
-    """Text in lines of about the same length, at most `width` letters."""
+    """Text in lines of about the same length, at most `width` characters."""
     rows = math.ceil(len(text) / width)
     even = min(width, math.ceil(len(text) / rows) + 6) if rows > 1 else width
     return textwrap.fill(text, even, break_on_hyphens=False)
@@ -290,7 +290,7 @@ def _apart(places: list[float]) -> list[float]:
 
 
 def _power(value: float, _: object) -> str:
-    """1,000 and 0.01 as they are, what is longer as a power of ten."""
+    """1,000 and 0.01 as they are, anything longer as a power of ten."""
     if value <= 0:
         return ""
     exponent = round(math.log10(value))

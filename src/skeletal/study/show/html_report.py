@@ -109,7 +109,7 @@ class Section:
 def build(root: Path, scale: Scale, out: Path, *, items: Iterable[Item] | None = None) -> Path:
     """Write a page of what has run below `root` at a scale, and its figures as files beside it; return the page's path.
 
-    The page needs no other file and no network: the figures are in it, too. Runs are linked by their place from it.
+    The page needs no other file and no network: the figures are in it, too. Runs are linked by relative paths.
 
     Args:
         root: the folder of the study's run folders.
@@ -186,7 +186,7 @@ def _sheet(item: Item, panel: Panel, points: Sequence[Measurement], known: Seque
 
 def _table(panel: Panel, known: Sequence[Entry]) -> PanelTable | None:
     """Series down, x across; layers, of which there are many, down and series across."""
-    # What others than the paper have in between ours would be columns without anything of ours.
+    # Numbers between ours from sources other than the paper would make columns with none of ours.
     places = {entry.x for entry in known if entry.values or any(r.source.startswith("paper") for r in entry.references)}
     known = [entry for entry in known if entry.x in places or not places]
     if not known:

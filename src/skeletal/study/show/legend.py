@@ -21,7 +21,7 @@ def publisher(reference: Reference) -> str:
 
 
 def handles(panels: Iterable[Panel], points: Iterable[Measurement], look: Mapping[str, dict[str, Any]]) -> list[Any]:
-    """Return matplotlib lines for what is drawn: a series each, and a hollow mark for each publisher."""
+    """Return matplotlib lines for what is drawn: one per series, and a hollow mark for each publisher."""
     with extra("run"):
         from matplotlib.lines import Line2D
 

@@ -1,4 +1,4 @@
-"""Colours and marks of a figure's series: of a method always its own, of a quantity such as T a row of shades."""
+"""Colours and marks of a figure's series: a method always has its own, a quantity such as T a row of shades."""
 
 from collections.abc import Collection, Iterable
 from itertools import cycle
