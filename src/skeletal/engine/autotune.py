@@ -1,4 +1,4 @@
-"""Which layers run sparse: what was measured faster."""
+"""Which layers run sparse: those measured to be faster that way."""
 
 import hashlib
 import math
@@ -25,8 +25,8 @@ from skeletal.engine.report import DENSE_LAST, FULL
 
 _REPEATS = 3
 _KERNELS = 3
-"""counts up when kernels change so much that earlier choices say nothing"""
-_HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring better
+"""raised when kernels change so much that earlier choices mean nothing"""
+_HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring again
 
 
 def median_ms(call: Callable[[], Any], hopeless: float = math.inf) -> float:
@@ -107,9 +107,9 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
 def measure(
     network: Any, layers: Mapping[str, Sparse], shapes: Mapping[str, tuple[int, ...]], example: Any
 ) -> dict[str, Any]:
-    """Time every layer by itself, then whole training steps: all sparse, all dense, each as was faster.
+    """Time every layer by itself, then whole training steps: all sparse, all dense, each the faster way.
 
-    Under autocast to bfloat16 all of that in bfloat16, and all sparse on maps in float32 as well.
+    Under autocast to bfloat16, all of that runs in bfloat16, and all sparse also on maps in float32.
 
     Args:
         network: compiled; left with the paths of the way that was timed last.
@@ -177,5 +177,5 @@ def remembered(key: str) -> dict[str, Any] | None:
 
 
 def remember(key: str, choice: dict[str, Any]) -> None:
-    """Write a choice down for later processes; where that is not possible, they measure again."""
+    """Record a choice for later processes; if that is not possible, they measure again."""
     host.remember(f"choice-{key}", choice)

@@ -1,7 +1,7 @@
 """Whether the engine's kernels can be trusted on this host: compiled and compared with torch once, then remembered.
 
-numba may be missing, or newer than what this package was tested with; LLVM may compile for a CPU what that cannot run,
-or runs wrongly. Each would otherwise end a training in its middle, or, worse, not end it. The check is made in a
+numba may be missing, or newer than what this package was tested with; LLVM may emit code that a CPU cannot run,
+or runs wrongly. Any of this would otherwise end a training run midway or, worse, not end it. The check runs in a
 process of its own, which may crash. What it compiles stays in numba's cache, where the first network finds it.
 """
 
@@ -50,8 +50,8 @@ def available(maps: str = "float32") -> Availability:
     (`XDG_CACHE_HOME` or `~/.cache`), by CPU and versions, and for as long as neither changes.
 
     Args:
-        maps: type of the maps, "float32" or "bfloat16": each has kernels of its own. Networks in bfloat16 have use for
-            both, so that asking for "bfloat16" checks both, in one process.
+        maps: type of the maps, "float32" or "bfloat16": each has kernels of its own. Networks in bfloat16 use
+            both, so asking for "bfloat16" checks both, in one process.
 
     Returns:
         An `Availability`: true, or false with a `reason`, which `str` gives, too.
@@ -74,7 +74,7 @@ def available(maps: str = "float32") -> Availability:
 
 
 def _check(kinds: list[str]) -> list[tuple[str | None, bool]]:
-    """For each type of maps what a check in another process has found, and whether it would find the same again."""
+    """For each type of maps, what a check in another process has found, and whether it would find the same again."""
     command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), *kinds]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS * len(kinds))
@@ -93,7 +93,7 @@ def _check(kinds: list[str]) -> list[tuple[str | None, bool]]:
 
 
 def _ended(check: subprocess.CompletedProcess[str]) -> tuple[str, bool]:
-    """What became of a check that gave no answer, and whether another one would end so, too."""
+    """What became of a check that gave no answer, and whether another one would end the same way."""
     if check.returncode < 0:
         name = signal.Signals(-check.returncode).name
         return f"compiling or running its kernels ended in {name} ({_versions()})", name not in ("SIGKILL", "SIGTERM")
@@ -113,7 +113,7 @@ def _version(package: str) -> str:
 
 
 def _place(package: str) -> str | None:
-    """Where a package would be loaded from; it is not."""
+    """Where a package would be loaded from, without loading it."""
     try:
         spec = util.find_spec(package)
     except ValueError:  # it is loaded, from nowhere

@@ -37,9 +37,9 @@ PATHS = ("auto", "sparse", "dense")
 class Compiled(Traced):
     """A skeleton that costs what is left of it. Made by `skeletal.compile`.
 
-    The same function as the masked network, to rounding. Its parameters are the kept values of each masked weight, in
+    The same function as the masked network, up to rounding. Its parameters are each masked weight's kept values, in
     the order of the mask, under the weight's own name, and all other parameters as they are, without removed channels.
-    `state_dict` and `load_state_dict` speak the original network's language.
+    `state_dict` and `load_state_dict` use the original network's names and shapes.
     """
 
     def __init__(self, compacted: Compact, mask: Mask, example: Any, *, sparse: bool = True) -> None:
@@ -90,7 +90,7 @@ class Compiled(Traced):
             return self._run_outside_graphs(*arguments, **options)
         return self._run(*arguments, **options)
 
-    @torch._disable_dynamo  # as torch.compiler.disable, without loading the compiler before it is used
+    @torch._disable_dynamo  # like torch.compiler.disable, without loading the compiler before it is used
     def _run_outside_graphs(self, *arguments: Any, **options: Any) -> Any:
         return self._run(*arguments, **options)
 
@@ -119,12 +119,12 @@ class Compiled(Traced):
     def param_groups(self, weight_decay: float, no_decay: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: weight decay for weights, none for norms and biases.
 
-        As the usual recipes have it (no decay where `ndim <= 1`), told by the dense weights' dimensions: kept values
-        are vectors.
+        This follows the usual recipes (no decay where `ndim <= 1`), but goes by the dense weights' dimensions: kept
+        values are vectors.
 
         Args:
             weight_decay: of the first group.
-            no_decay: names of further parameters without any.
+            no_decay: names of further parameters without weight decay.
 
         """
         return param_groups(self, weight_decay, no_decay)
@@ -153,7 +153,7 @@ class Compiled(Traced):
     def to_dense(self) -> nn.Module:
         """A network of the original architecture with the current values; pruned weights are exactly 0.
 
-        Kept weights that cannot have an effect, whose channels were removed, have the value they had.
+        Kept weights that cannot have an effect, because their channels were removed, keep their old values.
         """
         self._take_over()
         values = {name: tensor.detach() for name, tensor in state_tensors(self.network).items()}
@@ -164,10 +164,10 @@ class Compiled(Traced):
         return dense
 
     def use(self, path: str) -> None:
-        """Run all layers "sparse" or "dense", or each as was measured faster ("auto"). Parameters stay as they are.
+        """Run all layers "sparse" or "dense", or each the way measured to be faster ("auto"). Parameters do not change.
 
         Warns:
-            UserWarning: the kernels do not work on this host (see `engine.available`): dense it is.
+            UserWarning: the kernels do not work on this host (see `engine.available`), so all run dense.
 
         Raises:
             ValueError: an unknown path, or a sparse one where the weights are not float32 or float64 on the CPU.
@@ -274,10 +274,10 @@ def compile(
     Args:
         model: any module; not changed. A network that torch.fx cannot trace keeps its own forward pass, in which only
             its linear layers and convolutions are exchanged.
-        mask: of this model; None keeps all weights, which pays in bfloat16 on a CPU with a matrix unit.
+        mask: of this model; None keeps all weights, which pays off in bfloat16 on a CPU with a matrix unit.
         example: a batch of the size you train with: a tensor of inputs, or as `prune` takes them. Other sizes stay
             correct; what is fastest is measured for this one.
-        path: "auto" measures each layer, then whole training steps, and takes the fastest, dense ones among them;
+        path: "auto" measures each layer, then whole training steps, and takes the fastest, dense ones included;
             remembered for these shapes and this host. "sparse" and "dense" force one.
         dtype: what you train in: `torch.bfloat16` measures as under autocast to it, `torch.float32` without, None as
             it is where this is called. What finally counts is the autocast around each forward pass, or inputs in
@@ -293,7 +293,7 @@ def compile(
         on a CPU (see `skeletal.engine.available`) it runs dense, masked weights held at 0, and its report says why.
 
     Warns:
-        UserWarning: they do not, and `path` is not "dense".
+        UserWarning: the kernels do not work, and `path` is not "dense".
 
     Raises:
         MaskError: the mask belongs to another model.
@@ -328,7 +328,7 @@ def _without_kernels(model: nn.Module, mask: Mask, batch: Any, path: str) -> Com
 
 
 def _maps() -> str:
-    """What maps are stored in where this is called."""
+    """The type that maps are stored in where this is called."""
     bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return "bfloat16" if bfloat16 else "float32"
 

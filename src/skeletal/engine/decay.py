@@ -1,4 +1,4 @@
-"""Weight decay of a compiled network, whose weights are vectors, which recipes take for biases."""
+"""Weight decay of a compiled network, whose weights are vectors, which recipes mistake for biases."""
 
 import warnings
 import weakref
@@ -28,7 +28,7 @@ _unseen: list[list[weakref.ref[nn.Parameter]]] = []
 def warn_of_lost_decay(vectors: list[nn.Parameter]) -> None:
     """Warn at the first step of an optimizer that decays other parameters but none of a network's kept weights.
 
-    That is what comes of recipes such as "no weight decay where `ndim <= 1`", as timm's.
+    This happens with recipes such as "no weight decay where `ndim <= 1`", like timm's.
     """
     _hook_once()
     _unseen[:] = [network for network in _unseen if any(vector() is not None for vector in network)]

@@ -1,4 +1,4 @@
-"""Put layers over kept weights in the place of torch's own, where that is sure to change nothing."""
+"""Put layers over kept weights in place of torch's own, where that is sure to change nothing."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,8 +21,8 @@ def exchange(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> tu
     """Exchange what can be exchanged, in place.
 
     A graph calls its layers in ways that are known. Other code, of a network that could not be traced or of a part that
-    was kept whole, may do anything with a layer: read its weight, ask for its class, write to it. There layers are
-    exchanged only if the network, run with them, agrees with itself before (see `Reference`).
+    was kept whole, may do anything with a layer: read its weight, ask for its class, write to it. There, layers are
+    exchanged only if the network gives the same results with them as before (see `Reference`).
 
     Returns:
         The names of the layers that were exchanged, and why others were not, or "".
@@ -61,7 +61,7 @@ def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> st
 
 
 class _Once(torch.autograd.Function):
-    """Nothing, and no second derivative, as the kernels have none."""
+    """The identity, without a second derivative, as the kernels have none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def make_sparse(
 ) -> list[str]:
     """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced.
 
-    Not those whose weight another module shares, nor those with hooks or parametrizations, nor `but` these.
+    It skips those whose weight another module shares, those with hooks or parametrizations, and any that `but` names.
     """
     names = [name for name in _exchangeable(module, masks) if not but(name)]
     for name in names:
@@ -106,7 +106,7 @@ def _exchangeable(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
 
 
 def _plain(layer: Any) -> bool:
-    """Whether a layer is nothing but itself, of real numbers, and pads with zeros on both sides alike."""
+    """Whether a layer has no hooks or parametrizations, is real-valued, and pads with zeros equally on both sides."""
     if has_hooks(layer) or nn.utils.parametrize.is_parametrized(layer) or layer.weight.dtype not in COMPUTES:
         return False
     return not isinstance(layer, nn.Conv2d) or (

@@ -11,7 +11,7 @@ from skeletal.core.files import write_atomically
 
 
 def processor(*fields: str) -> list[str]:
-    """The first line of each field in what Linux says of the CPU; elsewhere what Python knows of it."""
+    """The first line of each field in what Linux says about the CPU; elsewhere what Python knows about it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def remembered(name: str) -> dict[str, Any] | None:
 
 
 def remember(name: str, found: dict[str, Any]) -> None:
-    """Write a result down for later processes; where that is not possible, they find it out again."""
+    """Record a result for later processes; if that is not possible, they find it out again."""
     with suppress(OSError):
         path = _file(name)
         path.parent.mkdir(parents=True, exist_ok=True)

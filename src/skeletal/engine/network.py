@@ -1,4 +1,4 @@
-"""The modules of a traced network, run by code of ours."""
+"""The modules of a traced network, run by our own code."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # loaded where a check has found that kernels work
 
 
 class Network(Traced):
-    """The modules of a network under their own names, run by code of ours.
+    """The modules of a network under their own names, run by our own code.
 
-    Modules with hooks are called as they are; a hook that is registered, or removed, later has the code made anew.
+    Modules with hooks are called as they are; if a hook is registered or removed later, the code is made anew.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -77,7 +77,7 @@ def under_its_name(network: nn.Module | None, name: str) -> Any:
 
 
 def refuse_exporters() -> None:
-    """Kernels of ours are nothing that torch.export, torch.onnx or torch.jit could write down.
+    """Our kernels cannot be exported by torch.export, torch.onnx or torch.jit.
 
     Raises:
         RuntimeError: one of them is at work; says what to export instead.

@@ -14,13 +14,13 @@ States = Mapping[str, Mapping[str, Any]]
 
 
 def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> None:
-    """Let an optimizer go on with another form of the same network, weight by weight.
+    """Let an optimizer continue with another form of the same network, weight by weight.
 
-    Groups, their settings and schedulers stay, and so do counts of steps. Momentum and moments of weights that `before`
+    Groups, their settings and schedulers stay, and so do step counts. Momentum and moments of weights that `before`
     has no place for, pruned or without effect, are 0; those that `after` has no place for are lost.
 
     Args:
-        optimizer: of the parameters of `before`; from now on of those of `after`.
+        optimizer: holds the parameters of `before`; from now on those of `after`.
         before: a module, or what `skeletal.compile` has made of it.
         after: likewise; one of the two is the module itself.
 
@@ -45,8 +45,8 @@ def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> Non
 def to_dense(network: nn.Module, states: States) -> dict[str, dict[str, Any]]:
     """States of a network's parameters, with the shapes that those have in the original network.
 
-    What has the shape of its parameter becomes dense, 0 where a compiled network has nothing; the rest stays. Of an
-    original network all is as it was.
+    What has the shape of its parameter becomes dense, 0 where a compiled network has nothing; the rest stays. For an
+    original network nothing changes.
     """
     places, weights = _places(network), dict(network.named_parameters())
     return {name: _each(entries, weights[name].shape, places[name].dense) for name, entries in states.items()}

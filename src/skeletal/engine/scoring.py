@@ -23,11 +23,11 @@ from skeletal.engine.compile import Compiled
 BREAK_EVEN = {"float32": 0.15, "bfloat16": 0.05}
 """By precision: density below which gradients are taken on a skeleton, near where a step of VGG-19 and ResNet-50 costs
 the same both ways (two threads, batch 128; docs/cost.md). Not measured at run time, as masks must not depend on a
-machine's load. With a matrix unit (see `amx`) a step in bfloat16 on a skeleton is the faster one at any density."""
+machine's load. With a matrix unit (see `amx`) a step in bfloat16 on a skeleton is faster at any density."""
 _FEW = 2
 """examples of a batch, for what does not depend on their number"""
 REPLAN = 0.5
-"""Share of a plan's weights left at which the next is made. Planning costs one or two steps (docs/cost.md), and an
+"""Share of a plan's weights that is left when the next is made. Planning costs one or two steps (docs/cost.md), and an
 exponential schedule halves its weights every 9 to 30 steps."""
 
 
@@ -52,13 +52,13 @@ class SkeletonDerivatives(Derivatives):
     """Gradients of kept weights, at a cost that falls with their number; for nested methods.
 
     Above a density of `break_even`, and where a skeleton is of no use (see `why_dense`), all is as in `Derivatives`.
-    Below it gradients are taken on a skeleton, compiled anew each time `REPLAN` of the weights that it was made for
-    are left; those pruned in between are zeros among its values. What runs how depends on masks and counts alone,
+    Below it, gradients are taken on a skeleton, recompiled each time only `REPLAN` of the weights that it was made for
+    are left; those pruned in between are zeros among its values. What runs which way depends on masks and counts alone,
     never on measured times, so that the same call gives the same numbers.
 
-    Kept weights have the dense network's gradient, to rounding; pruned ones 0, which they do not have there. In
-    bfloat16 the skeleton keeps its maps in that type and adds up in float32. Active dropout draws other numbers, as
-    its tensors have other shapes.
+    Kept weights get the dense network's gradient, up to rounding; pruned ones get 0, unlike there. In bfloat16 the
+    skeleton keeps its maps in that type and adds up in float32. Active dropout draws other numbers, because its tensors
+    have other shapes.
     """
 
     name = "sparse"
@@ -88,7 +88,7 @@ class SkeletonDerivatives(Derivatives):
         return {name: flat.view(weights[name].shape) for name, flat in gradient.items()}, loss
 
     def _fitting(self, weights: Tensors, mask: Tensors) -> _Plan | None:
-        """The skeleton for a mask; None where there is none, or where it is none of these weights."""
+        """The skeleton for a mask; None where there is none, or where it does not fit these weights."""
         if self.why_dense is not None:
             return None
         count = sum(int(keep.count_nonzero()) for keep in mask.values())
@@ -97,9 +97,9 @@ class SkeletonDerivatives(Derivatives):
         if any((weight.ne(0) & ~mask[name]).any() for name, weight in weights.items()):
             return None  # a score of the caller's own asks for gradients elsewhere
         if self._plan is None or count <= REPLAN * self._plan.count:
-            self._plan = None  # its memory goes before the next one comes
+            self._plan = None  # free its memory before making the next one
             made, why = self._make(mask, count)
-            failures = [reason for reason in everyone(why) if reason]  # all ranks take the same way
+            failures = [reason for reason in everyone(why) if reason]  # all ranks go the same way
             self._plan, self.why_dense = (None, failures[0]) if failures else (made, None)
             self.plans += not failures
         return self._plan
@@ -123,7 +123,7 @@ class SkeletonDerivatives(Derivatives):
         return _Plan(inner, _places(compiled, compacted), count), ""
 
     def _compacted(self, mask: Tensors) -> tuple[Any, Compact]:
-        """Without dead channels, and the example that this was found by: a few will do for most networks."""
+        """The network without dead channels, and the batch used to find them: a few examples do for most networks."""
         batch = self.batches.peek()
         few = shorten(batch, _FEW)
         try:

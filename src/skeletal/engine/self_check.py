@@ -14,7 +14,7 @@ _OFF = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
 def main() -> None:
-    """Print for each type of maps a JSON object with the `reason` why its kernels cannot be used, or None."""
+    """Print, for each type of maps, a JSON object with the `reason` its kernels cannot be used, or None."""
     out = os.dup(1)
     os.dup2(2, 1)  # whatever is printed on the way is not the answer
     torch.set_num_threads(2)
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def mismatch(maps: torch.dtype) -> str | None:
-    """Which result of a layer, forward or backward, is not torch's; None if all are. `maps` is their type."""
+    """Which result of a layer, forward or backward, differs from torch's; None if none does. `maps` is their type."""
     for name, found, truth in _results(maps):
         off = float((found.double() - truth).norm() / truth.norm())
         if not off <= _OFF[maps]:  # nor NaN

@@ -1,8 +1,8 @@
 """The matrix unit of a CPU (Intel's AMX): products of small matrices of bfloat16, added up in float32.
 
-It has eight registers of 16 rows of 64 bytes. Here four hold sums, 32 x 32 numbers, two a matrix of 32 rows and 32
-columns, and two one of 32 rows of pairs and 16 columns, twice: one step adds the product of 32 x 32 by 32 x 32 numbers
-to the sums, in about as many cycles as it takes to multiply 1/16 of those with vectors.
+It has eight registers of 16 rows of 64 bytes. Here four hold sums, 32 x 32 numbers; two hold a matrix of 32 rows and 32
+columns, and two hold one of 32 rows of pairs and 16 columns, twice: one step adds the product of 32 x 32 by 32 x 32
+numbers to the sums, in about as many cycles as vectors take to multiply 1/16 of those.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ _PRESENT = _SYSTEM and all(
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether there is such a unit, and the system lets this process use it; to be asked before it is used."""
+    """Whether there is such a unit, and the system lets this process use it; ask before using it."""
     return bool(_PRESENT) and ctypes.CDLL(None).syscall(_PERMISSION, _REQUEST, _TILES) == 0
 
 
@@ -45,7 +45,7 @@ def _bytes(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
 
 @intrinsic
 def configure(typing):
-    """Make the registers ready; to be called by each thread before it uses them."""
+    """Make the registers ready; each thread has to call this before it uses them."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         settings = bytearray(64)
@@ -62,7 +62,7 @@ def configure(typing):
 
 @intrinsic
 def release(typing):
-    """Give the registers back, as each thread has to in the end. What it wrote past the caches is there then."""
+    """Give the registers back, as each thread has to in the end. What it wrote past the caches is then in memory."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _call(builder, "tilerelease")

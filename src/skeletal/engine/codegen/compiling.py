@@ -1,4 +1,4 @@
-"""How kernels become machine code: `compiled` functions, what no Python says by `intrinsic`, choices by `overload`."""
+"""How kernels become machine code: `compiled`, `intrinsic` for what Python cannot say, `overload` for choices."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
 )
 
 intrinsic: Any = _intrinsic
-"""numba's; called without the first argument that a function is written with, of which type checkers know nothing."""
+"""numba's; called without the first argument that a function is written with, which type checkers do not know about."""
 
 overload: Any = _overload
-"""numba's: says by the types of the arguments which function a call in compiled code is."""
+"""numba's: chooses by the types of the arguments which function a call in compiled code means."""
 
 
 def is_tuple(kind: Any) -> bool:
-    """Whether a type, as `overload` sees it, is of tuples."""
+    """Whether a type, as `overload` sees it, is that of a tuple."""
     return isinstance(kind, types.BaseTuple)

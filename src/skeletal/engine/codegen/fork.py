@@ -1,12 +1,11 @@
-"""Run a kernel on several threads without the interpreter: handing work to another thread takes two microseconds so.
+"""Run a kernel on several threads without the interpreter, so that handing over work takes two microseconds.
 
-Through Python's own pool it takes ninety on a quiet machine, most of them for waking a thread that sleeps on a core
-that sleeps, and a training step of a thin skeleton has hundreds of kernels of a few tens of microseconds.
+With Python's own pool it takes ninety on a quiet machine, most of them to wake a sleeping thread on a sleeping core,
+and a training step of a thin skeleton has hundreds of kernels of a few tens of microseconds.
 
-The *caller* runs its own part of the work and offers each other part on a *board*. A *worker* looks at its board all
-the time, for as long as it has patience, takes what is offered and reports it. What no worker has taken by the time the
-caller is through, the caller does itself, so that a worker that sleeps costs time and no more. Parts do not depend on
-who runs them.
+The *caller* runs its own part of the work and offers each other part on a *board*. A *worker* polls its board for as
+long as its patience lasts, takes what is offered and reports it. The caller itself does what no worker has taken by
+the time it is through, so a sleeping worker costs nothing but time. Parts do not depend on who runs them.
 
 Kernels come as functions `kernel(*arguments, first, last, thread)` over the units [first, last), none of which raises.
 Each has a function beside it, `shared_kernel(boards, threads, units, *arguments)`, which numba compiles and caches as
@@ -27,7 +26,7 @@ _PART = ir.FunctionType(ir.VoidType(), [_NUMBER] * 4)
 _GIVE_WAY = "SwitchToThread" if os.name == "nt" else "sched_yield"
 
 OFFER, FUNCTION, ARGUMENTS, FIRST, LAST, THREAD, LAST_OFFER = range(7)
-DONE, ASLEEP = 8, 16  # words that different threads write lie in different lines of the cache
+DONE, ASLEEP = 8, 16  # words that different threads write lie in different cache lines
 WORDS = 24
 """int64 words of a board. An offer is a number, each time the next; 0 is none."""
 
@@ -56,7 +55,7 @@ def part_of(typing: Any, kernel: Any, arguments: Any) -> Any:
 
 @intrinsic
 def held(typing: Any, arguments: Any) -> Any:
-    """The address of a copy of the arguments on the stack of the function that this stands in."""
+    """The address of a copy of the arguments on the stack of the function that calls this."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.ptrtoint(cgutils.alloca_once_value(builder, values[0]), _NUMBER)
@@ -87,7 +86,7 @@ def _read(typing: Any, board: Any, index: Any) -> Any:
 
 @intrinsic
 def _write(typing: Any, board: Any, index: Any, value: Any) -> Any:
-    """What was written before is seen by whoever reads this."""
+    """What was written before is visible to any reader of this."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         builder.store_atomic(values[2], _word(context, builder, board, *values[:2]), "release", 8)
@@ -121,7 +120,7 @@ def _give_way(typing: Any) -> Any:
 
 @compiled
 def serve(board, patience):
-    """Do what is offered on a board, until nothing has been for so many looks at it."""
+    """Do what is offered on a board, until that many looks in a row have found nothing."""
     looks = 0
     while looks < patience:
         offer = _read(board, OFFER)
@@ -129,13 +128,13 @@ def serve(board, patience):
             _run(board[FUNCTION], board[ARGUMENTS], board[FIRST], board[LAST], board[THREAD])
             _write(board, DONE, offer)
             looks = 0
-        # No `pause` instruction: where the machine is virtual it can take 4 microseconds.
+        # No `pause` instruction: on a virtual machine it can take 4 microseconds.
         looks += 1
 
 
 @compiled
 def fork(boards, threads, units, part, arguments):
-    """Run all parts, one for each of so many threads, and come back when all are done.
+    """Run all parts, one per thread, and return when all are done.
 
     Args:
         boards: (workers, WORDS), of workers that serve no one else now; parts beyond them are the caller's.

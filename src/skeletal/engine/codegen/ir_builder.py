@@ -113,7 +113,7 @@ class Emitter:
         return [self.builder.select(cut, self.zero, number) for cut, number in zip(shut, numbers, strict=True)]
 
     def masked(self, present: list[Any], numbers: list[Any]) -> list[Any]:
-        """The vectors of cells, 0 where no example is; `present` as in `before`."""
+        """The vectors of cells, 0 where there is no example; `present` as in `before`."""
         return [self.builder.select(present[i % self.halves], n, self.zero) for i, n in enumerate(numbers)]
 
     def before(self, valid: Any) -> list[Any]:
@@ -159,7 +159,7 @@ class Emitter:
             self.store(numbers[i * self.halves : (i + 1) * self.halves], pointer)
 
     def prefetch(self, position: int, at: Any) -> None:
-        """Have the cell at a slot of an argument brought into the cache; it may lie outside of the array."""
+        """Prefetch the cell at a slot of an argument into the cache; it may lie outside the array."""
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")

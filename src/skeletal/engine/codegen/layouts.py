@@ -24,11 +24,11 @@ def _put(emit: Emitter, slots: Any, position: int, at: Any) -> None:
 
 @intrinsic
 def pair_channels(typing, source, one, other, step, target, to, to_other, to_step, cells, ahead):
-    """Cells of two channels, of even and odd examples by turns, become cells of even and of odd examples, of the two
-    channels by turns; and the other way round.
+    """Cells of two channels, with even and odd examples alternating, become cells of even and of odd examples, with the
+    two channels alternating; and vice versa.
 
     Cells of a channel lie `step` slots apart from `one` and from `other` on, and are written `to_step` apart. Those
-    `ahead` slots further will soon be asked for.
+    `ahead` slots further on will soon be needed.
     """
     index = types.int64
     signature = types.void(source, index, index, index, target, index, index, index, index, index)
@@ -61,7 +61,7 @@ def pair_channels(typing, source, one, other, step, target, to, to_other, to_ste
 def transpose_cells(typing, source, start, channel, target, to, to_step, cells, ahead):
     """Of `LANES` channels, `channel` slots apart: cells become square blocks of slots with the channels innermost.
 
-    A cell lies after the other in the source; the blocks `to_step` slots apart. `ahead` as in `pair_channels`.
+    Cells lie one after the other in the source, blocks `to_step` slots apart. `ahead` as in `pair_channels`.
     """
     index = types.int64
     signature = types.void(source, index, index, target, index, index, index, index)
@@ -108,7 +108,7 @@ def finish(
     """Write sums of the matrix unit, (cells, even and odd examples, LANES) from `at` on, as cells `column` slots apart.
 
     What happens to them before is as in `tiles.product`. `ahead` as in `pair_channels`, in `other` and `relu_output`.
-    Returns the sum of what was written, and that of its squares. It goes to memory past the caches: it is more than
+    Returns the sum of what was written, and that of its squares. All of it bypasses the caches, being more than
     they hold.
     """
     index, number = types.int64, sums.dtype

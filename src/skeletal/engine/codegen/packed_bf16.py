@@ -1,4 +1,4 @@
-"""What maps are made of in memory: float32, float64, or bfloat16, which numba does not know and LLVM does.
+"""What maps are made of in memory: float32, float64, or bfloat16, which LLVM knows but numba does not.
 
 A bfloat16 is the upper half of a float32. Kernels read such maps as bits and widen them, compute in float32, and round
 to the nearest, ties to even, where they write; NaN stays NaN. The CPU's own instruction does that, if there is one.
@@ -9,8 +9,8 @@ number changes its lane. A slot is as wide as a float32, and as many slots make 
 offsets, which count slots, serves both.
 
 *Tight* slots, uint32, are read more often than they are written, and only by kernels (see `line_buffer`). Their upper
-number is the whole slot read as float32, with the lower number as its last digits: it takes no instruction to get it
-out. It is written such that this is as near to the truth as a bfloat16 would be.
+number is the whole slot read as float32, with the lower number as its last digits: extracting it takes no
+instruction. It is written so that this is as close to the true value as a bfloat16 would be.
 """
 
 import platform
@@ -33,7 +33,7 @@ LANES = 16 if target_features().get("avx512f") else 8
 float32, a float64 or two bfloat16, each of another example."""
 
 _ROUNDS = bool(target_features().get("avx512bf16"))
-"""Whether the CPU rounds to bfloat16. Where it does not LLVM calls a function for it that is not in this process."""
+"""Whether the CPU rounds to bfloat16. Where it does not, LLVM calls a function that this process does not have."""
 
 _HALF, _WORD = ir.IntType(16), ir.IntType(32)
 
@@ -80,7 +80,7 @@ def _array(tensor: Tensor | None, like: Tensor | None, bits: torch.dtype) -> np.
 
 
 Pointer = tuple[int, int]
-"""Where numbers or slots lie in memory, and how many: what costs nothing to find out, and little to hand over."""
+"""Where numbers or slots lie in memory, and how many: free to find out, and cheap to hand over."""
 NULL: Pointer = (0, 0)
 
 
@@ -149,10 +149,10 @@ def narrow(builder: Any, lower: Any, upper: Any, tight: bool = False) -> Any:
 
 
 def _tight(builder: Any, lower: Any, upper: Any) -> Any:
-    """The upper half such that together with the lower one it is nearest to the number: half of them up, half down.
+    """The upper half that, together with the lower one, comes nearest to the number: half of them up, half down.
 
     Adding to the bits of a float makes it larger, away from 0, whatever its sign. Where the number is 0, or nearly,
-    what is read is a denormal, that is 0. Infinity may be read as NaN, and never as a number.
+    what is read is a denormal, that is 0. Infinity may be read as NaN, but never as a number.
     """
     kind = _like(lower.type, _WORD)
     number = partial(_constant, kind)
@@ -186,7 +186,7 @@ def _rounded(builder: Any, value: Any) -> Any:
 
 
 def _define_rounding(function: Any) -> None:
-    """In integers, in a function of its own: written into each tile it would take minutes to compile."""
+    """In integers, in a function of its own: inlined into each tile, it would take minutes to compile."""
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
@@ -269,7 +269,7 @@ def write(array: Any, index: int, value: Any) -> None:
 
 @intrinsic
 def flush(typing, array):
-    """Take denormal numbers for 0 from here on, if an array is of tight slots, where they stand for 0."""
+    """Treat denormal numbers as 0 from here on if an array has tight slots, where they stand for 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if array.dtype != types.uint32:
@@ -286,7 +286,7 @@ def flush(typing, array):
 
 @intrinsic
 def restore(typing, array, old):
-    """What `flush` has changed."""
+    """Restore what `flush` has changed."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if array.dtype == types.uint32:

@@ -1,6 +1,6 @@
-"""Rows of pixels through batch norm and ReLU, there and back, as vector instructions; see `ir_builder`.
+"""Rows of pixels through batch norm and ReLU, forward and backward, as vector instructions; see `ir_builder`.
 
-In compiled Python loops LLVM proves too little about what may overlap, and goes number by number.
+In compiled Python loops LLVM proves too little about what may overlap, and works number by number.
 """
 
 from functools import partial
@@ -18,8 +18,8 @@ from skeletal.engine.codegen.packed_bf16 import LANES
 def affine(typing, mode, x, out, other, start, target, cells, a, b, valid, ahead):
     """`out = a x + b`, for the cells from slot `start` on, and 0 for examples from the number `valid` of a cell on.
 
-    With `mode` 1 or 3 not below 0, with 2 or 3 plus `other` before that. The cells of `out` begin at slot `target`. The
-    cells of x `ahead` slots further will soon be asked for.
+    With `mode` 2 or 3 `other` is added; with 1 or 3 the result is then not below 0. The cells of `out` begin at slot
+    `target`. The cells of x `ahead` slots further on will soon be needed.
     """
     index = types.int64
     signature = types.void(index, x, out, other, index, index, index, a, a, index, index)
@@ -78,7 +78,7 @@ def affine_gradient(typing, mode, x, z, gradient, out, other, start, target, cel
                     results = [builder.call(emit.fma, [number, factor, constant]) for number in numbers]
                 if mode:
                     slopes = emit.open(slopes, results)
-                # The order of the two sums decides the last bit, which is to stay what it has always been.
+                # The order of the two sums decides the last bit, which must stay as it has always been.
                 pairs = [(x_factor, numbers), (gradient_factor, slopes)]
                 pairs = pairs[::-1] if mode == 1 else pairs
                 found = []

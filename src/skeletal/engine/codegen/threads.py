@@ -15,7 +15,7 @@ import torch
 from skeletal.engine.codegen.fork import ASLEEP, WORDS, serve
 
 _PATIENCE = 1e-3
-"""Seconds for which a worker looks out for work before it sleeps: longer than what Python does between two kernels of
+"""Seconds for which a worker watches for work before it sleeps: longer than Python takes between two kernels of
 a network, and no longer than torch's own threads, which may need the core, can wait."""
 _NO_ONE = np.zeros((0, WORDS), np.int64)
 
@@ -23,9 +23,9 @@ _NO_ONE = np.zeros((0, WORDS), np.int64)
 def share(kernel: Callable[..., Any], units: int, *arguments: Any) -> None:
     """Call `kernel(boards, threads, units, *arguments)`, a function as `fork` describes, which covers all units once.
 
-    The calling thread takes a share itself. Not numba's own thread pool: its portable layer ends the process when two
-    Python threads meet in it, and it does not follow `torch.set_num_threads`. Of several Python threads that come at
-    the same time one has the workers; the others work alone, and share by share, so that results are the same.
+    The calling thread takes a share itself. numba's own thread pool will not do: its portable layer ends the process
+    when two Python threads meet in it, and it does not follow `torch.set_num_threads`. If several Python threads call
+    at the same time, one gets the workers; the others work alone, share by share, so that results are the same.
     """
     threads = thread_count(units)
     if threads == 1:
@@ -49,7 +49,7 @@ def thread_count(units: int) -> int:
 
 def _flushes() -> bool:
     """Whether this thread flushes denormal numbers to zero: a setting that new threads do not inherit."""
-    return sys.float_info.min / 2 == 0.0  # at run time: of two constants Python would work it out beforehand
+    return sys.float_info.min / 2 == 0.0  # at run time: with two constants, Python would work it out beforehand
 
 
 class _Team:
@@ -68,7 +68,7 @@ class _Team:
         weakref.finalize(self, _end, self.boards, self._wakes, ended, threads)  # also at the interpreter's end
 
     def wake(self) -> None:
-        """Rouse who sleeps; they come too late for a short kernel, and in time for the next."""
+        """Wake sleeping workers; they come too late for a short kernel, but in time for the next."""
         _wake(self.boards, self._wakes)
 
 
@@ -82,7 +82,7 @@ def _wake(boards: np.ndarray, wakes: list[threading.Lock]) -> None:
 def _end(
     boards: np.ndarray, wakes: list[threading.Lock], ended: threading.Event, threads: list[threading.Thread]
 ) -> None:
-    """Wait for them, too: a thread that comes out of compiled code into an interpreter that has ended aborts it."""
+    """Wait for them, too: a thread that returns from compiled code to an interpreter that has ended aborts it."""
     ended.set()
     _wake(boards, wakes)
     for thread in threads:
@@ -103,7 +103,7 @@ def _work(board: np.ndarray, wake: threading.Lock, ended: threading.Event, flush
 
 @lru_cache(maxsize=1)
 def _looks(seconds: float) -> int:
-    """How many looks at a board take so long on this machine."""
+    """How many looks at a board take that long on this machine."""
     board, looks = np.zeros(WORDS, np.int64), 100_000
     serve(board, 0)  # compiles, or loads what was
     took = min(_timed(board, looks) for _ in range(5))

@@ -1,7 +1,7 @@
 """The innermost loops of the sparse kernels, written as vector instructions.
 
 A *tile* is a small rectangle of output pixels of one channel, for `LANES` examples each: few enough that its running
-sums stay in registers while the kept weights pass by. What a kept weight costs is then one load and one fused
+sums stay in registers while the kept weights pass by. A kept weight then costs one load and one fused
 multiply-add per pixel, and one index. numba would keep the sums in memory, so these loops are emitted as LLVM vector
 code; LLVM splits the vectors where the machine's own are shorter.
 """
@@ -23,7 +23,7 @@ STRIDES = (1, 2, None)
 
 
 def kind_of(rows: int, columns: int, stride: int) -> int:
-    """The number by which the loops know a shape of tile, with the stride of x in it."""
+    """The number that tells the loops a tile's shape, including the stride of x."""
     known = stride if stride in STRIDES else None
     return SHAPES.index((rows, columns)) * len(STRIDES) + STRIDES.index(known)
 
@@ -101,7 +101,7 @@ def largest(
 ):
     """`out[lane] = max_j x[x_start + offsets[j] + lane]`, and in `chosen` the first `positions[j]` where it is.
 
-    For j in [begin, end), of which there has to be one at least. NaN is larger than all, as in torch. With `before` 1
+    For j in [begin, end), which must not be empty. NaN is larger than all, as in torch. With `before` 1
     the numbers are first multiplied by `scale`, `shift` is added, and with `relu` they are not below 0; from the number
     `valid` of a cell on the result is then 0.
     """
@@ -147,7 +147,7 @@ def largest(
 def give_back(typing, out, out_start, offsets, positions, begin, end, gradient, start, chosen, apart):
     """`out[out_start + offsets[j] + lane] += gradient[lane]` where `chosen` is `positions[j]`: `largest`, backward.
 
-    With `apart` 1 nothing else is added there, and `out` is written as it becomes, whatever was in it.
+    With `apart` 1 nothing else is added there, and `out` is overwritten, whatever was in it.
     """
     index = types.int64
     signature = types.void(out, index, offsets, positions, index, index, gradient, index, chosen, index)

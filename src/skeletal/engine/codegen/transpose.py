@@ -1,4 +1,4 @@
-"""A square of a matrix turned over within the registers."""
+"""A square of a matrix, transposed within the registers."""
 
 from typing import Any
 

@@ -18,9 +18,9 @@ _free: dict[int, list[np.ndarray]] = defaultdict(list)
 
 
 class _Loan(np.ndarray):
-    """Memory that a tensor holds on to, and nothing else does: when both are gone its block is free again.
+    """Memory that only a tensor holds on to: when both are gone, its block is free again.
 
-    A `weakref.finalize` would say the same, and takes several times as long as all else here.
+    A `weakref.finalize` would do the same, but takes several times as long as everything else here.
     """
 
     block: np.ndarray | None = None
@@ -46,7 +46,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def release() -> int:
-    """Give all blocks that are free back to the system; how many bytes those were."""
+    """Give all free blocks back to the system; returns how many bytes that was."""
     size = sum(block.nbytes for blocks in _free.values() for block in blocks)
     _free.clear()
     return size

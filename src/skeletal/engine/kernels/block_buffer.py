@@ -1,8 +1,8 @@
 """Line buffers for the matrix unit.
 
-The unit wants what it multiplies in an order of its own, so everything passes through line *buffers*, as what
-`line_buffer` makes does: rows of all channels of a block of examples, in the cache, but with the channels of a pixel
-side by side, 32 and 32. What is to become of the maps before they are read happens on the way there.
+The unit expects its operands in an order of its own, so everything passes through line *buffers*, like those of
+`line_buffer`: rows of all channels of a block of examples, in the cache, but with the channels of a pixel side by
+side, 32 at a time. Whatever has to be done to the maps before they are read is done on the way there.
 
 - *Pairs*, [channel // 2][LANES][channel % 2] for even examples, then for odd ones: what forward pass and the gradient
   of x read, which sum over channels.
@@ -37,7 +37,7 @@ def _clear(buffer, at, cells):
 
 @compiled
 def _clear_halo(buffer, maps, h, at, pixel):
-    """Zero what a row of a buffer has around the map; whether there is anything else in it."""
+    """Zero what a row of a buffer has around the map; returns whether it holds anything else."""
     cells = pixel // LANES
     if not 0 <= h < maps.height:
         _clear(buffer, at, (maps.width + 2 * maps.halo) * cells)
@@ -108,7 +108,7 @@ def _stage_gradient(gradient, norm, before, block, valid, h, first, stage):
 
 @compiled
 def fill_pairs(x, before, block, valid, buffer, sizes, base, ready, low, high, stage):
-    """Have rows [low, high) of a block of x in the buffer, as pairs; the new base and ready."""
+    """Bring rows [low, high) of a block of x into the buffer, as pairs; returns the new base and ready."""
     pixel, row, rows = sizes
     maps = x.maps
     base, ready = _roll(buffer, row, rows, base, ready, low, high)

@@ -1,6 +1,6 @@
-"""`sparse.convolve` and `sparse.gradients` for convolutions that keep much, on the matrix unit: see `weight_blocks`.
+"""`sparse.convolve` and `sparse.gradients` for dense enough convolutions, on the matrix unit: see `weight_blocks`.
 
-What it multiplies passes through line buffers of another order: see `block_buffer`.
+Its operands pass through line buffers of another order: see `block_buffer`.
 
 Unless stated otherwise, units, maps and arguments are as in `sparse`; tables are `WeightBlocks`. All in slots.
 """

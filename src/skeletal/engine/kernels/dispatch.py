@@ -1,7 +1,7 @@
-"""Which kernels a convolution takes: those for kept weights one by one, or those for blocks of them.
+"""Which kernels a convolution uses: those for kept weights one by one, or those for blocks of them.
 
-Both take the same arguments, and are told apart by what stands first in the tables: one order of the weights, or what
-blocks have in its place (see `WeightBlocks.packed`). The choice is made while they are compiled, so that no machine
+Both take the same arguments, and are told apart by what comes first in the tables: one order of the weights, or what
+blocks have instead (see `WeightBlocks.packed`). The choice is made while they are compiled, so that no machine
 has to compile what it cannot run.
 """
 
@@ -27,7 +27,7 @@ def run_gradients(boards, threads, units, order, arguments):
 
 
 def add_all_up(boards, threads, sums, order, gradient):
-    """Gradients of kept values, of what threads have summed up."""
+    """Gradients of kept values, from what threads have summed up."""
     raise NotImplementedError("for kernels only")
 
 

@@ -1,7 +1,7 @@
-"""Batch norm, addition, ReLU and means on blocked maps (see `grid`), each in as few passes as it takes.
+"""Batch norm, addition, ReLU and means on blocked maps (see `grid`), each in as few passes as possible.
 
 Units are planes: one channel of one block of examples. Arrays are flat and count numbers (see `packed_bf16`), and all
-maps of one call lie on one grid, unless said otherwise.
+maps of one call lie on one grid, unless stated otherwise.
 """
 
 from skeletal.engine.codegen.compiling import compiled
@@ -48,7 +48,7 @@ def shared_scale_shift(boards, threads, units, *arguments):
 def reduce_gradient(x, z, gradient, grid, channels, scale, shift, relu, sums, first, last, thread):
     """Sums of the gradient before the ReLU, and of its product with x, of every plane, into `sums` (planes, 2).
 
-    Whether the ReLU was open is read off its result z, or where z is empty computed again from x.
+    Whether the ReLU was open is read off its result z or, where z is empty, recomputed from x.
     """
     height, width, halo, plane = grid
     row = (width + 2 * halo) * lanes(x)
@@ -142,7 +142,7 @@ def shared_mean(boards, threads, units, *arguments):
 
 @compiled
 def mean_gradient(gradient, out, grid, first, last, thread):
-    """ScatterWeights each mean's gradient over its plane."""
+    """Spread each mean's gradient over its plane."""
     height, width, halo, plane = grid
     row = (width + 2 * halo) * lanes(out)
     for unit in range(first, last):

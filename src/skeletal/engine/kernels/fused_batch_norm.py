@@ -1,7 +1,7 @@
-"""A convolution with batch norm, there and back, in one piece of compiled code each.
+"""A convolution with batch norm, forward and backward, each in one piece of compiled code.
 
-Between the passes over maps there is a little work on numbers by channel. It takes Python a fraction of a millisecond,
-as the maps have driven all that it needs out of the cache, and there are dozens of such layers.
+Between the passes over maps there is a little work on per-channel numbers. It takes Python a fraction of a millisecond,
+because the maps have evicted all that it needs from the cache, and there are dozens of such layers.
 """
 
 import math
@@ -91,7 +91,7 @@ def _numbers_at(pointer, kinds):
 
 @compiled
 def _rows(array, count):
-    """So many rows of equal length of an array."""
+    """That many rows of equal length of an array."""
     return array.reshape((count, array.size // count))
 
 
@@ -100,7 +100,7 @@ def shared_forward(
     boards, threads, units, kinds, maps, numbers, weights, tables, launch, before, sums, normalised, state, then,
     settings,
 ):  # fmt: skip
-    """A convolution, and where batch norm follows what that does by channel and perhaps by number; by several threads.
+    """A convolution and, where batch norm follows, its work by channel and perhaps by number; by several threads.
 
     Args:
         kinds: empty arrays, like slots, slots of buffers, numbers of maps, values.
@@ -112,7 +112,7 @@ def shared_forward(
         tables: that order, and see `sparse.convolve`.
         launch: see `launch_args.LaunchArgs`.
         before, sums: see `sparse.convolve`; sums are its moments.
-        normalised: whether batch norm follows: 1 after the convolution, 2 on its way, in the place of scale and shift.
+        normalised: whether batch norm follows: 1 after the convolution, 2 within it, in place of scale and shift.
         state: count, whether statistics are the batch's, rate, eps and numbers of `factors`.
         then: scale and shift of batch norm, which are written.
         settings: whether the convolution ends with ReLU, and batch norm does, examples, splits.
@@ -155,7 +155,7 @@ def shared_backward(
     boards, threads, units, kinds, maps, numbers, weights, tables, tables_back, launch, before, sums, normalised, state,
     then, back, settings,
 ):  # fmt: skip
-    """The way back through batch norm, if there was one, and the convolution, by several threads.
+    """The backward pass through batch norm, if there was one, and the convolution, by several threads.
 
     Args:
         kinds, normalised, then, before, weights: as in `shared_forward`, and kept values in the order of tables_back.

@@ -1,10 +1,10 @@
-"""Rows of maps that are made just before tiles read them, and never reach the memory of a whole map.
+"""Rows of maps that are made just before tiles read them, and never stored as a whole map.
 
 What a convolution reads is often one multiply-add and a ReLU away from what lies in memory: batch norm of the layer
 before, or of this one, on the way back. A *buffer* holds some rows of one block of such maps, ready to be read, in the
-cache of the core that works on them. It lies like the map itself, with all its channels a plane apart, so that the
-tables of a plan fit; only the row `base` of the map comes first in it. Rows are counted from 0 at the top of the map,
-those of the halo are negative. A thread goes down a block, and the buffer with it.
+cache of the core that works on them. It is laid out like the map itself, with all its channels a plane apart, so that
+the tables of a plan fit, but it starts with row `base` of the map. Rows are counted from 0 at the top of the map; those
+of the halo are negative. A thread moves down a block, and the buffer moves with it.
 
 Arrays are flat and count slots (see `packed_bf16`); `maps` are `arguments.Maps`.
 """
@@ -22,13 +22,13 @@ def row_of(maps):
 
 @compiled
 def buffer_offset(maps, base):
-    """By how much a place in a buffer lies before the same place in a block of maps."""
+    """How far a place in a buffer lies before the same place in a block of maps."""
     return (base + maps.halo) * row_of(maps)
 
 
 @compiled
 def _roll(buffer, maps, base, ready, low, high):
-    """Make place for rows up to `high`, of which none before `low` will be asked for; the new base and ready.
+    """Make room for rows up to `high`, where none before `low` will be needed; returns the new base and ready.
 
     Rows from `base` to `ready` are in the buffer; what is still needed of them stays in it.
     """
@@ -45,7 +45,7 @@ def _roll(buffer, maps, base, ready, low, high):
 
 @compiled
 def _clear_halo(buffer, maps, row, at):
-    """Zero what a row has around the map; whether there is anything else in it."""
+    """Zero what a row has around the map; returns whether it holds anything else."""
     inside = 0 <= row < maps.height
     edge = maps.halo * LANES
     if not inside:
@@ -60,7 +60,7 @@ def _clear_halo(buffer, maps, row, at):
 
 @compiled
 def normalised(x, before, block, buffer, base, ready, low, high, valid):
-    """Have rows [low, high) of a block of x in the buffer, after a `Prologue`; the new base and ready."""
+    """Bring rows [low, high) of a block of x into the buffer, after a `Prologue`; returns the new base and ready."""
     maps = x.maps
     base, ready = _roll(buffer, maps, base, ready, low, high)
     row = row_of(maps)

@@ -39,7 +39,7 @@ def transpose(source, source_stride, rows, columns, target, target_stride, first
 
 @compiled
 def sum_rows(source, stride, sums, first, last, thread):
-    """`sums[i]` = all of row i of an array of maps, in the type of the sums."""
+    """`sums[i]` = the sum of row i of an array of maps, in the type of the sums."""
     for i in range(first, last):
         total = nothing(source)
         for j in range(i * stride, (i + 1) * stride):

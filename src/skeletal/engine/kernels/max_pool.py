@@ -23,7 +23,7 @@ def max_pool(
         target: grid of out.
         windows: (pixels of out + 1), into the next two, for each pixel.
         pixels: where it lies in its plane.
-        offsets, positions: in x's plane, and in the window, of the positions inside of the map.
+        offsets, positions: in x's plane, and in the window, of the positions inside the map.
         examples: in the batch.
         first, last: units.
         thread: unused.

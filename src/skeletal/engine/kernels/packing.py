@@ -1,7 +1,7 @@
 """Images into blocked maps, in the type that the maps are stored in, in one pass.
 
-Not by torch's own copies: it would share them among its threads, which go on spinning where ours are to work on the
-first layer, for as long as that takes.
+This avoids torch's own copies: torch would share them among its threads, which keep spinning on the cores where ours
+should work on the first layer, for as long as that takes.
 """
 
 from skeletal.engine.codegen.compiling import compiled

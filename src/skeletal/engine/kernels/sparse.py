@@ -5,7 +5,7 @@ the places that they read. The batch lies innermost, so every step is a whole ve
 depends on stride, padding, dilation or groups: they are in the tables.
 
 Work is cut into *units*: a band of tiles of one block of examples, for a part of the output channels. Arrays are flat;
-starts and strides count slots (see `packed_bf16`), or numbers where it says so.
+starts and strides count slots (see `packed_bf16`), or numbers where stated.
 """
 
 from skeletal.engine.codegen.compiling import compiled
@@ -60,7 +60,7 @@ def take_moments(maps, start, grid, rows, begin, end, moments):
 
 @compiled
 def present(x, examples, block):
-    """How many examples of a block there are, of a map in slots."""
+    """How many examples a block really holds, of a map in slots."""
     return min(cell(x), examples - block * cell(x))
 
 
@@ -122,7 +122,7 @@ def convolve(x, before, target, values, tables, epilogue, moments, examples, spl
         examples: in the whole batch.
         splits: parts of the output channels; a unit is a block of examples, a band of tiles and such a part.
         first, last: units.
-        thread: whose line buffer it is.
+        thread: whose line buffer to use.
 
     """
     pointers, bands = tables[1], tables[3]
@@ -174,9 +174,9 @@ def gradients(
     gradient, norm, x, before, tables, sums, target, values, tables_back, passed, relu_backward, examples, splits,
     first, last, thread,
 ):  # fmt: skip
-    """A convolution's way back: the gradient of its input, and that of its kept weights.
+    """A convolution's backward pass: the gradient of its input, and that of its kept weights.
 
-    Both read the gradient of the output, which with batch norm after the convolution is made here, row by row.
+    Both read the gradient of the output. With batch norm after the convolution, it is made here, row by row.
 
     Args:
         gradient: `Source`, of the output, or of what batch norm and ReLU made of it.
@@ -184,7 +184,7 @@ def gradients(
         x, before: as in `convolve`.
         tables: forward ones.
         sums: (threads, kept weights, lanes), with a sum for each lane or, where few tiles meet a weight, one for all;
-            each thread writes its own, and `add_up` makes gradients of them. Empty where they are not wanted.
+            each thread writes its own, and `add_up` turns them into gradients. Empty where they are not wanted.
         target: gets the gradient of x; its data are empty where that is not wanted.
         values, tables_back: for that gradient.
         passed: added to it; empty for none.
@@ -192,7 +192,7 @@ def gradients(
         examples: in the whole batch.
         splits: parts of the channels; a unit is a block of examples, a band of tiles and such a part.
         first, last: units.
-        thread: whose sums and line buffers they are.
+        thread: whose sums and line buffers to use.
 
     """
     bands, bands_back = tables[3], tables_back[3]

@@ -30,7 +30,7 @@ class Blocked:
 
     @property
     def storage(self) -> Tensor:
-        """The maps, with nothing left to be done; done once, but not where gradients are switched off for a while."""
+        """The maps, with nothing left to be done; the result is kept, except while gradients are switched off."""
         made = self.__dict__.get("_storage")
         if made is None:
             if self.fusion is not None:

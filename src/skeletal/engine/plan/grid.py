@@ -4,11 +4,11 @@ Examples are taken in blocks, and within a block they lie side by side: [block][
 of all examples of a block is a *cell* of `LANES` slots: 16 examples in float32 and float64 (8 without AVX-512), 32
 in bfloat16, where a slot holds two (see `packed_bf16`). One step of a kernel then works on a vector of examples at one
 pixel, and whatever the pattern of the weights, vectors stay whole. A map is surrounded by `halo` pixels of zeros, so
-that a padded convolution reads without asking where it is; one more gap of a pixel where it is needed keeps planes from
-starting at the same place of the cache.
+that a padded convolution reads without checking where it is; where needed, a gap of one more pixel keeps planes from
+starting at the same place in the cache.
 
-What all operations rely on and keep: halo, gap, and the lanes of examples that are not there (the batch size need not
-be a multiple of a block's) hold zeros, in values and in gradients.
+All operations rely on this and preserve it: halo, gap, and the lanes of missing examples (the batch size need not be
+a multiple of a block's) hold zeros, in values and in gradients.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def pack(images: Tensor, grid: MapGrid) -> Tensor:
 
 
 def unpack(storage: Tensor, grid: MapGrid, examples: int) -> Tensor:
-    """The images (N, C, H, W) of a storage: memory of their own, and no view, so that they may be changed in place."""
+    """The images (N, C, H, W) of a storage: in memory of their own, not a view, so they may be changed in place."""
     inside, lanes = grid.inside(storage), examples_of(storage.dtype)
     shape = (storage.shape[1], grid.height, grid.width)
     images = storage.new_empty(examples, *shape)

@@ -16,10 +16,8 @@ from skeletal.engine.plan.tiling import Tiling, reach_back, tiling, tiling_back
 from skeletal.engine.plan.weight_blocks import SIDE, WeightBlocks, block_tables, rooms_back
 
 _WINDOW = 24 * 1024  # bytes of inputs that a tile may read and still find in a 32 to 48 KiB cache at its next channel
-_WORTH = (
-    12  # kept weights of an output channel in a part, below which taking up its sums again costs more than it saves
-)
-_FULL = 0.08  # kept weights of a block, of all, from which on blocks are the faster way (`benchmarks/weight_blocks.py`)
+_WORTH = 12  # kept weights of an output channel in a part, below which resuming its sums costs more than it saves
+_FULL = 0.08  # share of a block's weights kept, from which on blocks are faster (`benchmarks/weight_blocks.py`)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class ConvPlan:
 
     @cached_property
     def is_full(self) -> bool:
-        """Whether the matrix unit is the faster way, for maps in bfloat16."""
+        """Whether the matrix unit is faster, for maps in bfloat16."""
         if not amx.available() or not self.kept:
             return False
         return self.kept >= _FULL * SIDE * SIDE * self.weight_blocks.count
@@ -121,8 +119,8 @@ class ConvPlan:
     def _tables(self, found: Weights, tiling: Tiling, grid: MapGrid) -> Tables:
         """Sort kept weights by phase, part, channel they add to and place they read; see `Tables`.
 
-        A part is a range of input channels, such that what one tile reads of it stays in the cache while all output
-        channels pass by; fewer parts where they would be left with too few weights each. `grid` is of the source.
+        A part is a range of input channels, small enough that what one tile reads of it stays in the cache while all
+        output channels pass by, but large enough not to have too few weights. `grid` is that of the source.
         """
         met, phase, channel, source, down, right, channels = found
         offsets = source * np.int64(grid.plane) + down * grid.row + right * LANES

@@ -1,8 +1,8 @@
-"""The tables of a convolution that keeps much: for the matrix unit, in blocks of 32 x 32 channels.
+"""The tables of a convolution that keeps many weights: for the matrix unit, in blocks of 32 x 32 channels.
 
-Where every tenth weight is kept, or more, leaving out the others saves less than the matrix unit gains (see `amx`). A
-*block* is what 32 output and 32 input channels have to do with each other at one position of the kernel, pruned
-weights included as zeros. A convolution then is a list of blocks: those with a weight that is kept.
+Where at least one weight in ten is kept, leaving out the others saves less than the matrix unit gains (see `amx`). A
+*block* holds all weights between 32 output and 32 input channels at one position of the kernel, pruned ones as zeros.
+A convolution is then a list of blocks: those with at least one kept weight.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _BITS = 5
 SIDE = 1 << _BITS
 """Channels to a side."""
 HELD = SIDE * LANES
-"""Slots of so many channels at a pixel."""
+"""Slots of that many channels at a pixel."""
 STAGED = 16
 """Channels that are laid out together."""
 
@@ -74,7 +74,7 @@ class WeightBlocks:
 
     @property
     def rows(self) -> int:
-        """Of a line buffer: where they overlap some more than are needed, so that it need not be moved for each."""
+        """Of a line buffer: where bands overlap, a few more than needed, so that it need not be moved for each."""
         return min(self.grid.height + 2 * self.grid.halo, self.reach + 2 * (self.reach > self.tall))
 
     @property
@@ -117,7 +117,7 @@ def rooms_back(forward: WeightBlocks, back: WeightBlocks) -> tuple[int, int]:
 
 
 def pixel_of(channels: int) -> int:
-    """Slots of a pixel in a line buffer, with so many channels."""
+    """Slots of a pixel in a line buffer, with that many channels."""
     return -(-channels // SIDE) * HELD
 
 
@@ -168,7 +168,7 @@ def block_tables(weights: Weights, sources: int, tiling: Tiling, grid: MapGrid, 
 
 
 def _tiles(tiling: Tiling) -> np.ndarray:
-    """One tile for each band."""
+    """One tile per band."""
     found = []
     for first, last, top, bottom, *_ in tiling.bands.tolist():
         _, phase, start, target, _ = tiling.tiles[first]
