@@ -108,8 +108,8 @@ def finish(
     """Write sums of the matrix unit, (cells, even and odd examples, LANES) from `at` on, as cells `column` slots apart.
 
     What happens to them before is as in `tiles.product`. `ahead` as in `pair_channels`, in `other` and `relu_output`.
-    Returns the sum of what was written, and that of its squares. All of it bypasses the caches, being more than
-    they hold.
+    Returns the sum of what was written, and that of its squares. The cells bypass the caches, which could not
+    hold them all.
     """
     index, number = types.int64, sums.dtype
     signature = types.UniTuple(number, 2)(
