@@ -1,6 +1,7 @@
 import pytest
 
-from skeletal.cli.estimate import _duration, _size
+from skeletal.cli.estimate import _size
+from skeletal.core.progress import duration
 from skeletal.harness.runs import estimate as estimating
 from skeletal.harness.runs.estimate import Estimate
 
@@ -45,7 +46,7 @@ def test_a_mistake_is_named(cli):
     "seconds, text", [(0.04, "0.0 s"), (99.4, "99.4 s"), (3599.6, "1 h 0 min"), (86400 * 3.25, "3.2 days")]
 )
 def test_durations(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_sizes():

@@ -1,6 +1,7 @@
 """`skeletal estimate`: what a run will cost, before it starts."""
 
 from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, TrainingFlags, print_json, resolved
+from skeletal.core.progress import duration
 from skeletal.harness.config import Pruning, Setup, Training
 
 
@@ -40,24 +41,15 @@ def estimate(
     print(f"{setup.model} on {setup.data}, {pruning.method}, on {found.device}, engine {found.engine}")
     each = f"{epochs} epoch{'s' if epochs != 1 else ''} of {steps} steps of {found.step_seconds:.3g} s"
     rows = {
-        "data": _duration(found.data_seconds),
-        "pruning": f"{_duration(found.prune_seconds)}  ({pruning.steps} steps of {pruning.batches_per_step} batches)",
-        "training": f"{_duration(found.train_seconds)}  ({each})",
+        "data": duration(found.data_seconds),
+        "pruning": f"{duration(found.prune_seconds)}  ({pruning.steps} steps of {pruning.batches_per_step} batches)",
+        "training": f"{duration(found.train_seconds)}  ({each})",
         "memory": f"{_size(found.memory)} at the peak",
         "disk": f"{_size(found.disk)} for the run folder",
     }
     for name, text in rows.items():
         print(f"  {name:9} {text}")
     print("assumed: " + "; ".join(found.assumed))
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    if hours >= 48:
-        return f"{hours / 24:.1f} days"
-    if hours:
-        return f"{hours} h {rest // 60} min"
-    return f"{seconds:.1f} s" if seconds < 100 else f"{rest // 60} min {rest % 60} s"
 
 
 def _size(count: int) -> str:
