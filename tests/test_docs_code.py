@@ -29,6 +29,7 @@ NEEDS = {
     "trainer": "transformers",
     "onnx": "onnxruntime",
     "tensorboard": "tensorboard",
+    "torchao-sparseml": "torchao",
 }
 
 
@@ -55,7 +56,7 @@ def run_python(page):
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(transformers|accelerate)\..*")
+            warnings.filterwarnings("ignore", module=r"(transformers|accelerate|torchao)\..*")
             exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), globals_)
         if block.shown is not None:
             found = printed.getvalue()
