@@ -38,7 +38,8 @@ FLOORS = """
     compaction/rules
     compaction/tracing
     core/updates
-    core/pruning
+    core/pruning/*
+    core/pruning/criteria
     core/diagnosis
     core/masks
     core/model

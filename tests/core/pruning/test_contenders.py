@@ -10,8 +10,8 @@ from torch.func import functional_call, jacrev
 import skeletal
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.pruning import kernel
-from skeletal.core.pruning.kernel import normal, tangent_kernel_saliency
+from skeletal.core.pruning.criteria import kernel
+from skeletal.core.pruning.criteria.kernel import normal, tangent_kernel_saliency
 from tests.cases import images, mlp
 
 ENTROPY = nn.functional.cross_entropy

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import skeletal
-from skeletal.core.pruning import walks
-from skeletal.core.pruning.walks import WALKS, heavy_paths
+from skeletal.core.pruning.criteria import walks
+from skeletal.core.pruning.criteria.walks import WALKS, heavy_paths
 from tests.cases import Everything, Residual, Tokens, convnet, images, tokens
 
 

@@ -15,10 +15,10 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.tensors import Tensors, all_finite
-from skeletal.core.pruning.flow import synaptic_flow
-from skeletal.core.pruning.kernel import tangent_kernel_saliency
+from skeletal.core.pruning.criteria.flow import synaptic_flow
+from skeletal.core.pruning.criteria.kernel import tangent_kernel_saliency
+from skeletal.core.pruning.criteria.walks import heavy_paths
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
-from skeletal.core.pruning.walks import heavy_paths
 
 
 @dataclass(frozen=True)

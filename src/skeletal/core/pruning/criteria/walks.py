@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, with_parameters
 from skeletal.core.model.tensors import Tensors
-from skeletal.core.pruning.flow import positive_state
+from skeletal.core.pruning.criteria.flow import positive_state
 
 WALKS = 128  # at a time
 MOST_VISITS = 10  # to all weights together, per weight to keep; weights not found by then are ranked by size
