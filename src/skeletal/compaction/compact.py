@@ -16,7 +16,8 @@ from skeletal.compaction.slices import Slices, gather, scatter
 from skeletal.compaction.tracing.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
-from skeletal.core.masks.attach import gradient_hooks, matching_parameters
+from skeletal.core.masks.attach import gradient_hooks
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.preserve import preserve_attributes, preserve_model
 from skeletal.core.model.snapshot import copied
 from skeletal.core.model.tensors import Tensors

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.diagnosis.effective import dead_channels, effective_weights, reached_in_training
 from skeletal.core.diagnosis.macs import Macs, count_macs
-from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.weights import unwrap, weights_and_biases
 from skeletal.core.plots import bars

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from skeletal.core.choices import require
 from skeletal.core.errors import MaskError
-from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.masks.selection import top
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals

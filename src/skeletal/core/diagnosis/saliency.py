@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.choices import require
-from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.gradients import Derivatives

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from skeletal.core.errors import MaskError
-from skeletal.core.masks.attach import matching_parameters
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.tensors import Tensors
 
 

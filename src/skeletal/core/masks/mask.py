@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skeletal.core.errors import MaskError
-from skeletal.core.masks import attach, interop, maskfile, variants
+from skeletal.core.masks import attach, interop, maskfile, match, variants
 from skeletal.core.plots import bars
 from skeletal.core.table import Table, Tabular
 
@@ -201,7 +201,7 @@ class Mask(Tabular, Mapping[str, Tensor]):
             MaskError: naming the layer and the first weight that has moved, or that the model does not fit.
 
         """
-        attach.check(self._tensors, model)
+        match.check(self._tensors, model)
 
     def shuffled(self, seed: int) -> "Mask":
         """A mask with as many weights in every layer, at positions drawn anew: its layer densities alone."""

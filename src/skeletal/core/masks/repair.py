@@ -6,8 +6,8 @@ import operator
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.masks.attach import matching_parameters
 from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.masks.selection import top
 from skeletal.core.model.tensors import widen
 

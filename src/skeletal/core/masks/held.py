@@ -1,0 +1,131 @@
+"""One weight whose pruned positions are held at exactly zero."""
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from skeletal.core.model.shards import is_sharded, local, part_like
+
+
+class Held:
+    """One weight and its pruned positions. Weak, so that hooks keep no model alive."""
+
+    def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
+        self._all = ~keep
+        self._hook: Any = None
+        self.noting = False
+        self.noted: Tensor | None = None
+        self.bind(weight)
+
+    @property
+    def keep(self) -> Tensor:
+        """Which positions are kept."""
+        return ~self._all
+
+    def bind(self, weight: nn.Parameter) -> None:
+        """Hold this parameter, in place of the one before."""
+        self.let_go()
+        self.weight = weakref.ref(weight)
+        self._where = _as_read(self._all, weight)
+        self.zero()
+
+    def move(self, keep: Tensor, optimizers: Sequence[Optimizer]) -> None:
+        """Hold other positions from now on; see `Skeleton.move`."""
+        weight = self.weight()
+        assert weight is not None, "the skeleton has looked"
+        changed = _as_read(self._all ^ ~keep, weight)
+        for optimizer in optimizers:
+            _forget(optimizer, weight, changed)
+        self._all = ~keep
+        self._where = _as_read(self._all, weight)
+        self.zero()
+        self.zero_own_gradient(weight)
+
+    def let_go(self) -> None:
+        """Remove the gradient's hook."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def where(self, device: torch.device) -> Tensor:
+        """The pruned positions of this process's part, on a device."""
+        if self._where.device != device:
+            self._where = self._where.to(device)
+        return self._where
+
+    def zero_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient with its pruned entries zeroed."""
+        if self.noting:
+            dense = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
+            self.noted = dense if self.noted is None else self.noted + dense
+        return _zeroed(gradient, self.where(gradient.device))
+
+    def zero_own_gradient(self, weight: Tensor) -> None:
+        """Zero the pruned entries of the weight's `.grad`."""
+        if weight.grad is not None:
+            if weight.grad.layout == torch.sparse_coo:
+                weight.grad = _zeroed(weight.grad, self.where(weight.device))
+            else:
+                local(weight.grad).masked_fill_(self.where(weight.device), 0)
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        """Zero the pruned weights."""
+        weight = self.weight()
+        if weight is None:
+            return
+        # Filled, because multiplying by the mask would leave NaN and -0.
+        local(weight).masked_fill_(self.where(weight.device), 0)
+        if self._hook is None and weight.requires_grad:  # also where it was frozen until now
+            if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
+                self._hook = weight.register_post_accumulate_grad_hook(self.zero_own_gradient)
+            else:
+                self._hook = weight.register_hook(self.zero_gradient)
+
+    def warn_of_another_mask(self, loaded: Tensor) -> None:
+        """Warn if loaded weights are not 0 where this mask is."""
+        if lost := int((local(loaded).ne(0) & self.where(loaded.device)).sum()):
+            warnings.warn(
+                f"{lost:,} loaded weights of a layer {tuple(loaded.shape)} are pruned now, and set to 0: the mask moves"
+                " while training, so load the state of its MaskUpdate before the model's",
+                stacklevel=5,
+            )
+
+    def zero_stale_gradient(self) -> None:
+        """Zero the pruned entries of a gradient from before."""
+        if (weight := self.weight()) is not None:
+            self.zero_own_gradient(weight)
+
+    def zero_state(self, optimizer: Optimizer) -> None:
+        """Forget what a used optimizer remembers of pruned weights: momentum, second moments, averages."""
+        if (weight := self.weight()) is not None:
+            _forget(optimizer, weight, self.where(local(weight).device))
+
+
+def _forget(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
+    for value in optimizer.state.get(weight, {}).values():
+        if isinstance(value, Tensor) and value.shape == weight.shape:
+            local(value).masked_fill_(where.to(value.device), 0)
+
+
+def _as_read(where: Tensor, weight: Tensor) -> Tensor:
+    """The part of a whole mask that lies in this process, in the weights' own memory order."""
+    where = part_like(where, weight)
+    if weight.dim() == 4 and local(weight).is_contiguous(memory_format=torch.channels_last):
+        return where.contiguous(memory_format=torch.channels_last)
+    return where
+
+
+def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
+    """A gradient with pruned entries zeroed; the sparse gradient of an embedding stays sparse."""
+    if gradient.layout != torch.sparse_coo:
+        return gradient.masked_fill(where, 0)
+    gradient = gradient.coalesce()
+    rows = gradient.indices()
+    values = gradient.values().masked_fill(where[tuple(rows)], 0)
+    return torch.sparse_coo_tensor(rows, values, gradient.shape, is_coalesced=True, check_invariants=False)

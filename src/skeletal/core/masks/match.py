@@ -1,0 +1,54 @@
+"""Whether a mask and a model belong together, and whether the model has kept to the mask."""
+
+from torch import Tensor, nn
+
+from skeletal.core.errors import MaskError
+from skeletal.core.model.shards import whole
+from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.weights import unwrap
+
+
+def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters that a mask names.
+
+    Raises:
+        MaskError: a name the model does not have, or another shape.
+
+    """
+    model = unwrap(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, keep in mask.items():
+        if name not in parameters:
+            raise MaskError(
+                f"the mask has a layer {name!r} that {type(model).__name__} does not have:"
+                f" it belongs to another model (this one has {', '.join(list(parameters)[:4])}, ...)"
+            )
+        if parameters[name].shape != keep.shape:
+            raise MaskError(
+                f"{name} is {tuple(parameters[name].shape)} in {type(model).__name__} but {tuple(keep.shape)}"
+                " in the mask: it belongs to another model"
+            )
+    return {name: parameters[name] for name in mask}
+
+
+def fits(keep: Tensor | None, weight: Tensor | None) -> bool:
+    """Whether both are there, in one shape."""
+    return keep is not None and weight is not None and keep.shape == weight.shape
+
+
+def check(mask: Tensors, model: nn.Module) -> None:
+    """See `Mask.check`."""
+    to_dense = getattr(unwrap(model), "to_dense", None)
+    if callable(to_dense):  # a compiled network, whose weights are vectors of kept values
+        model = to_dense()
+    for name, weight in matching_parameters(mask, model).items():
+        if weight.is_meta:
+            raise MaskError(f"{name} is on the meta device and has no values to check: materialize the model first")
+        values = whole(weight.detach())
+        moved = values.ne(0) & ~mask[name].to(values.device)  # NaN counts as moved
+        if moved.any():
+            first = tuple(moved.nonzero()[0].tolist())
+            raise MaskError(
+                f"{name}: {int(moved.sum())} of {int((~mask[name]).sum())} pruned weights are not zero,"
+                f" the first at {first} = {values[first].item():g}; attach the mask before training, and to every copy"
+            )
