@@ -1,10 +1,11 @@
 """Run networks from other libraries through everything, and record what happened: right, kept whole, refused.
 
-`python -m benchmarks.networks torchvision|timm|transformers [count] [file] [millions]`; prints each Markdown row once
-it is done, and adds it to the file. Networks already there are skipped, so a run can be stopped. Those of more than 30
-million parameters, or of the number of millions given, are left out.
+`python -m benchmarks.networks torchvision|timm|transformers [count] [file]`; prints each Markdown row once it is done,
+and adds it to the file. Networks already there are skipped, so a run can be stopped.
 Each network is pruned at random to 20%, attached, compacted, compiled, diagnosed, trained for three steps in double
-precision beside the masked original, and turned back; tiny inputs, two examples.
+precision beside the masked original, and turned back; tiny inputs, two examples. Those of more than 30 million
+parameters are pruned to 2% and take one step; those of more than 250 million are left out, as they and their gradients
+would take more than 12 GiB.
 """
 
 import copy
@@ -21,11 +22,10 @@ from torch import Tensor, nn
 import skeletal
 from skeletal.core.diagnosis.probing import outputs_of
 from skeletal.core.model.batches import forward, map_inputs, map_tensors
-from skeletal.core.model.snapshot import copied
 
 TITLES = ("library", "network", "outcome", "outputs", "gradient", "layers", "why")
 """outputs and the gradient of the input: the largest difference from the masked original, relative to the largest entry
-or 1, over three training steps and in eval mode; layers: how many of the masked ones run over kept weights"""
+or 1, over the training steps and in eval mode; layers: how many of the masked ones run over kept weights"""
 
 
 def torchvision(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]]:
@@ -106,11 +106,14 @@ def transformers(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any
         yield f"{kind}ForSequenceClassification", make, batch
 
 
-def steps(network: nn.Module, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs of three training steps and of eval mode, and the gradients of floating-point inputs."""
+_LARGE, _TOO_LARGE = 30e6, 250e6
+
+
+def steps(network: nn.Module, batch: Any, count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of training steps and of eval mode, and the gradients of floating-point inputs."""
     found, slopes, optimizer = [], [], torch.optim.SGD(network.parameters(), lr=1e-3)
-    for step in range(4):
-        network.train(step < 3)
+    for step in range(count + 1):
+        network.train(step < count)
         torch.manual_seed(step)
         leaves: list[Tensor] = []
 
@@ -125,7 +128,7 @@ def steps(network: nn.Module, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
         optimizer.zero_grad()
         torch.stack([output.square().mean() for output in outputs if output.requires_grad]).sum().backward()
         slopes += [value.grad for value in leaves if value.grad is not None]
-        optimizer.step() if step < 3 else None
+        optimizer.step() if step < count else None
     return found, slopes
 
 
@@ -153,37 +156,46 @@ def size_of(make: Callable[[], nn.Module]) -> int:
         return sum(parameter.numel() for parameter in make().parameters())
 
 
-def cells(make: Callable[[], nn.Module], batch: Any, largest: float) -> tuple[str, ...]:
+def cells(make: Callable[[], nn.Module], batch: Any) -> tuple[str, ...]:
     """The outcome, the differences, the layers over kept weights, and what there is to say."""
-    if (size := size_of(make)) > largest:
+    if (size := size_of(make)) > _TOO_LARGE:
         return "left out", "", "", "", f"{size / 1e6:.0f} million parameters"
+    density, count, note = (0.02, 1, "2% kept, one step") if size > _LARGE else (0.2, 3, "")
     torch.manual_seed(0)
     model = without_dropout(make()).double()
     batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
     pair = (batch, None) if isinstance(batch, Tensor) else batch
-    mask = skeletal.prune(model, [pair], density=0.2, method="random")
-    masked = copied(model)
-    mask.attach(masked)
-    small = skeletal.compact(model, mask, batch)
-    fast = skeletal.compile(model, mask, batch, path="dense")
+    mask = skeletal.prune(model, [pair], density=density, method="random")
     skeletal.diagnose(model, mask, batch)
-    held = skeletal.Mask(small.mask).attach(small.model)
-    outputs, slopes = steps(masked, pair)
-    results = [steps(network, pair) for network in (small.model, fast)]
+
+    small = skeletal.compact(model, mask, batch)
+    held, report = skeletal.Mask(small.mask).attach(small.model), small.report
+    results = [steps(small.model, pair, count)]
     held.detach()
     mask.check(small.to_dense())
+    del small, held  # one network after the other, as copies of a large one are large
+
+    fast = skeletal.compile(model, mask, batch, path="dense")
+    results.append(steps(fast, pair, count))
     mask.check(fast.to_dense())
+    layers = f"{len(fast.sparse_layers())} of {len(mask)}"
+    del fast
+
+    mask.attach(model)
+    outputs, slopes = steps(model, pair, count)
     worst = [max(off(outputs, result[0]) for result in results), max(off(slopes, result[1]) for result in results)]
-    numbers = (f"{worst[0]:.0e}", f"{worst[1]:.0e}" if slopes else "-", f"{len(fast.sparse_layers())} of {len(mask)}")
+    numbers = (f"{worst[0]:.0e}", f"{worst[1]:.0e}" if slopes else "-", layers)
+    outcome, why = "right", ""
     if not max(worst) < 1e-6:
-        return "WRONG", *numbers, ""
-    if small.report.whole is not None:
-        return "right, kept whole", *numbers, small.report.whole
-    parts = [reason for reason in small.report.held if reason.endswith("kept whole")]
-    return ("right, parts kept whole", *numbers, parts[0]) if parts else ("right", *numbers, "")
+        outcome = "WRONG"
+    elif report.whole is not None:
+        outcome, why = "right, kept whole", report.whole
+    elif parts := [reason for reason in report.held if reason.endswith("kept whole")]:
+        outcome, why = "right, parts kept whole", parts[0]
+    return outcome, *numbers, "; ".join(filter(None, (note, why)))
 
 
-def main(library: str, count: int = 60, file: Path | None = None, largest: float = 30e6) -> None:
+def main(library: str, count: int = 60, file: Path | None = None) -> None:
     warnings.simplefilter("ignore")
     done = file.read_text() if file is not None and file.exists() else ""
     print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
@@ -192,7 +204,7 @@ def main(library: str, count: int = 60, file: Path | None = None, largest: float
         if start in done:
             continue
         try:
-            found = cells(make, copy.deepcopy(batch), largest)
+            found = cells(make, copy.deepcopy(batch))
         except Exception as error:  # a table of what happens
             found = "refused", "", "", "", f"{type(error).__name__}: {error}"
         row = f"{start} {' | '.join((*found[:-1], ' '.join(found[-1].split())[:150]))} |"
@@ -204,5 +216,4 @@ def main(library: str, count: int = 60, file: Path | None = None, largest: float
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kinds = str, int, Path, lambda millions: float(millions) * 1e6
-    main(*(kind(given) for kind, given in zip(kinds, sys.argv[1:], strict=False)))
+    main(*(kind(given) for kind, given in zip((str, int, Path), sys.argv[1:], strict=False)))

@@ -21,6 +21,19 @@ def test_collapse_is_refused_and_names_step_density_and_empty_layers():
     assert [fill["step"] for fill in mask.metadata["filled"]] == [1, 2, 3, 4]
 
 
+def test_steps_too_small_for_the_channels_they_close_are_told_from_empty_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 10))
+    with torch.no_grad():
+        model[1].bias[0] = -100  # one channel of eight: 202 weights
+    with pytest.raises(skeletal.CollapsedError) as caught:
+        skeletal.prune(model, images(), density=0.1, steps=60)
+    told = str(caught.value)
+    assert "Every layer has some, but 202 of the 1,616 weights to choose from lie on no path" in told
+    assert "This step prunes only 61. Use fewer steps" in told and "Layers without any" not in told
+    assert skeletal.prune(model, images(), density=0.1, steps=5).kept == 162
+
+
 def test_filling_keeps_what_has_a_score_and_then_the_first_positions():
     def score(at):
         scores = {name: torch.zeros_like(weight) for name, weight in at.weights.items()}

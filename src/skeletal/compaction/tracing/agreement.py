@@ -62,7 +62,7 @@ class Reference:
         for examples in _EXAMPLES:
             try:
                 self._batch = _batch(batch, examples, dtype, device_of(model))
-                self._expected = self._passes(model)
+                self._expected = dict(self._passes(model))
             except CannotRunError as failed:
                 error = error or failed
             else:
@@ -78,37 +78,39 @@ class Reference:
             kept: the kept positions of the parameters that it holds as vectors.
 
         """
+        seen = set()
         try:
-            found = self._passes(candidate)
+            for mode, found in self._passes(candidate):
+                if (difference := self._difference_in(mode, found, candidate, kept)) is not None:
+                    return difference
+                seen.add(mode)
         except CannotRunError as error:
             return str(error)
-        exact = self._dtype == torch.float64
-        again: dict[str, _Run] = {}
-        for mode, expected in self._expected.items():
-            if mode not in found:
-                return f"{mode}, it does not run"
-            if expected.shape != found[mode].shape:
-                return f"{mode}, it returns another structure"
-            for name, value in found[mode].tensors.items():
-                if name not in expected.tensors:
-                    return f"{mode}, it has {name}, which the original has not"
-                positions = (kept or {}).get(name.removeprefix(_GRADIENT)) if name.startswith(_GRADIENT) else None
-                want = _part(expected.tensors[name], positions)
-                if _same_bits(want, value):
-                    continue
-                if not exact and (finer := self._finer()) is not None:
-                    return finer.difference(candidate, kept)
-                if not again:
-                    again = self._passes(self._model)
-                second = _part(again[mode].tensors.get(name), positions)
-                if not _close(want, second, value):
-                    return f"{mode}, {name} differs"
-            missing = expected.tensors.keys() - found[mode].tensors.keys()
-            if changed := [name for name in missing if _matters(name, expected.tensors[name])]:
-                return f"{mode}, {min(changed)} is missing"
-            if expected.drawn != found[mode].drawn:
-                return f"{mode}, it draws other random numbers"
-        return None
+        missing = [mode for mode in self._expected if mode not in seen]
+        return f"{missing[0]}, it does not run" if missing else None
+
+    def _difference_in(self, mode: str, found: _Run, candidate: nn.Module, kept: Kept | None) -> str | None:
+        if (expected := self._expected.get(mode)) is None:
+            return None
+        if expected.shape != found.shape:
+            return f"{mode}, it returns another structure"
+        second: _Run | None = None
+        for name, value in found.tensors.items():
+            if name not in expected.tensors:
+                return f"{mode}, it has {name}, which the original has not"
+            positions = (kept or {}).get(name.removeprefix(_GRADIENT)) if name.startswith(_GRADIENT) else None
+            want = _part(expected.tensors[name], positions)
+            if _same_bits(want, value):
+                continue
+            if self._dtype != torch.float64 and (finer := self._finer()) is not None:
+                return finer.difference(candidate, kept)
+            second = second or dict(self._passes(self._model))[mode]
+            if not _close(want, _part(second.tensors.get(name), positions), value):
+                return f"{mode}, {name} differs"
+        missing = expected.tensors.keys() - found.tensors.keys()
+        if changed := [name for name in missing if _matters(name, expected.tensors[name])]:
+            return f"{mode}, {min(changed)} is missing"
+        return f"{mode}, it draws other random numbers" if expected.drawn != found.drawn else None
 
     def _finer(self) -> "Reference | None":
         """The same in double precision; None if the model does not run that way."""
@@ -117,8 +119,11 @@ class Reference:
         except CannotRunError:
             return None
 
-    def _passes(self, model: nn.Module) -> dict[str, _Run]:
-        """Twice in train mode, as state changes, once in eval mode and, if possible, in eval mode without gradients."""
+    def _passes(self, model: nn.Module) -> Iterator[tuple[str, _Run]]:
+        """Twice in train mode, as state changes, once in eval mode and, if possible, in eval mode without gradients.
+
+        One by one: gradients of a large network, in every mode, would take more memory than the network.
+        """
         before = {name: value.detach() for name, value in model.named_parameters()}
         model = copied(model)
         if self._dtype is not None:
@@ -126,18 +131,17 @@ class Reference:
             model.to(self._dtype)
         for parameter in model.parameters():
             parameter.grad = None
-        runs = {}
         with preserve_random_state(model):
             for seed, (mode, training, gradients, backward) in enumerate(_MODES):
                 try:
                     model.train(training)
-                    runs[mode] = _run(model, self._batch, seed, gradients, backward, before)
+                    run = _run(model, self._batch, seed, gradients, backward, before)
                 except Exception as error:  # whatever the model's own code raises
                     if not gradients:  # by code that takes derivatives itself
                         continue
                     first = str(error).strip().partition("\n")[0]
                     raise CannotRunError(f"{mode}, it does not run: {type(error).__name__}: {first}") from error
-        return runs
+                yield mode, run
 
 
 _GRADIENT = "the gradient of "

@@ -28,11 +28,11 @@ def one_graph(model: nn.Module) -> fx.Graph:
     """
     whole: dict[str, str] = {}
     while True:
+        train = _graph_in(model, whole, training=True)
         known = len(whole)
-        train, evaluate = (_graph_in(model, whole, training=training) for training in (True, False))
-        cast = _graph_in(model, whole, training=True, autocast=True)
+        evaluate, cast = _graph_in(model, whole, training=False), _graph_in(model, whole, training=True, autocast=True)
         if len(whole) > known:
-            continue  # traced as if more modules could be
+            continue  # the first was traced as if more modules could be
         for difference, when in (
             (_first_difference(train, evaluate, flag="training"), "in train mode than in eval mode"),
             (_first_difference(train, cast), "under autocast"),

@@ -31,7 +31,8 @@ class RandomState:
 
 def seed_all(seed: int) -> None:
     """Seed all three, and torch's generators on other devices."""
-    torch.manual_seed(seed)
+    # Where there are no other devices, torch would note for each of them who seeded it, which takes 0.4 ms.
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed % 2**32)

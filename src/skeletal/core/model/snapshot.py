@@ -2,9 +2,9 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, NoneType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 Model = TypeVar("Model", bound=nn.Module)
 
 _CONTAINERS = (dict, list, set, deque)
+_ATOMS = (str, bool, int, float, NoneType, bytes, complex)
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
 _FOREIGN = 3
 """how many objects of foreign classes deep an attribute is followed: caches and tables, not whole trainers"""
@@ -48,7 +49,7 @@ class Snapshot:
         self._of: dict[int, list[_Held]] = {}
         for found in _reachable(model):
             if not isinstance(found.value, Tensor):
-                held = _Held(found, copy.copy(found.value))
+                held = _Held(found, found.value.copy())
                 self._containers.append(held)
                 self._of.setdefault(id(found.owner), []).append(held)
             elif id(found.value) not in own and not found.value.is_meta:
@@ -120,19 +121,22 @@ def _reachable(model: nn.Module) -> Iterator[_Found]:
         if isinstance(value, (Tensor, *_CONTAINERS)):
             yield found
         if isinstance(value, dict):
-            inside = [(key if found.attribute == "" else found.attribute, part) for key, part in value.items()]
+            if found.attribute == "":
+                named = [(str(key), part) for key, part in value.items() if _may_hold(part)]
+                pending += [(_Found(part, found.owner, name), depth) for name, part in named]
+                continue
+            inside: Iterable[Any] = value.values()
         elif isinstance(value, (*_CONTAINERS, tuple)):
-            inside = [(found.attribute, part) for part in value]
+            inside = value
         elif depth < _FOREIGN:
-            behind, depth = _behind(value, depth)
-            inside = [(found.attribute, part) for part in behind]
+            inside, depth = _behind(value, depth)
         else:
             continue
-        pending += [(_Found(part, found.owner, str(name)), depth) for name, part in inside if _may_hold(part)]
+        pending += [(_Found(part, found.owner, found.attribute), depth) for part in inside if _may_hold(part)]
 
 
 def _may_hold(value: Any) -> bool:
-    return not isinstance(value, str | bytes | int | float | complex | type | None)
+    return type(value) not in _ATOMS and not isinstance(value, (*_ATOMS, type))
 
 
 def _behind(value: Any, depth: int) -> tuple[list[Any], int]:

@@ -37,14 +37,27 @@ def keep_top(
         raise CollapsedError(
             f"collapsed at {where}, density {count / total:.6g}: {count:,} weights are to be kept"
             f" but only {count - missing:,} have a finite, non-zero score."
-            f" Layers without any: {', '.join(empty) or 'none'}."
-            " Use more batches_per_step, another number of steps or a higher density,"
+            f" {_what_is_the_matter(empty, len(flat), count - missing, count)},"
             " or on_collapse='keep' to fill up by position"
         )
     if missing or flat.min() < 0:
         flat.masked_fill_(flat == 0, torch.finfo(flat.dtype).min)
     chosen = top(flat, count)
     return unflatten(chosen, mask) if places is None else scatter(chosen, places, mask), missing
+
+
+def _what_is_the_matter(empty: list[str], choice: int, scored: int, count: int) -> str:
+    if empty:
+        return (
+            f"Layers without any: {', '.join(empty)}."
+            " Use more batches_per_step, another number of steps or a higher density"
+        )
+    return (
+        f"Every layer has some, but {choice - scored:,} of the {choice:,} weights to choose from lie on no path that"
+        " carries a signal: their channels have no input or output left, or are not active on these batches."
+        f" This step prunes only {choice - count:,}."
+        " Use fewer steps, so that each prunes more, more batches_per_step or a higher density"
+    )
 
 
 def _places(mask: Tensors) -> Tensors | None:
