@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 import skeletal
+from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.masks.mask import Mask
 from skeletal.harness.config import Pruning, Setup, Training, resolve, rounds_to
 from skeletal.harness.console.interrupt import Interrupted
+from skeletal.harness.ledger import Cost
 from skeletal.harness.runs import experiment
 from skeletal.harness.runs.rewinding import last_round, pruned, rewind_epoch
 from skeletal.harness.store import statefile
@@ -84,6 +86,23 @@ def test_it_is_the_papers_algorithm_to_the_bit(tmp_path, k):
     assert same(dict(model.state_dict()), dict(theirs.state_dict()))
     assert mask.metadata["method"] == "imp" and mask.metadata["rewind_epoch"] == k and mask.metadata["connected"]
     assert mask.metadata["prune_seconds"] > 0
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_it_costs_what_its_rounds_trained(tmp_path, k):
+    place = folder(tmp_path)
+    mask, model = rounds(place, blobs(IMAGES), pruning=replace(IMP, rewind_epochs=k))
+    (first,) = (skeletal.Mask.load(file) for file in place.path.glob("rounds/*/mask.safetensors"))
+    dense, kept = (count_macs(model.eval(), keep, (blobs(IMAGES).blank(), None)) for keep in (first, mask))
+    before, after = 70 * 3, 70 * (3 - k)  # examples, without those of the epochs that a round rewinds to
+    cost = Cost.read(mask.metadata["cost"])
+    assert cost.examples == before + after
+    assert cost.macs_dense == cost.examples * dense.training_dense
+    assert cost.macs_kept == before * dense.training_dense + after * dense.training_kept < cost.macs_dense
+    rows = place.metrics()
+    assert [row.get("macs_kept") for row in rows] == [None] * k + [
+        70 * epoch * kept.training_kept for epoch in range(1, 4 - k)
+    ]
 
 
 def test_a_round_that_prunes_nothing_is_the_dense_training_to_the_bit(tmp_path):

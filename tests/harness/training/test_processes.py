@@ -15,6 +15,7 @@ from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.data.memory import Arrays, MemorySplit, Part, assemble
 from skeletal.harness.data.placing import shared
 from skeletal.harness.data.specs import SPECS
+from skeletal.harness.ledger import COUNTS, Ledger
 from skeletal.harness.runs import experiment, finding, load, review
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
@@ -237,6 +238,10 @@ def single(tmp_path_factory):
             module.load_data, module.create_model = before
 
 
+def counts(cost):
+    return {name: cost[name] for name in COUNTS}
+
+
 def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -259,6 +264,9 @@ def test_a_run_on_two_ranks_is_the_run_of_one_process(found, single):
         for name in row.keys() - {"seconds"}:
             assert row[name] == (pytest.approx(other[name], rel=1e-4) if isinstance(row[name], float) else other[name])
     assert result["train"]["examples"] == 81 and rows[-1]["test_examples"] == 31
+    for part, cost in Ledger.read(found[0]["run"][0]["cost"]).record().items():  # examples count globally
+        assert counts(cost) == counts(result["cost"][part]) and cost["examples"] > 0 and cost["peak_memory"] > 0
+    assert result["cost"]["finding"]["examples"] == 3 * 2 * 33 and result["cost"]["training"]["examples"] == 3 * 81
 
 
 def test_all_ranks_return_the_same_and_a_finished_run_is_not_repeated(found):

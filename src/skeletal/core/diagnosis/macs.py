@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, state_of, with_parameters
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import weights_and_biases
 
 
@@ -30,12 +31,48 @@ class Macs:
     training_kept: int
 
 
+@dataclass(frozen=True)
+class Uses:
+    """How often some examples use each weight, by parameter name: integers that broadcast to the weight's shape."""
+
+    forward: Tensors
+    """as often as the gradient with respect to the weight does"""
+    inputs: Tensors
+    """by the gradient with respect to the layer's inputs: as often, or never if they depend on no other parameter"""
+    sizes: dict[str, int]
+    """how many weights there are"""
+    examples: int
+
+    def macs(self, mask: Mapping[str, Tensor] | None = None) -> Macs:
+        """Multiply-accumulates per example; weights that the mask does not cover are kept."""
+        forward, inputs = (self._total(uses, {}) for uses in (self.forward, self.inputs))
+        kept_forward, kept_inputs = (self._total(uses, mask or {}) for uses in (self.forward, self.inputs))
+        totals = forward, kept_forward, 2 * forward + inputs, 2 * kept_forward + kept_inputs
+        return Macs(*(round(total / self.examples) for total in totals))
+
+    def _total(self, uses: Tensors, mask: Mapping[str, Tensor]) -> int:
+        return sum(_in_sum(times, self.sizes[name], mask.get(name)) for name, times in uses.items())
+
+
+def _in_sum(times: Tensor, size: int, keep: Tensor | None) -> int:
+    if keep is None:
+        return int(times.sum()) * (size // times.numel())
+    if times.numel() == 1:
+        return int(keep.count_nonzero()) * int(times)
+    return int((keep.cpu().sum_to_size(times.shape) * times).sum())
+
+
 def count_macs(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs:
-    """Count what one forward pass really does, through hooks on the modules that own the masked weights.
+    """Count what one forward pass really does; see `count_uses`, whose arguments these are."""
+    return count_uses(model, mask, batch).macs(mask)
+
+
+def count_uses(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
+    """Count how often one forward pass uses each weight, through hooks on the modules that own the weights.
 
     Args:
         model: in eval mode; the caller restores it (see `preserve_model`).
-        mask: bool, by parameter name, fitting the model. Weights other than those of linear layers,
+        weights: by parameter name, or a mask, fitting the model. Weights other than those of linear layers,
             convolutions and attention projections count nothing.
         batch: any batch of the kind the model takes. One example of it is run or, if the model refuses that, the whole
             batch: then examples are counted along the first dimension of its first tensor.
@@ -44,47 +81,48 @@ def count_macs(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs
         ValueError: the model does not run on this batch.
 
     """
-    return first_that_runs(model, [lambda n=n: _count(model, mask, shorten(batch, n)) for n in (1, None)])
+    return first_that_runs(model, [lambda n=n: _count(model, weights, shorten(batch, n)) for n in (1, None)])
 
 
-def _count(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs:
-    totals = [0, 0, 0, 0]
+def _count(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
+    forwards: Tensors = {}
+    inputs: Tensors = {}
 
-    def add(owned: dict[str, Tensor], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def add(owned: dict[str, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for leaf, (positions, training) in _uses(module, [*args, *kwargs.values()], output).items():
-            if (keep := owned.get(leaf)) is not None:
-                for i, times in enumerate((positions, training)):
-                    totals[2 * i] += int(times.sum()) * (keep.numel() // times.numel())
-                    totals[2 * i + 1] += int((keep.sum_to_size(times.shape) * times).sum())
+            if (name := owned.get(leaf)) is not None:
+                for uses, times in ((forwards, positions), (inputs, training - 2 * positions)):
+                    uses[name] = uses[name] + times if name in uses else times
 
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad or name in mask}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad or name in weights}
     state = {
         name: value.requires_grad_(name in trained and value.is_floating_point())
         for name, value in state_of(model).items()
     }
     hooks = [
         module.register_forward_hook(partial(add, owned), with_kwargs=True)
-        for module, owned in _owners(model, mask).items()
+        for module, owned in _owners(model, weights).items()
     ]
     try:
         with_parameters(model, state, lambda: forward(model, to_device(batch, device_of(model))))
     finally:
         for hook in hooks:
             hook.remove()
-    examples = max(_examples(batch), 1)
-    return Macs(*(round(total / examples) for total in totals))
+    sizes = {name: weights[name].numel() for name in forwards}
+    return Uses(forwards, inputs, sizes, max(_examples(batch), 1))
 
 
-def _owners(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[nn.Module, dict[str, Tensor]]:
-    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in mask}
-    owners: dict[nn.Module, dict[str, Tensor]] = {}
+def _owners(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[nn.Module, dict[str, str]]:
+    """The modules that own the weights, with each weight's name in the module and in the model."""
+    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in weights}
+    owners: dict[nn.Module, dict[str, str]] = {}
     for module in model.modules():
         leaves: dict[str, Tensor | None] = {
             leaf: module._parameters.get(leaf) for leaf in weights_and_biases(module)[0]
         }
         if isinstance(module, nn.MultiheadAttention):  # which never calls its output projection
             leaves["out_proj.weight"] = module.out_proj.weight
-        if owned := {leaf: mask[names[id(weight)]] for leaf, weight in leaves.items() if id(weight) in names}:
+        if owned := {leaf: names[id(weight)] for leaf, weight in leaves.items() if id(weight) in names}:
             owners[module] = owned
     return owners
 

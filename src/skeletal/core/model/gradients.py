@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.model.batches import Cycle, Loss, evaluate, examples, forward, pieces, to_device
 from skeletal.core.model.distributed import average_over_ranks, everyone, rank
+from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast, in_float32
 from skeletal.core.model.preserve import (
     device_of,
@@ -109,7 +110,7 @@ class Derivatives:
         )
         batches, again = self.batches.twice(self.count)
         with preserve_random_state(self.model):
-            gradient, loss = self._gradient(weights, batches)
+            gradient, loss = self._gradient(weights, batches, everywhere=True)
         return self._hessian_product(weights, gradient, again), loss
 
     def unrolled_gradient(
@@ -142,7 +143,9 @@ class Derivatives:
         for _ in range(steps):
             batches, again = self.batches.twice(self.count)
             seed = int(torch.randint(2**31, ()))
-            gradient, loss = self._with_seed(seed, lambda at=weights, seen=batches: self._gradient(at, seen))
+            gradient, loss = self._with_seed(
+                seed, lambda at=weights, seen=batches: self._gradient(at, seen, everywhere=True)
+            )
             first = loss if first is None else first
             path.append((weights, again, seed))
             velocity = {name: momentum * value + gradient[name] for name, value in velocity.items()}
@@ -151,7 +154,9 @@ class Derivatives:
         through = {name: torch.zeros_like(value) for name, value in total.items()}  # dL/dv
         for at, again, seed in reversed(path):
             through = {name: value - rate * total[name] for name, value in through.items()}
-            product = self._with_seed(seed, lambda at=at, v=through, seen=again: self._hessian_product(at, v, seen))
+            product = self._with_seed(
+                seed, lambda at=at, v=through, seen=again: self._hessian_product(at, v, seen, everywhere=True)
+            )
             total = {name: value + product[name] for name, value in total.items()}
             through = {name: momentum * value for name, value in through.items()}
         return total, loss if first is None else first
@@ -165,7 +170,9 @@ class Derivatives:
         if self.average == "absolute":
             raise ValueError(f"average='absolute' has no meaning for {what}; use average='signed'")
 
-    def _hessian_product(self, weights: Tensors, vector: Tensors, batches: Iterator[Any]) -> Tensors:
+    def _hessian_product(
+        self, weights: Tensors, vector: Tensors, batches: Iterator[Any], *, everywhere: bool = False
+    ) -> Tensors:
         """H v, H the Hessian of the mean loss over the batches at the weights: a second backward pass through g·v."""
 
         def twice(leaves: Tensors, value: Tensor) -> None:
@@ -179,21 +186,28 @@ class Derivatives:
 
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            return self._mean(weights, batches, twice, "Hessian-gradient product")[0]
+            product, _, seen = self._mean(weights, batches, twice, "Hessian-gradient product")
+        passed(Passes("hessian", seen, fresh=False, everywhere=everywhere))
+        return product
 
-    def _gradient(self, weights: Tensors, batches: Iterator[Any]) -> tuple[Tensors, float]:
+    def _gradient(self, weights: Tensors, batches: Iterator[Any], *, everywhere: bool = False) -> tuple[Tensors, float]:
         def once(leaves: Tensors, value: Tensor) -> None:
             # Not `autograd.grad`, which reentrant activation checkpointing refuses.
             value.backward()
             if all(leaf.grad is None for leaf in leaves.values()):
                 raise ValueError("the loss does not depend on any prunable weight: check the loss and the selection")
 
-        return self._mean(weights, batches, once, "gradient")
+        gradient, loss, seen = self._mean(weights, batches, once, "gradient")
+        passed(Passes("gradient", seen, everywhere=everywhere))
+        return gradient, loss
 
     def _mean(
         self, weights: Tensors, batches: Iterator[Any], backward: Callable[[Tensors, Tensor], None], what: str
-    ) -> tuple[Tensors, float]:
-        """Sum over the batches what `backward(leaves, loss)` leaves in the leaves' `.grad`; nothing else has one."""
+    ) -> tuple[Tensors, float, int]:
+        """The mean over the batches of what `backward(leaves, loss)` leaves in the leaves' `.grad`, and of the loss.
+
+        Nothing else has a gradient. Also returns the number of examples, which are this rank's.
+        """
         set_mode(self.model, self.bn_mode == "train")  # whatever a callback has left behind
         state = state_of(self.model, without=weights)
         parameters = dict(self.model.named_parameters())
@@ -221,7 +235,7 @@ class Derivatives:
         means, counts = zip(*everyone((sum(losses) / len(losses), seen)), strict=True)
         shares = [count * len(counts) / sum(counts) for count in counts]
         average_over_ranks(total, shares[rank()])
-        return total, sum(mean * share for mean, share in zip(means, shares, strict=True)) / len(means)
+        return total, sum(mean * share for mean, share in zip(means, shares, strict=True)) / len(means), seen
 
     def _visit(
         self,

@@ -86,6 +86,10 @@ class Data:
     validation: Split
     test: Split
 
+    def blank(self) -> Tensor:
+        """An image of zeros, as a batch of one."""
+        return torch.zeros(1, self.channels, self.image_size, self.image_size)
+
 
 class Stream:
     """Training batches without end: epoch 0, 1, 2, ..., each shuffled and augmented anew, all batches full.

@@ -55,10 +55,10 @@ class CapturedDerivatives(Derivatives):
     _first_order = False
     _given_up = False
 
-    def _gradient(self, weights: Tensors, batches: Iterator[Any]) -> tuple[Tensors, float]:
+    def _gradient(self, weights: Tensors, batches: Iterator[Any], *, everywhere: bool = False) -> tuple[Tensors, float]:
         self._first_order = True
         try:
-            return super()._gradient(weights, batches)
+            return super()._gradient(weights, batches, everywhere=everywhere)
         finally:
             self._first_order = False
 

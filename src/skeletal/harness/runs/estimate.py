@@ -1,7 +1,6 @@
 """What a run will cost, before it starts: a few real steps of each phase, timed here and now, and extrapolated."""
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.stopwatch import peak_memory
 from skeletal.harness.store import statefile
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.engines import engine_for
@@ -91,7 +91,7 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
         train_seconds=train_seconds,
         step_seconds=cost.step,
         steps_per_epoch=steps,
-        memory=_peak(device),
+        memory=peak_memory(device),
         disk=disk,
         device=str(device),
         engine=cost.engine.name,
@@ -250,12 +250,3 @@ def _first(split: Split, count: int) -> Split:
     """The split's first examples."""
     assert isinstance(split, MemorySplit | FolderSplit), f"a {type(split).__name__} has no members"
     return replace(split, members=split.members[:count])
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from skeletal.core.pruning.prune import prune
 from skeletal.harness.config import IMP, Pruning, Setup, Training
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
+from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
 from skeletal.harness.runs.rewinding import last_round, rewind_epoch
@@ -203,7 +204,7 @@ def run_name(setup: Setup, *method: str) -> str:
 def _of_all_weights(model: nn.Module, setup: Setup, data: Data) -> Mask:
     """The mask of a dense network, at which gradual pruning begins."""
     mask = prune(model, density=1.0, method="random", seed=setup.seed)
-    mask.metadata |= {"method": DENSE, "network": setup.model, "data": data.name}
+    mask.metadata |= {"method": DENSE, "network": setup.model, "data": data.name, "cost": Cost().record()}
     return mask
 
 
@@ -284,12 +285,19 @@ def result_of(setup: Setup, task: Task, trained: TrainResult) -> dict[str, Any]:
     mask = task.mask
     if task.training.update != "none" and task.folder is not None:
         mask = Mask.load(task.folder.path / MASK)
-    return describe(setup, task.data, mask) | asdict(trained)
+    ledger = replace(trained.cost, finding=finding_cost(mask))
+    return describe(setup, task.data, mask) | asdict(trained) | {"cost": ledger.record()}
+
+
+def finding_cost(mask: Mask | None) -> Cost | None:
+    """What a mask cost to find: nothing for a dense network, None where nobody counted."""
+    return Cost() if mask is None else Cost.read(mask.metadata.get("cost"))
 
 
 def describe(setup: Setup, data: Data, mask: Mask | None) -> dict[str, Any]:
     """What every `result.json` begins with: what was run, and what the mask leaves; None is the dense network."""
-    about = {"model": setup.model, "data": data.name, "seed": setup.seed}
+    about: dict[str, Any] = {"model": setup.model, "data": data.name, "seed": setup.seed}
+    about["cost"] = Ledger(finding=finding_cost(mask)).record()
     if mask is None:
         return about | {"method": DENSE, "density": 1.0}
     return about | {

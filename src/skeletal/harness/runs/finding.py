@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from skeletal.core.choices import named
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, ranks
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.passes import listening
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
+from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.schedules import Schedule
 from skeletal.engine.prune import prune
 from skeletal.harness import data as data_sets
@@ -17,9 +20,12 @@ from skeletal.harness import models
 from skeletal.harness.config import IMP, Pruning, Setup
 from skeletal.harness.data import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
+from skeletal.harness.ledger import of_all_ranks
+from skeletal.harness.meter import Meter, uses_of
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.runs.public_codes import LOSSES
+from skeletal.harness.stopwatch import Stopwatch
 
 DENSE = "dense"
 WORTH = 20
@@ -96,7 +102,15 @@ def find_mask(
     assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
     device = pick_device(setup.device)
     model.to(device)
-    with tuned(device), own_stream(device), shown(progress and rank() == 0, for_person):
+    nested, stopwatch = METHODS[named("method", pruning.method, METHODS)].nested, Stopwatch(device)
+    meter = Meter(uses_of(model, data.blank()), everywhere=not nested)
+
+    def after_step(step: Step) -> None:
+        meter.turn_to(step.mask)
+        if on_step is not None:
+            on_step(step)
+
+    with tuned(device), own_stream(device), shown(progress and rank() == 0, for_person), listening(meter.add):
         mask = prune(
             model,
             pruning_batches(data, setup, pruning),
@@ -114,8 +128,9 @@ def find_mask(
             recompute=pruning.recompute,
             on_collapse=pruning.on_collapse,
             seed=setup.seed,
-            on_step=on_step,
+            on_step=after_step,
         )
+    mask.metadata["cost"] = of_all_ranks(meter.cost + stopwatch.read()).record()
     mask.metadata |= {"network": setup.model, "data": data.name}
     if setup.image_size is not None:
         mask.metadata["image_size"] = setup.image_size

@@ -25,6 +25,7 @@ from skeletal.core.pruning.keep_top import keep_top
 from skeletal.core.pruning.prune import prune
 from skeletal.core.pruning.schedules import SCHEDULES, visit
 from skeletal.harness.config import IMP, Pruning
+from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.store import statefile
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.task import Task
@@ -71,10 +72,13 @@ def last_round(task: Task, pruning: Pruning, *, progress: bool) -> Task:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     counts = visit(SCHEDULES[pruning.schedule], mask.total, round(pruning.density * mask.total), pruning.steps or 1)
     seconds, rewound = 0.0, None
+    cost: Cost | None = Cost()
     for number, count in enumerate(counts):
         place = RunFolder.open(folder.path / "rounds", f"{number:02}", {"round": number, "kept": mask.kept})
         result = _trained(replace(task, folder=place, mask=mask if number else None), start, rewound, k, progress)
         seconds += result["seconds"]
+        trained = Ledger.read(result.get("cost")).training
+        cost = None if cost is None or trained is None else cost + trained
         on_first(lambda place=place: shutil.rmtree(place.path / "checkpoint", ignore_errors=True))  # it has ended
         rewound = place if number == 0 else rewound
         say(f"round {number + 1} of {len(counts) + 1} is trained: {count:,} of {mask.kept:,} weights stay")
@@ -82,7 +86,7 @@ def last_round(task: Task, pruning: Pruning, *, progress: bool) -> Task:
     mask.metadata |= {
         "method": IMP, "score": "|θ| after training", "density": pruning.density, "steps": len(counts),
         "schedule": pruning.schedule, "rewind_epoch": k, "connected": _connected(model, mask, task),
-        "prune_seconds": round(seconds, 3),
+        "prune_seconds": round(seconds, 3), "cost": None if cost is None else cost.record(),
     }  # fmt: skip
     on_first(partial(_go_back, folder, mask, rewound, k, model))
     model.load_state_dict(start)
@@ -133,7 +137,7 @@ def _go_back(folder: RunFolder, mask: Mask, rewound: RunFolder | None, k: int, m
         )
     folder.truncate_metrics(0)
     for row in rewound.metrics()[:k]:
-        folder.append(row)
+        folder.append({name: value for name, value in row.items() if not name.startswith("macs_")})  # not taken again
     statefile.save(folder.path, pruned(state, mask, [name for name, _ in model.named_parameters()]))
 
 
@@ -154,4 +158,6 @@ def pruned(state: dict[str, Any], mask: Mask, parameters: list[str]) -> dict[str
             if isinstance(value, torch.Tensor) and value.shape == keep.shape:
                 entries[name][kind] = value.masked_fill(~keep, 0)
     left = {key: value for key, value in state.items() if key not in ("format", "engine")}
-    return left | {"rewound": True, "model": model, "optimizer": state["optimizer"] | {"state": entries}}
+    nothing = Ledger(training=Cost(), evaluation=Cost()).record()
+    optimizer = state["optimizer"] | {"state": entries}
+    return left | {"rewound": True, "cost": nothing, "model": model, "optimizer": optimizer}

@@ -12,6 +12,7 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
 from skeletal.engine.optimizer_state import from_dense, to_dense
+from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.store.statefile import KEPT, REMEDY, engine_of, in_short, load, path_in, save
 from skeletal.harness.training.engines import Engine
@@ -20,6 +21,11 @@ from skeletal.harness.training.evaluate import Tally
 
 class Moving(Protocol):
     """What moves the mask of a run; see `training.moving`."""
+
+    @property
+    def asks_for_gradients(self) -> bool:
+        """Whether the coming step also takes gradients of pruned weights."""
+        ...
 
     def before_step(self) -> bool:
         """Whether the next step is taken by another form of the network than the last one."""
@@ -103,6 +109,8 @@ class RunState:
     """what moves the mask while training"""
     keep_epoch: int | None = None
     """after so many epochs a second copy of the checkpoint is kept for good"""
+    ledger: Ledger = field(default_factory=partial(Ledger, training=Cost(), evaluation=Cost()))
+    """what the run has cost so far, over all sessions; finding the mask is not its business"""
     newest: float = math.nan
     """the last loss that `materialize` has seen"""
 
@@ -175,6 +183,7 @@ class RunState:
             "tally": self.tally.sums(),
             "epoch_seconds": self.epoch_seconds,
             "seconds": self.seconds,
+            "cost": self.ledger.record(),
             "rng": rng,
             "cuda_rng": cuda_rng,
             "rng_of_others": others,
@@ -227,6 +236,7 @@ class RunState:
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.tally = Tally(**state["tally"]) if rank() == 0 else Tally()  # the sums of all ranks so far
+        self.ledger = Ledger.read(state.get("cost"))  # which earlier versions did not keep
         self.epoch_seconds, self.earlier_seconds = state["epoch_seconds"], state["seconds"]
         states = [(state["rng"], state["cuda_rng"]), *state.get("rng_of_others", [])]
         if rank() < len(states):  # else there are more ranks than before, and the new ones stay as they were seeded

@@ -79,9 +79,14 @@ class Moving:
             run.engine = self._compiled = replace(self._compiled, choice=kept | self._compiled.choice)
             carry_over(run.optimizer, model, run.engine.network)
 
+    @property
+    def asks_for_gradients(self) -> bool:
+        """Whether the coming step also takes gradients of pruned weights, for an update after it."""
+        return self._update.due and self._rule.needs_gradients
+
     def before_step(self) -> bool:
         """Prepare the next step; return whether another form of the network takes it than the last one."""
-        dense = self._compiled is not None and self._update.due and self._rule.needs_gradients
+        dense = self._compiled is not None and self.asks_for_gradients
         if dense:
             self._become_dense()
         return dense

@@ -1,6 +1,6 @@
 """What a training is given, and what it gives."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from skeletal.harness.config import Training
 from skeletal.harness.console import trackers
 from skeletal.harness.data.placing import shared
 from skeletal.harness.data.splits import Data
+from skeletal.harness.ledger import Ledger
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.engines import ENGINES
 from skeletal.harness.training.evaluate import Scores
@@ -79,6 +80,8 @@ class TrainResult:
     """mean wall clock of one pass over the training examples"""
     engine: str
     """what computed the network: dense, sparse, or "auto: " and what was measured to be fastest"""
+    cost: Ledger = field(default_factory=Ledger)
+    """of training and evaluation, over all sessions"""
 
 
 def steps_per_epoch(training: Training, data: Data) -> int:

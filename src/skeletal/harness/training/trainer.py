@@ -21,7 +21,11 @@ from skeletal.harness.console.display import Display
 from skeletal.harness.console.interrupt import Interrupted, Stop
 from skeletal.harness.data.placing import resident, shared
 from skeletal.harness.data.splits import Split
+from skeletal.harness.ledger import Ledger
+from skeletal.harness.meter import uses_of
+from skeletal.harness.stopwatch import Stopwatch
 from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.training.account import Account
 from skeletal.harness.training.checkpoint import RunState, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
 from skeletal.harness.training.engines import Engine, engine_for_all
@@ -64,7 +68,7 @@ class Trainer:
         self._opened.close()
 
     def _set_up(self, opened: ExitStack) -> None:
-        task, training = self._task, self._task.training
+        task, training, stopwatch = self._task, self._task.training, Stopwatch(self._task.device)
         self._display = opened.enter_context(Display(self._epochs, self._steps, self._progress and rank() == 0))
         task.model.to(task.device)
         if training.channels_last:
@@ -78,6 +82,7 @@ class Trainer:
             raise ValueError(f"--update {training.update} moves a mask, and a dense training has none: give it one")
         if state is not None and (rule is not None or "rewound" in state):
             _take_weights(task.model, state)  # which tell a compiled network, too, what is dead
+        uses = uses_of(task.model, task.data.blank(), mask)
         engine = _engine(task, mask, state)
         trained = engine.network if rule is None else task.model
         self._optimizer = torch.optim.SGD(
@@ -102,7 +107,7 @@ class Trainer:
         network = run.engine.network
         held = network.state_dict() | {"settings": settings, "epoch": run.epoch, "batch": run.batch}
         agree(held, "train the same model with the same settings on every rank, from one run folder that all can see")
-        self._run, self._team = run, Team(network, task.device)
+        self._run, self._team, self._account = run, Team(network, task.device), Account(run, uses, stopwatch)
         self._tracker = trackers.of(None if rank() else task.folder, training, task.mask, run.epoch)
         opened.callback(self._tracker.close)
         begun = bool(run.epoch or run.batch)
@@ -148,9 +153,11 @@ class Trainer:
             if self._way is None:
                 self._display.note("the first step takes longer")
                 self._way = self._choose()
-            started = time.perf_counter() - run.epoch_seconds
+            before = run.epoch_seconds
+            started = time.perf_counter() - before
             for report in self._way.steps.take(lambda: self._stop.requested):
                 run.batch += 1
+                self._account.step(report.examples)
                 if run.batch % look_every == 0 or run.batch == self._steps or report.stopping:
                     newest = run.materialize()
                     self._display.step(run.epoch, run.batch, newest if ranks() == 1 else report.loss)
@@ -162,6 +169,7 @@ class Trainer:
                 self._team.fail()
             raise
         run.epoch_seconds = time.perf_counter() - started
+        self._account.trained(run.epoch_seconds - before)
         run.tally.gather()
         run.check()
         self._team.share_statistics()
@@ -183,6 +191,8 @@ class Trainer:
         if self._way is not None and self._way.about is not None:
             row["step"] = self._way.about
         row |= _named("train", run.tally.scores())
+        if (cost := run.ledger.training) is not None:
+            row |= {"macs_dense": cost.macs_dense, "macs_kept": cost.macs_kept}
         if len(task.data.validation):
             row |= _named("val", self._scores("validation", task.data.validation))
         test_every = task.training.test_every
@@ -194,8 +204,9 @@ class Trainer:
 
     def _scores(self, name: str, split: Split) -> Scores:
         task = self._task
+        began = time.perf_counter()
         with self._display.scoring(name):
-            return evaluate(
+            scores = evaluate(
                 self._run.engine.network,
                 shared(resident(split, task.device)).batches(task.batch_size, train=False),
                 device=task.device,
@@ -203,6 +214,8 @@ class Trainer:
                 channels_last=task.training.channels_last,
                 shared=True,
             )
+        self._account.evaluated(scores.examples, time.perf_counter() - began)
+        return scores
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -222,7 +235,7 @@ class Trainer:
             on_first(partial(_save_weights, run.engine.network, folder))
             if run.moving is not None and run.mask is not None:
                 on_first(partial(leave_mask, self._task, run.mask))
-        return _result(run)
+        return _result(run, self._account.close())
 
     def _interrupted(self) -> Interrupted:
         run = self._run
@@ -289,7 +302,7 @@ def _scores_of(row: dict[str, Any], prefix: str) -> Scores:
     return Scores(**{f.name: row[f"{prefix}_{f.name}"] for f in fields(Scores)})
 
 
-def _result(run: RunState) -> TrainResult:
+def _result(run: RunState, ledger: Ledger) -> TrainResult:
     last = run.rows[-1]
     return TrainResult(
         epochs=run.epoch,
@@ -299,6 +312,7 @@ def _result(run: RunState) -> TrainResult:
         seconds=run.seconds,
         seconds_per_epoch=sum(row["seconds"] for row in run.rows) / run.epoch,
         engine=run.engine.name,
+        cost=ledger,
     )
 
 

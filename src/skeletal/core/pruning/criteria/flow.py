@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.diagnosis.structure import STATISTICS, stored_values, with_values
 from skeletal.core.model.batches import forward, map_inputs, to_device
+from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors
 
@@ -51,7 +52,9 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
             if not isinstance(outputs, Tensor):
                 raise ValueError(f"synflow needs a model that returns a tensor, not {type(outputs).__name__}")
             if not torch.isfinite(outputs).all():
+                passed(Passes("forward", 1, fresh=False))
                 continue
+            passed(Passes("gradient", 1, fresh=False))
             gradients = torch.autograd.grad(outputs.sum(), list(leaves.values()), allow_unused=True)
             scores = {
                 name: torch.zeros_like(leaf) if gradient is None else leaf.detach() * gradient

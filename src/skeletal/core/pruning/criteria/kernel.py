@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.model.batches import forward, map_inputs, to_device
+from skeletal.core.model.batches import examples, forward, map_inputs, to_device
+from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import (
     device_of,
@@ -70,6 +71,7 @@ def tangent_kernel_saliency(
     with differentiable(), autocast("float32", device_of(model)):
         distance = (outputs_at(drawn) - outputs_at(moved)).square().sum()
         gradients = torch.autograd.grad(distance, list(leaves.values()), allow_unused=True)
+    passed(Passes("gradient", 2 * examples(inputs), fresh=False))
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient.abs()
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
