@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 import skeletal
+from tests.timeless import timeless
 
 DENSE = ["--engine", "dense"]  # what "auto" measures may differ from run to run
 QUICK = ["--epochs", "1", "--batch-size", "256", *DENSE]
@@ -22,10 +23,6 @@ METHODS = {
 
 def stamps(folder):
     return {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in folder.rglob("*")}
-
-
-def timeless(value):
-    return {key: part for key, part in value.items() if "seconds" not in key}
 
 
 def rows(folder):

@@ -16,6 +16,7 @@ import torch
 import skeletal
 from skeletal.harness.store import statefile
 from tests.robust import child
+from tests.timeless import timeless
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,10 +57,6 @@ def folder_in(root):
     return folder
 
 
-def without_times(value):
-    return {key: part for key, part in value.items() if "seconds" not in key}
-
-
 def same(a, b):
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
@@ -73,17 +70,17 @@ def assert_as_whole(parts, whole):
         assert {str(file.relative_to(folder)) for file in folder.rglob("*")} == FILES
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert skeletal.Mask.load(parts / "mask.safetensors") == skeletal.Mask.load(whole / "mask.safetensors")
-    a, b = (without_times(statefile.load(folder) or {}) for folder in (parts, whole))
+    a, b = (timeless(statefile.load(folder) or {}) for folder in (parts, whole))
     assert "optimizer" in a
     for part in a:
         assert same(a[part], b[part]), part
     rows = [
-        [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (parts, whole)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 3
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    results = [without_times(json.loads((folder / "result.json").read_text())) for folder in (parts, whole)]
+    results = [timeless(json.loads((folder / "result.json").read_text())) for folder in (parts, whole)]
     assert results[0] == results[1]
 
 

@@ -19,13 +19,13 @@ from skeletal.study.dispatch.launch import _dealt, counts, launch, launch_one
 from skeletal.study.items import ITEMS
 from skeletal.study.paper.scales import SCALES
 from skeletal.study.paper.select import select
+from tests.timeless import timeless
 
 EPOCHS = 3
 SCALE = SCALES["smoke"].altered(epochs=EPOCHS, seeds=1)
 STUDY = ("study", "run", "fig2", "--scale", "smoke", "--only", "b", "--methods", "FORCE", "--methods", "Random",
          "--epochs", EPOCHS, "--seeds", 1)  # fmt: skip
 JOBS = select([ITEMS["fig2"]], SCALE, panels=["b"], methods=["FORCE", "Random"])
-TIMES = {"seconds", "seconds_per_epoch", "prune_seconds", "wall_seconds"}
 
 
 def results(root):
@@ -33,7 +33,7 @@ def results(root):
     found = {}
     for job in JOBS:
         result = job.folder(root).result()
-        found[job.folder(root).path.name] = {key: value for key, value in result.items() if key not in TIMES}
+        found[job.folder(root).path.name] = timeless(result)
     return found
 
 
@@ -222,7 +222,7 @@ def test_a_preempted_run_is_requeued_and_goes_on(tmp_path, undisturbed, cluster)
     assert not folder.finished and len(folder.metrics()) >= 1
     assert node(cluster).wait(timeout=300) == 0
     assert json.loads((folder.path / "result.json").read_text())["epochs"] == EPOCHS
-    assert {key: value for key, value in folder.result().items() if key not in TIMES} == undisturbed[folder.path.name]
+    assert timeless(folder.result()) == undisturbed[folder.path.name]
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_one_run_in_a_process_of_its_own(tmp_path, monkeypatch, undisturbed):
     monkeypatch.setattr("skeletal.study.dispatch.launch.cores", lambda: 1)  # more threads round differently
     assert launch_one(JOBS[0], tmp_path, executor="local") == []
     folder = JOBS[0].folder(tmp_path)
-    assert {key: value for key, value in folder.result().items() if key not in TIMES} == undisturbed[folder.path.name]
+    assert timeless(folder.result()) == undisturbed[folder.path.name]
 
 
 def test_one_run_that_fails_raises_what_went_wrong(tmp_path, monkeypatch):
