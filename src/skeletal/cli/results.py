@@ -11,19 +11,22 @@ def compare(
     sort: str = "accuracy",
     reverse: Flag = False,
     filter: list[str] | None = None,
+    at_most_macs: float | None = None,
+    pareto: Flag = False,
     plot: Path | None = None,
     markdown: Flag = False,
     csv: Flag = False,
     latex: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Compare runs, one per row: method, sparsity, accuracy, seconds, folder.
+    """Compare runs, one per row: method, sparsity, accuracy, seconds, what it cost, folder.
 
     For example:
 
         skeletal compare runs
         skeletal compare runs/a runs/b --filter method=force --filter "density<0.05" --sort sparsity --markdown
         skeletal compare studies --filter model=vgg19-cifar --filter epochs=160 --plot accuracy.png --csv
+        skeletal compare runs --at-most-macs 1e12 --pareto
 
     Parameters
     ----------
@@ -36,8 +39,14 @@ def compare(
     filter
         only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1;
         repeatable
+    at_most_macs
+        compare under an equal budget of multiply-adds (of kept weights, mask finding and training, such as 1e12): a run
+        that cost more is taken at its last tested epoch within the budget (see --test-every), or left out
+    pareto
+        only runs on the Pareto front: no other is as accurate for less, or more accurate for as little
     plot
-        draw accuracy against sparsity into this file (png, svg or pdf): one curve per method, means over seeds
+        draw accuracy against sparsity into this file (png, svg or pdf): one curve per method, means over seeds; and
+        against total cost, with the Pareto front ringed, if runs record it
     markdown
         print the table as Markdown
     csv
@@ -51,14 +60,24 @@ def compare(
     if markdown + csv + latex + json > 1:
         raise ValueError("--markdown, --csv, --latex and --json exclude each other: choose one")
     from skeletal.harness.runs import compare as comparing
+    from skeletal.harness.runs.budget import at_most
+    from skeletal.harness.runs.row import row_of
     from skeletal.harness.store.search import runs_below
 
     folders = {folder.path.absolute(): folder for root in runs or (Path("runs"),) for folder in runs_below(root)}
     if not folders:
         raise ValueError(f"no runs in {', '.join(map(str, runs or ('runs',)))}")
-    rows = comparing.chosen(map(comparing.row_of, folders.values()), filter or ())
+    rows = comparing.chosen(map(row_of, folders.values()), filter or ())
     if not rows:
         raise ValueError(f"none of {len(folders)} runs meets {' and '.join(filter or ())}")
+    said = ""
+    if at_most_macs is not None:
+        before, rows = rows, at_most(rows, at_most_macs)
+        if not rows:
+            raise ValueError(f"none of {len(before)} runs was tested within {at_most_macs:g} multiply-adds")
+        said = f", within {at_most_macs:g} multiply-adds ({len(before) - len(rows)} left out)"
+    if pareto:
+        rows, said = comparing.pareto(rows), f"{said}, on the Pareto front"
     rows = comparing.ordered(rows, sort, reverse=reverse)
     if plot is not None:
         comparing.plot(rows, plot)
@@ -69,9 +88,9 @@ def compare(
     table = comparing.table(rows)
     if latex:
         return print(table.latex())
-    print(comparing.heading(rows), end="\n\n")
+    print(comparing.heading(rows) + said, end="\n\n")
     print(table.shown(markdown=markdown))
-    print(f"\n{comparing.LEGEND}" + (f"\ndrawn into {plot}" if plot else ""))
+    print(f"\n{comparing.legend(rows)}" + (f"\ndrawn into {plot}" if plot else ""))
 
 
 def export(

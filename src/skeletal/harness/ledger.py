@@ -71,6 +71,17 @@ class Cost:
 COUNTS = ("examples", "forward_dense", "forward_kept", "backward_dense", "backward_kept")
 
 
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def readable(number: float) -> str:
+    """A large number for people, in three digits: 1.23 T."""
+    power = 0
+    while number >= 999.5 and power < len(_PREFIXES) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {_PREFIXES[power]}"
+
+
 def of_all_ranks(cost: Cost) -> Cost:
     """The cost of what every rank did its part of, at the same time."""
     first, *others = everyone(cost)

@@ -19,27 +19,38 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
+    draw_accuracy(axes, results)
+    axes.set_title(title)
+    save_figure(figure, path)
+
+
+def places(results: list[dict[str, Any]]) -> dict[float, int]:
+    """Where each density stands on the axis, densest first."""
+    densities = {round(result["density"], 4) for result in results if result["method"] != "dense"}
+    return {density: place for place, density in enumerate(sorted(densities, reverse=True))}
+
+
+def draw_accuracy(axes: Any, results: list[dict[str, Any]]) -> None:
+    """The curves of `plot_accuracy`, on axes."""
     pruned = [result for result in results if result["method"] != "dense"]
-    densities = sorted({round(result["density"], 4) for result in pruned}, reverse=True)
+    densities = list(places(results))
     for position, method in enumerate(dict.fromkeys(result["method"] for result in pruned)):
         top1: dict[float, list[float]] = {}
         for result in (result for result in pruned if result["method"] == method):
             top1.setdefault(round(result["density"], 4), []).append(result["test"]["top1"])
-        places = [x for x, density in enumerate(densities) if density in top1]
-        seeds = [top1[densities[x]] for x in places]
+        at = [x for x, density in enumerate(densities) if density in top1]
+        seeds = [top1[densities[x]] for x in at]
         means, look = [fmean(values) for values in seeds], curve_style(method, position)
-        axes.plot(places, means, label=method, linewidth=2, **look)
+        axes.plot(at, means, label=method, linewidth=2, **look)
         if max(map(len, seeds)) > 1:
             spread = [stdev(values) if len(values) > 1 else 0.0 for values in seeds]
-            axes.errorbar(places, means, spread, fmt="none", capsize=3, ecolor=look["color"])
+            axes.errorbar(at, means, spread, fmt="none", capsize=3, ecolor=look["color"])
     if dense := [result["test"]["top1"] for result in results if result["method"] == "dense"]:
         axes.axhline(fmean(dense), color=COLOURS["dense"], linestyle="--", linewidth=1, label="dense")
     axes.set_xticks(range(len(densities)), [f"{100 * (1 - density):g}%" for density in densities])
     axes.set_xlabel("sparsity (weights removed before training)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(title)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0), min(high, 101))
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, path)

@@ -3,48 +3,20 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from skeletal.core.choices import require, same_name, spelled
-from skeletal.core.masks.mask import Mask
 from skeletal.core.table import Table
+from skeletal.harness.ledger import readable
 from skeletal.harness.output.accuracy import plot_accuracy
-from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.output.pareto import on_front
+from skeletal.harness.output.tradeoff import Outcome, plot_tradeoff
+from skeletal.harness.runs.row import COLUMNS, COSTS, Row
 
-Row = dict[str, Any]
-COLUMNS = ("model", "data", "method", "density", "sparsity", "seed", "epochs", "accuracy", "seconds", "folder")
 LEGEND = "accuracy: test top-1, in percent; seconds: of training; sparsity: percent of prunable weights removed"
+COST_LEGEND = "macs: multiply-adds of kept weights, forward and backward; memory: peak of the process"
 _CONDITION = re.compile(r"\s*([\w-]+)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*")
-
-
-def row_of(folder: RunFolder) -> Row:
-    """What is known of a run: `COLUMNS`, then its settings by name. What it has not reached yet is None.
-
-    Raises:
-        ValueError: a file of it is damaged.
-
-    """
-    config = folder.config
-    result = folder.result() if folder.finished else {}
-    method, density = result.get("method", config.get("method")), result.get("density", config.get("density"))
-    if density is None and method != "dense" and (folder.path / MASK).exists():  # trained with a mask from a file
-        mask = Mask.load(folder.path / MASK)
-        method, density = mask.metadata.get("method", "mask"), mask.density
-    density = 1.0 if method == "dense" else density
-    row = {
-        "model": config.get("model"),
-        "data": result.get("data", config.get("data")),
-        "method": method,
-        "density": density,
-        "sparsity": None if density is None else 100 * (1 - density),
-        "seed": config.get("seed"),
-        "epochs": result.get("epochs", len(folder.metrics())),
-        "accuracy": result.get("test", {}).get("top1"),
-        "seconds": result.get("seconds"),
-        "folder": str(folder.path),
-    }
-    settings = {name: value for name, value in config.items() if name not in row}
-    return row | {"epochs_asked": config.get("epochs")} | settings
 
 
 def chosen(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
@@ -108,9 +80,20 @@ def ordered(rows: Sequence[Row], by: str, *, reverse: bool = False) -> list[Row]
 
 def table(rows: Sequence[Row]) -> Table:
     """For people: columns that differ, numbers rounded; "-" is what a run has not reached yet."""
-    columns = [name for name in COLUMNS if name not in _same(rows) and name != "density"]
+    left_out = {"density", "dense_macs", *_same(rows)} | ({*COSTS} if not _costs_known(rows) else set())
+    columns = [name for name in COLUMNS if name not in left_out]
     left = next((i for i, name in enumerate(columns) if name in ("sparsity", "seed")), 1)
-    return Table(columns, [[_shown(row, name) for name in columns] for row in rows], left=left)
+    shown = [[_shown(row, name) for name in columns] for row in rows]
+    return Table(columns, shown, left=left)
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns of `table` mean."""
+    return f"{LEGEND}\n{COST_LEGEND}" if _costs_known(rows) else LEGEND
+
+
+def _costs_known(rows: Sequence[Row]) -> bool:
+    return any(row["finding_macs"] is not None or row["training_macs"] is not None for row in rows)
 
 
 def heading(rows: Sequence[Row]) -> str:
@@ -136,11 +119,53 @@ def _shown(row: Row, name: str) -> str:
         return "-"
     if name == "epochs" and value != row["epochs_asked"] and row["epochs_asked"] is not None:
         return f"{value} of {row['epochs_asked']}"
+    if name in COSTS:
+        return f"{readable(value)}B" if name == "memory" else readable(value)
     return {"sparsity": "{:.4g}", "accuracy": "{:.2f}", "seconds": "{:.1f}"}.get(name, "{}").format(value)
 
 
+def outcomes(rows: Sequence[Row]) -> list[tuple[Outcome, list[Row]]]:
+    """Finished runs that differ in their seeds alone, as far as rows tell, with the means over them."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        if row["accuracy"] is not None:
+            key = row["model"], row["data"], row["method"], round(row["density"], 4), row["epochs_asked"], row["epochs"]
+            groups.setdefault(key, []).append(row)
+    return [(_mean(group), group) for group in groups.values()]
+
+
+def _mean(group: Sequence[Row]) -> Outcome:
+    costs = [row["total_macs"] for row in group]
+    macs = None if None in costs else fmean(costs)
+    return Outcome(group[0]["method"], group[0]["density"], fmean(row["accuracy"] for row in group), macs)
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """The runs on the front of accuracy against total cost: of their network and data, nothing is better and as cheap.
+
+    Runs that differ in their seeds alone are one point, by their means, so that no lucky seed makes a front.
+
+    Raises:
+        ValueError: no run has finished and records its cost.
+
+    """
+    fronts: dict[Any, list[tuple[Outcome, list[Row]]]] = {}
+    for outcome, group in outcomes(rows):
+        if outcome.macs is not None:
+            fronts.setdefault((group[0]["model"], group[0]["data"]), []).append((outcome, group))
+    if not fronts:
+        raise ValueError("none of these runs records what it cost, as runs do since version 0.2: run them again")
+    found = []
+    for points in fronts.values():
+        best = on_front([(outcome.macs or 0.0, outcome.accuracy) for outcome, _ in points])
+        found += [row for (_, group), good in zip(points, best, strict=True) if good for row in group]
+    return [row for row in rows if any(row is other for other in found)]
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against sparsity, one curve per method, the mean over seeds with its deviation.
+    """Accuracy against sparsity, one curve per method, the mean over seeds with its deviation; and against total cost.
+
+    The second is drawn if runs record what they cost. Rings mark what no other point beats.
 
     Raises:
         ValueError: no run has finished, or they are of several networks or data sets.
@@ -156,4 +181,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     results = [
         {"method": row["method"], "density": row["density"], "test": {"top1": row["accuracy"]}} for row in finished
     ]
-    plot_accuracy(results, path, f"{common['model']} on {common['data']}, pruned before training")
+    title = f"{common['model']} on {common['data']}, pruned before training"
+    known = [outcome for outcome, _ in outcomes(finished)]
+    if any(outcome.macs is not None for outcome in known):
+        return plot_tradeoff(results, known, path, title)
+    plot_accuracy(results, path, title)

@@ -1,0 +1,58 @@
+"""A run as one row of a comparison: what was asked for, what it reached, and what that cost."""
+
+from typing import Any
+
+from skeletal.core.masks.mask import Mask
+from skeletal.harness.ledger import Ledger
+from skeletal.harness.store.folders import MASK, RunFolder
+
+Row = dict[str, Any]
+COSTS = ("finding_macs", "training_macs", "total_macs", "dense_macs", "memory")
+COLUMNS = (
+    "model", "data", "method", "density", "sparsity", "seed", "epochs", "accuracy", "seconds", *COSTS, "folder",
+)  # fmt: skip
+
+
+def row_of(folder: RunFolder) -> Row:
+    """What is known of a run: `COLUMNS`, then its settings by name. What it has not reached, or recorded, is None.
+
+    Multiply-adds are forward and backward, of kept weights: of finding the mask, of training, and of both; `dense_macs`
+    are those of both if no weight were pruned. Memory is the most that was held at once, in bytes.
+
+    Raises:
+        ValueError: a file of it is damaged.
+
+    """
+    config = folder.config
+    result = folder.result() if folder.finished else {}
+    method, density = result.get("method", config.get("method")), result.get("density", config.get("density"))
+    if density is None and method != "dense" and (folder.path / MASK).exists():  # trained with a mask from a file
+        mask = Mask.load(folder.path / MASK)
+        method, density = mask.metadata.get("method", "mask"), mask.density
+    density = 1.0 if method == "dense" else density
+    row = {
+        "model": config.get("model"),
+        "data": result.get("data", config.get("data")),
+        "method": method,
+        "density": density,
+        "sparsity": None if density is None else 100 * (1 - density),
+        "seed": config.get("seed"),
+        "epochs": result.get("epochs", len(folder.metrics())),
+        "accuracy": result.get("test", {}).get("top1"),
+        "seconds": result.get("seconds"),
+        **_costs(Ledger.read(result.get("cost"))),
+        "folder": str(folder.path),
+    }
+    settings = {name: value for name, value in config.items() if name not in row}
+    return row | {"epochs_asked": config.get("epochs")} | settings
+
+
+def _costs(ledger: Ledger) -> Row:
+    finding, training, total = ledger.finding, ledger.training, ledger.total
+    return {
+        "finding_macs": None if finding is None else finding.macs_kept,
+        "training_macs": None if training is None else training.macs_kept,
+        "total_macs": None if total is None else total.macs_kept,
+        "dense_macs": None if total is None else total.macs_dense,
+        "memory": None if total is None else total.peak_memory,
+    }
