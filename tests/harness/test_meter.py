@@ -9,8 +9,8 @@ from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import Passes, listening
 from skeletal.core.model.weights import prunable_weights
-from skeletal.core.pruning.flow import synaptic_flow
-from skeletal.core.pruning.kernel import tangent_kernel_saliency
+from skeletal.core.pruning.criteria.flow import synaptic_flow
+from skeletal.core.pruning.criteria.kernel import tangent_kernel_saliency
 from skeletal.harness.ledger import Cost
 from skeletal.harness.meter import Meter, uses_of
 
