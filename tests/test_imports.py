@@ -40,6 +40,7 @@ FLOORS = """
     core/updates
     core/pruning/*
     core/pruning/criteria
+    core/patterns
     core/diagnosis
     core/masks
     core/model

@@ -81,8 +81,9 @@ def summary(result: dict[str, Any]) -> str:
     if result["method"] == "dense":
         what = "dense"
     else:
+        method = ", ".join(filter(None, (result["method"], result.get("pattern"))))
         what = (
-            f"{result['method']}: kept {result['kept']:,} of {result['prunable']:,} weights"
+            f"{method}: kept {result['kept']:,} of {result['prunable']:,} weights"
             f" (density {result['density']:.4g}, sparsity {100 * (1 - result['density']):.4g}%)"
         )
         if result["empty_layers"]:

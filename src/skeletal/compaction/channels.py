@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from skeletal.compaction.labels import Vectors, input_sizes, label_channels
 from skeletal.compaction.padding import fill_up, layer_widths, must_not_be_zero
 from skeletal.compaction.rules.classify import Known, classify
 from skeletal.compaction.rules.rule import LIVE, ZERO, Norm, Product
-
-Vectors = dict[fx.Node, Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,9 @@ def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor], multiple_o
 
 def _inputs(known: Known, node: fx.Node, vectors: Vectors, otherwise: int) -> list[Tensor]:
     """A rule's inputs; those of whole tensors are filled."""
-    rule = known.rules[node]
-    if isinstance(rule, Product):
-        sizes = [rule.pairs.shape[1]]
-    else:
-        sizes = [source.meta["shape"][known.axis.get(source, rule.axis)] for source in rule.inputs]
     return [
         vectors[source] if source in vectors else torch.full((size,), otherwise, dtype=torch.uint8)
-        for source, size in zip(rule.inputs, sizes, strict=True)
+        for source, size in zip(known.rules[node].inputs, input_sizes(known, node), strict=True)
     ]
 
 
@@ -110,39 +104,14 @@ def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: 
         That, padded to multiples; and the channels that only serve as padding.
 
     """
-    labels: Vectors = {}
-    equal: list[tuple[Tensor, Tensor]] = []
-    entered: dict[fx.Node, list[Tensor]] = {}
-    count = 0
-
-    def unused(size: int) -> Tensor:
-        nonlocal count
-        count += size
-        return torch.arange(count - size, count)
-
-    whole: list[Tensor] = []
-    for node, rule in known.rules.items():
-        inputs = []
-        for source, like in zip(rule.inputs, _inputs(known, node, labels, ZERO), strict=True):
-            inputs.append(labels[source] if source in labels else unused(len(like)))
-            if source not in labels:
-                whole.append(inputs[-1])
-        new = unused(len(needed[node])) if isinstance(rule, Product) else torch.empty(0)
-        labels[node] = rule.labels(new, *inputs)
-        entered[node] = inputs
-        equal += rule.equal(*inputs)
-    whole += [labels[source] for node in known.holds for source in node.all_input_nodes if source in labels]
-
-    merged = _merged(count, equal)
-    keep = torch.zeros(count, dtype=torch.bool)
-    for part in whole:
-        keep[merged[part]] = True
+    labels = label_channels(known)
+    keep = torch.zeros(labels.count, dtype=torch.bool)
+    keep[labels.whole] = True
     for node, need in needed.items():
-        keep[merged[labels[node][need]]] = True
-    merged_labels = {node: merged[own] for node, own in labels.items()}
+        keep[labels.of[node][need]] = True
 
     grouped = [
-        (rule, merged[entered[node][0]], merged_labels[node])
+        (rule, labels.entered[node][0], labels.of[node])
         for node, rule in known.rules.items()
         if isinstance(rule, Product) and rule.groups > 1
     ]
@@ -157,7 +126,7 @@ def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: 
 
     while True:
         before = keep.clone()
-        for own in merged_labels.values():
+        for own in labels.of.values():
             if not keep[own].any():
                 keep[own[0]] = True
         balance(keep)
@@ -165,25 +134,11 @@ def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: 
             break
 
     def by_node(found: Tensor) -> Vectors:
-        return {node: found[own] for node, own in merged_labels.items()}
+        return {node: found[own] for node, own in labels.of.items()}
 
-    unsafe = torch.zeros(count, dtype=torch.bool)
+    unsafe = torch.zeros(labels.count, dtype=torch.bool)
     for node, rule in known.rules.items():
         if must_not_be_zero(module, node, rule):
-            unsafe[merged_labels[node]] = True
-    filled = fill_up(keep, layer_widths(merged_labels, known.rules), unsafe, multiple_of, balance)
+            unsafe[labels.of[node]] = True
+    filled = fill_up(keep, layer_widths(labels.of, known.rules), unsafe, multiple_of, balance)
     return by_node(filled), by_node(filled & ~keep)
-
-
-def _merged(count: int, equal: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The smallest of all labels that a label equals."""
-    merged = torch.arange(count)
-    while True:
-        before = merged.clone()
-        for one, two in equal:
-            least = torch.minimum(merged[one], merged[two])
-            for side in (one, two):
-                merged.scatter_reduce_(0, side, least, "amin")
-        merged = merged[merged]
-        if torch.equal(before, merged):
-            return merged

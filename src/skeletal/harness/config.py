@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from skeletal.core.choices import named, spelled
+from skeletal.core.patterns.names import canonical
 from skeletal.core.pruning.shorthand import expanded
 from skeletal.harness.limits import check
 from skeletal.harness.names import DATA_SETS, NETWORKS
@@ -52,6 +53,9 @@ class Pruning:
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
     """1 - density; give one of the two"""
+    pattern: str | None = None
+    """weights that stay or go together: channels (whole ones), fan-in (equally many in every output unit of a layer),
+    N:M (at most N of M inputs, such as 2:4), RxC (blocks of R outputs and C inputs, such as 4x4)"""
     steps: int | None = None
     """pruning steps T; one-shot methods take 1"""
     schedule: Literal["exponential", "linear"] = "exponential"
@@ -200,6 +204,12 @@ def resolve(record: Record, preset: str) -> Record:
         method, many = expanded(record.method)
         as_in = named("as-in", record.as_in, AS_IN)
         record = replace(record, method=spelled(method, (*ONE_SHOT, *ITERATIVE, IMP, "dense")), as_in=as_in)
+        if record.pattern is not None:
+            record = replace(record, pattern=canonical(record.pattern))
+            if record.method == IMP:
+                raise ValueError(
+                    "the method imp prunes single weights: leave --pattern out, or choose another --method"
+                )
         known |= AS_IN[as_in]
         if many:  # as many as an iterative method sees in all its steps
             known["batches_per_step"] *= known["steps"]

@@ -30,7 +30,9 @@ class Skeleton:
     With FSDP2 (`fully_shard`), each rank holds its own part at zero: prune first, shard, then attach, on every rank.
     """
 
-    def __init__(self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    def __init__(
+        self, mask: Tensors, model: nn.Module, optimizer: Optimizer | None = None, pattern: str | None = None
+    ) -> None:
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise TypeError(f"attach takes a torch.optim.Optimizer, not {type(optimizer).__name__}")
         model = unwrap(model)
@@ -39,6 +41,7 @@ class Skeleton:
         self._names, self._of, self._model = list(mask), type(model).__name__, weakref.ref(model)
         self._missed: set[str] = set()
         self._held = [Held(parameters[name], keep) for name, keep in mask.items()]
+        self.pattern = pattern
         self.moving = False
         """whether something moves the mask while training; see `MaskUpdate`"""
         for held in self._held:

@@ -124,6 +124,8 @@ class Mask(Tabular, Mapping[str, Tensor]):
         for over, density in self.densities().items():
             known = "unknown" if density is None else f"{density:.6f}   sparsity {100 * (1 - density):.3f}%"
             lines.append(f"density over {over + ':':19} {known}")
+        if pattern := self.metadata.get("pattern"):
+            lines.append(f"pattern: {pattern}")
         if others := self.metadata.get("left_out"):
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             lines.append(
@@ -192,7 +194,7 @@ class Mask(Tabular, Mapping[str, Tensor]):
             MaskError: the mask belongs to another model.
 
         """
-        return attach.Skeleton(self._tensors, model, optimizer)
+        return attach.Skeleton(self._tensors, model, optimizer, self.metadata.get("pattern"))
 
     def check(self, model: nn.Module) -> None:
         """Make sure that every pruned weight of a model is exactly 0.
@@ -206,7 +208,7 @@ class Mask(Tabular, Mapping[str, Tensor]):
     def shuffled(self, seed: int) -> "Mask":
         """A mask with as many weights in every layer, at positions drawn anew: its layer densities alone."""
         method = f"{self.metadata.get('method', 'mask')}-shuffled"
-        made = {"method": method, "shuffled": seed, "connected": None}
+        made = {"method": method, "shuffled": seed, "connected": None, "pattern": None}
         return Mask(variants.shuffled(self._tensors, seed), self.metadata | made)
 
     def to_torch(self, model: nn.Module) -> None:

@@ -26,7 +26,16 @@ _KEY = "skeletal"
 _REMEDY = "delete it and prune again, or put back a copy"
 _MOST_DIMENSIONS, _MOST_WEIGHTS = 16, 2**40
 # What we read from metadata ourselves; the rest is the caller's own.
-_KINDS = {"biases": int, "parameters": int, "seed": int, "method": str, "network": str, "data": str, "left_out": list}
+_KINDS = {
+    "biases": int,
+    "parameters": int,
+    "seed": int,
+    "method": str,
+    "network": str,
+    "data": str,
+    "pattern": str,
+    "left_out": list,
+}
 
 
 def write(path: str | Path, mask: Tensors, metadata: dict[str, Any]) -> None:

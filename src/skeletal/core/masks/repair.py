@@ -30,12 +30,17 @@ def repair(mask: Mask, model: nn.Module, at_least: int = 1) -> Mask:
 
     Raises:
         MaskError: the mask belongs to another model.
-        ValueError: fewer weights are kept than all layers need together; or `at_least` is below 1.
+        ValueError: the mask has a pattern; fewer weights are kept than all layers need together; or `at_least` is below
+            1.
 
     """
     at_least = operator.index(at_least)
     if at_least < 1:
         raise ValueError(f"at_least is {at_least}; it has to be at least 1")
+    if pattern := mask.metadata.get("pattern"):
+        raise ValueError(
+            f"the mask has the pattern {pattern}, which single weights would break: prune to a higher density"
+        )
     parameters = matching_parameters(dict(mask), model)
     counts = {name: int(keep.sum()) for name, keep in mask.items()}
     needs = {name: min(at_least, keep.numel()) for name, keep in mask.items()}

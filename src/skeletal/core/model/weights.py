@@ -38,9 +38,14 @@ def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
         return ["weight"], ["bias"]
     if isinstance(module, nn.MultiheadAttention):  # its output projection is a Linear of its own
         return ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"], ["in_proj_bias"]
-    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
-        return ["weight"], ["bias"]  # a linear layer with its weight transposed, as in GPT-2
+    if is_transposed_linear(module):
+        return ["weight"], ["bias"]
     return [], []
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer with a weight of (inputs, outputs), as in GPT-2."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def _of_recurrent(module: nn.Module) -> tuple[list[str], list[str]] | None:

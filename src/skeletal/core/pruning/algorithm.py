@@ -1,6 +1,6 @@
 """Algorithm 1 of the paper, to be laid beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ class Step:
     """1 to steps"""
     steps: int
     kept: int
+    """as many as the schedule says, or fewer where a pattern leaves no other choice"""
     density: float
     loss: float | None
     """mean loss before the step, at the previous mask; None for data-free methods"""
@@ -36,14 +37,19 @@ def algorithm_1(
     derivatives: Derivatives | None,
     generator: torch.Generator,
     on_collapse: str,
+    keep: Callable[..., tuple[Tensors, int]] = keep_top,
 ) -> Iterator[Step]:
-    """Progressive skeletonization: one step for each count of the schedule, lines as in the paper's Algorithm 1."""
+    """Progressive skeletonization: one step for each count of the schedule, lines as in the paper's Algorithm 1.
+
+    `keep` chooses the weights by their scores: `keep_top`, or `keep_pattern` of a pattern.
+    """
     total = sum(weight.numel() for weight in theta.values())
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in theta.items()}  # line 3: c_0 = 1
     for t, count in enumerate(counts, 1):  # lines 2, 4: k_t of Eq. 8 or 9
         where = f"step {t} of {len(counts)}"
         point = Point(theta, mask, count, derivatives, generator)  # lines 5, 6: a mini-batch, θ̄ = θ ⊙ c_{t-1}
         scores = scores_at(point, method.score, where)  # line 7: g(θ̄) of Eq. 5, or another criterion
-        mask, filled = keep_top(scores, mask, count, method.nested, on_collapse, where)  # lines 8, 9: Eq. 7, or Eq. 6
-        yield Step(t, len(counts), count, count / total, point.loss, mask, scores, filled)
+        mask, filled = keep(scores, mask, count, method.nested, on_collapse, where)  # lines 8, 9: Eq. 7, or Eq. 6
+        kept = sum(int(left.sum()) for left in mask.values())
+        yield Step(t, len(counts), kept, kept / total, point.loss, mask, scores, filled)
         del point, scores  # four times the weights, while the next step has the activations to hold

@@ -20,6 +20,7 @@ def describe(settings: Settings, steps: int, model: nn.Module, weights: dict[str
         "method": settings.method,
         "score": getattr(settings.row.score, "__name__", "custom"),
         "density": settings.density,
+        "pattern": settings.pattern and settings.pattern.name,
         "steps": steps,
         "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom"),
         "batches_per_step": settings.batches_per_step,

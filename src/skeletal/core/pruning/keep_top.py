@@ -5,6 +5,7 @@ import torch
 from skeletal.core.errors import CollapsedError
 from skeletal.core.masks.selection import gather, scatter, top
 from skeletal.core.model.tensors import Tensors, flatten, unflatten
+from skeletal.core.patterns.pattern import Patterned
 
 
 def keep_top(
@@ -44,6 +45,34 @@ def keep_top(
         flat.masked_fill_(flat == 0, torch.finfo(flat.dtype).min)
     chosen = top(flat, count)
     return unflatten(chosen, mask) if places is None else scatter(chosen, places, mask), missing
+
+
+def keep_pattern(
+    pattern: Patterned, scores: Tensors, mask: Tensors, count: int, nested: bool, on_collapse: str, where: str
+) -> tuple[Tensors, int]:
+    """The best mask of a pattern with at most `count` weights; otherwise as `keep_top`.
+
+    Filled in are the weights that belong together with none that has a score.
+
+    Raises:
+        CollapsedError: there are such weights.
+        ValueError: the pattern cannot keep as few as that.
+
+    """
+    total = sum(score.numel() for score in scores.values())
+    available = mask if nested else {name: torch.ones_like(keep) for name, keep in mask.items()}
+    chosen = pattern.choose(scores, available, count)
+    filled = chosen.filled if count < total else 0
+    if filled and on_collapse == "raise":
+        empty = [name for name, score in scores.items() if not (score * available[name]).any()]
+        raise CollapsedError(
+            f"collapsed at {where}, density {count / total:.6g}: of the weights to be kept {filled:,} are in groups of the"
+            f" pattern {pattern.name} in which no weight has a finite, non-zero score."
+            f" Layers without any: {', '.join(empty) or 'none'}."
+            " Use more batches_per_step, another number of steps or a higher density,"
+            " or on_collapse='keep' to fill up by position"
+        )
+    return chosen.keep, filled
 
 
 def _what_is_the_matter(empty: list[str], choice: int, scored: int, count: int) -> str:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,9 +22,13 @@ from skeletal.core.model.preserve import device_of, preserve_model, preserve_ran
 from skeletal.core.model.shards import is_sharded
 from skeletal.core.model.tensors import Tensors, all_finite, widen
 from skeletal.core.model.weights import Selection, prunable_weights, unwrap
+from skeletal.core.patterns.choice import pattern_of
+from skeletal.core.patterns.grouped import Groups
+from skeletal.core.patterns.pattern import Pattern, Patterned
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step, algorithm_1
 from skeletal.core.pruning.describe import describe, warn_if_collapsed
+from skeletal.core.pruning.keep_top import keep_pattern, keep_top
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.schedules import Schedule
 from skeletal.core.pruning.scores import Score
@@ -60,13 +65,19 @@ def _find(
         stream = None if batches is None else Cycle(batches)
         example = None if stream is None else stream.peek()
         derivatives = None if stream is None else settings.derivatives(model, stream)
+        keep = keep_top
+        if settings.pattern is not None:
+            with preserve_random_state(model):
+                patterned = Patterned(settings.pattern, model, weights, example)
+            patterned.check(counts[-1])
+            keep = partial(keep_pattern, patterned)
         generator = torch.Generator().manual_seed(settings.seed)
         mask: Tensors = {}
         filled: list[dict[str, int]] = []
         with stage(f"pruning, {settings.method}", len(counts), unit="step") as told:
             if stream is not None and settings.batches_per_step > 1:
                 told.update(note=lambda: f"batch {stream.taken - told.done * settings.batches_per_step}")
-            for step in algorithm_1(theta, settings.row, counts, derivatives, generator, settings.on_collapse):
+            for step in algorithm_1(theta, settings.row, counts, derivatives, generator, settings.on_collapse, keep):
                 mask = step.mask
                 if step.filled:
                     filled.append({"step": step.step, "weights": step.filled})
@@ -108,6 +119,7 @@ def prune(
     loss: Loss | None = None,
     prunable: Selection = None,
     score: Score | None = None,
+    pattern: str | Pattern | Groups | None = None,
     bn_mode: Literal["train", "eval"] = "train",
     average: Literal["signed", "absolute"] = "signed",
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -145,6 +157,12 @@ def prune(
         prunable: which weights; see `prunable_weights`.
         score: a function of a `Point` that replaces the method's own; higher = keep, and exactly 0 means that no
             signal passes.
+        pattern: which weights stay or go together: "2:4" or any N:M (at most N of every M inputs that follow each
+            other), "fan-in" (as many weights in every output unit of a layer), "4x4" or any RxC (blocks of R outputs
+            and C inputs), "channels" (whole channels, which `compact` removes); or a function of your own, as
+            `skeletal.core.patterns.grouped.Groups` says. Scores are the same; the choice is the pattern's, at every
+            step. N:M keeps exactly `round(density * total)` weights, the others at most as many, up to the last group
+            that fits; `mask.density` is the true one (docs/howto/patterns.md).
         bn_mode: mode of the whole model while it is scored.
         average: "signed" averages the batches' gradients, and scores take the absolute value after that, as in the
             paper's code; "absolute" averages each batch's absolute values. With one batch per step, both are the same.
@@ -175,8 +193,9 @@ def prune(
 
     Raises:
         ValueError: density, steps, method, schedule or another option out of range; no prunable weights, or sharded;
-            no batches; ranks that differ in arguments or weights; bfloat16 on a device that has no autocast; a sparse
-            engine for a method that looks at pruned weights.
+            no batches; a pattern that does not allow this density or this network; ranks that differ in arguments or
+            weights; bfloat16 on a device that has no autocast; a sparse engine for a method that looks at pruned
+            weights.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
@@ -199,6 +218,7 @@ def prune(
         schedule=schedule,
         loss=loss,
         score=score,
+        pattern=pattern_of(pattern),
         bn_mode=bn_mode,
         average=average,
         precision=precision,

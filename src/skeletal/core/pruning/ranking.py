@@ -26,6 +26,7 @@ class Ranking:
     This order gives a mask of any count not below the run's: for a method of one step, exactly the mask
     that a run of its own would find; for a nested one with the exponential schedule, whose steps all keep the same
     fraction, the mask of a run of fewer steps, up to the rounding of its counts.
+    Patterns do not count: its masks are of single weights.
 
     Args:
         method: the one that is run, a row of `skeletal.METHODS`.

@@ -11,6 +11,7 @@ from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.distributed import agree
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import PRECISIONS, prefers_channels_last
+from skeletal.core.patterns.pattern import Pattern
 from skeletal.core.pruning.methods import Method, row_for
 from skeletal.core.pruning.schedules import SCHEDULES, Schedule, visit
 from skeletal.core.pruning.scores import Score
@@ -48,6 +49,7 @@ class Settings:
     schedule: str | Schedule
     loss: Loss | None
     score: Score | None
+    pattern: Pattern | None
     bn_mode: str
     average: str
     precision: str
@@ -121,6 +123,7 @@ class Settings:
         names = "method batches_per_step bn_mode average precision on_collapse seed micro_batch recompute"
         ours = {name: getattr(self, name) for name in names.split()}
         ours |= {"counts": counts, "prunable": prunable, "engine": self.engine.name}
+        ours["pattern"] = self.pattern and self.pattern.name
         agree(ours, "call prune with the same arguments on every rank")
         agree(
             dict(model.named_parameters()),

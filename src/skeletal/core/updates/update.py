@@ -37,7 +37,8 @@ class MaskUpdate:
 
     Raises:
         MaskError: the skeleton is detached.
-        ValueError: the rule does not suit the training; no optimizer holds one of the weights, or processes share it.
+        ValueError: the mask has a pattern; the rule does not suit the training; no optimizer holds one of the weights,
+            or processes share it.
 
     """
 
@@ -46,6 +47,11 @@ class MaskUpdate:
     ) -> None:
         self._skeleton, self._rule, self._steps, self._seed = skeleton, rule, steps, seed
         self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        if skeleton.pattern is not None:
+            raise ValueError(
+                f"the mask has the pattern {skeleton.pattern}, and {type(rule).__name__} moves single weights,"
+                " which would break it: prune without a pattern, or keep the mask as it is"
+            )
         held = {id(weight) for one in self._optimizers for group in one.param_groups for weight in group["params"]}
         for name, weight in skeleton.weights.items():
             if id(weight) not in held:

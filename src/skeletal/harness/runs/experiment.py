@@ -39,7 +39,7 @@ _NOT_IDENTITY = (
 # Settings added later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {
     "micro_batch": None, "sync_bn": False, "skip_corrupt": False,
-    "rewind_epochs": None, "image_size": None,
+    "rewind_epochs": None, "image_size": None, "pattern": None,
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
 
@@ -51,8 +51,14 @@ def _place(
     require("method", pruning.method, [*METHODS, IMP, DENSE])
     if pruning.method == IMP and training.update != "none":
         raise ValueError(f"the method imp finds its mask by training; it does not go with --update {training.update}")
+    if pruning.pattern is not None and training.update != "none":
+        raise ValueError(
+            f"--update {training.update} moves single weights, and would not keep --pattern {pruning.pattern}"
+        )
     method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
     method = _named_after(method, training)
+    if pruning.pattern is not None:
+        method.insert(1, pruning.pattern.replace(":", "of"))
     config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
     return root, name or run_name(setup, *method), config
 
@@ -302,6 +308,7 @@ def describe(setup: Setup, data: Data, mask: Mask | None) -> dict[str, Any]:
         return about | {"method": DENSE, "density": 1.0}
     return about | {
         "method": _method(mask),
+        "pattern": mask.metadata.get("pattern"),
         "density": mask.density,
         "kept": mask.kept,
         "prunable": mask.total,

@@ -116,6 +116,7 @@ def find_mask(
             pruning_batches(data, setup, pruning),
             density=pruning.density,
             method=pruning.method,
+            pattern=pruning.pattern,
             steps=pruning.steps,
             schedule=schedule or pruning.schedule,
             batches_per_step=pruning.batches_per_step,
