@@ -7,6 +7,7 @@ def groups_of(pattern: str, scores, available):
     """The groups of a layer that may be kept: lists of (output, input, position), in the order of ties."""
     outputs, inputs, positions = scores.shape
     everywhere = list(product(range(outputs), range(inputs), range(positions)))
+    inside = set(everywhere)
 
     def rank(at):  # weights without a score come last, then ties go to the first
         score = float(scores[at])
@@ -25,12 +26,7 @@ def groups_of(pattern: str, scores, available):
     r, c = map(int, pattern.split("x"))
     blocks = product(range(0, outputs, r), range(0, inputs, c), range(positions))
     return [
-        [
-            at
-            for o in range(o0, o0 + r)
-            for i in range(i0, i0 + c)
-            if (at := (o, i, k)) in set(everywhere) and available[at]
-        ]
+        [at for o in range(o0, o0 + r) for i in range(i0, i0 + c) if (at := (o, i, k)) in inside and available[at]]
         for o0, i0, k in blocks
     ]
 
