@@ -15,7 +15,7 @@ from skeletal.harness.training.train import milestones
 def test_every_preset_fills_in_everything(preset, record):
     resolved = asdict(resolve(record, preset))
     assert [name for name, value in resolved.items() if value is None] == (
-        ["sparsity", "micro_batch", "rewind_epochs"]
+        ["sparsity", "pattern", "micro_batch", "rewind_epochs"]
         if isinstance(record, Pruning)
         else ["update_every", "update_fraction", "update_end", "update_density"]  # of a mask that does not move
     )

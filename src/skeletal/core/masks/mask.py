@@ -208,7 +208,8 @@ class Mask(Tabular, Mapping[str, Tensor]):
     def shuffled(self, seed: int) -> "Mask":
         """A mask with as many weights in every layer, at positions drawn anew: its layer densities alone."""
         method = f"{self.metadata.get('method', 'mask')}-shuffled"
-        made = {"method": method, "shuffled": seed, "connected": None, "pattern": None}
+        made = {"method": method, "shuffled": seed, "connected": None}
+        made |= {"pattern": None} if "pattern" in self.metadata else {}
         return Mask(variants.shuffled(self._tensors, seed), self.metadata | made)
 
     def to_torch(self, model: nn.Module) -> None:
