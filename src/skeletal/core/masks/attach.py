@@ -42,6 +42,7 @@ class Skeleton:
         self._missed: set[str] = set()
         self._held = [Held(parameters[name], keep) for name, keep in mask.items()]
         self.pattern = pattern
+        """of the mask, which single weights that come or go would break; None if it has none"""
         self.moving = False
         """whether something moves the mask while training; see `MaskUpdate`"""
         for held in self._held:

@@ -66,8 +66,8 @@ def keep_pattern(
     if filled and on_collapse == "raise":
         empty = [name for name, score in scores.items() if not (score * available[name]).any()]
         raise CollapsedError(
-            f"collapsed at {where}, density {count / total:.6g}: of the weights to be kept {filled:,} are in groups of the"
-            f" pattern {pattern.name} in which no weight has a finite, non-zero score."
+            f"collapsed at {where}, density {count / total:.6g}: {filled:,} of the weights to be kept are in groups of"
+            f" the pattern {pattern.name} in which no weight has a finite, non-zero score."
             f" Layers without any: {', '.join(empty) or 'none'}."
             " Use more batches_per_step, another number of steps or a higher density,"
             " or on_collapse='keep' to fill up by position"
