@@ -8,6 +8,7 @@ import torch
 from matplotlib.image import imread
 
 import skeletal
+from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.runs import export
 from skeletal.harness.store.folders import RunFolder
 
@@ -104,6 +105,88 @@ def test_a_figure_of_one_network(cli, runs):
     leave("runs", "force", 0.1, 9, 50.0, model="lenet5")
     refused = cli("compare", "--plot", "a.png")
     assert refused.status == 1 and "lenet5 on digits, vgg-mini on digits" in refused.err
+
+
+def with_cost(root, method, density, seed, top1, finding, epochs):
+    """A finished run that records its cost: its rows are (macs, test top-1 or None)."""
+    path = leave(root, method, density, seed, top1, test_every=1)
+    folder = RunFolder.at(path)
+    for epoch, (macs, tested) in enumerate(epochs):
+        row = {"epoch": epoch, "seconds": 5.0, "macs_kept": macs, "macs_dense": 10 * macs}
+        folder.append(row if tested is None else row | {"test_top1": tested})
+    training = Cost(70, 0, epochs[-1][0], 10 * epochs[-1][0], 0, 15.0, 3 << 20)
+    ledger = Ledger(Cost(7, finding, finding, 0, 0, 1.5, 5 << 20), training, Cost(seconds=0.5))
+    folder.finish(folder.result() | {"cost": ledger.record()})
+    return path
+
+
+@pytest.fixture
+def paid(cli):
+    return {
+        "dense": with_cost("paid", "dense", 1.0, 0, 97.0, 0, [(30_000, 70.0), (60_000, None), (90_000, 97.0)]),
+        "snip": with_cost("paid/0", "snip", 0.1, 0, 90.0, 500, [(3_000, 60.0), (6_000, 80.0), (9_000, 90.0)]),
+        "lucky": with_cost("paid/1", "snip", 0.1, 1, 96.0, 500, [(3_000, 61.0), (6_000, 81.0), (9_000, 96.0)]),
+        "force": with_cost("paid", "force", 0.1, 0, 95.0, 3_000, [(3_000, 65.0), (6_000, 85.0), (9_000, 95.0)]),
+        "random": with_cost("paid", "random", 0.1, 0, 80.0, 0, [(4_000, None), (7_000, None), (9_600, 80.0)]),
+        "old": leave("paid", "magnitude", 0.1, 0, 99.0),
+    }
+
+
+def test_costs_have_columns_and_runs_of_earlier_versions_blanks(cli, paid):
+    text = cli("compare", "paid", "--sort", "total_macs").out
+    head, *lines = text.split("\n\n")[1].splitlines()
+    assert head.split()[-5:] == ["finding_macs", "training_macs", "total_macs", "memory", "folder"]
+    (force,) = (line for line in lines if str(paid["force"]) in line)
+    assert force.split()[-9:-1] == ["3", "k", "9", "k", "12", "k", "5.24", "MB"]
+    assert "macs: multiply-adds" in text
+    assert lines[-1].split()[-5:-1] == ["-"] * 4 and str(paid["old"]) in lines[-1]
+    rows = {row["folder"]: row for row in csv.DictReader(cli("compare", "paid", "--csv").out.splitlines())}
+    force, old = rows[str(paid["force"])], rows[str(paid["old"])]
+    assert (force["total_macs"], force["dense_macs"], force["memory"]) == ("12000", "93000", str(5 << 20))
+    assert old["total_macs"] == old["memory"] == ""
+    assert "finding\\_macs" in cli("compare", "paid", "--latex").out
+    assert " 12 k |" in cli("compare", "paid", "--markdown").out
+
+
+def test_the_front_is_what_nothing_beats_by_the_means_over_seeds(cli, paid):
+    found = cli("compare", "paid", "--pareto", "--json")
+    # snip's mean is 93.0 at 9,500; force is better for more, dense best; random costs more than snip, and is worse.
+    assert set(folders(found)) == {str(paid[name]) for name in ("dense", "snip", "lucky", "force")}
+    assert "on the Pareto front" in cli("compare", "paid", "--pareto").out
+    refused = cli("compare", "paid", "--pareto", "--filter", "method=magnitude")
+    assert refused.status == 1 and "records what it cost" in refused.err
+
+
+def test_an_equal_budget_takes_the_last_tested_epoch_within_it(cli, paid):
+    found = {row["folder"]: row for row in cli("compare", "paid", "--at-most-macs", "9500", "--json").json}
+    assert set(found) == {str(paid[name]) for name in ("snip", "lucky", "force")}  # random was tested beyond it
+    assert found[str(paid["lucky"])]["accuracy"] == 96.0
+    force = found[str(paid["force"])]
+    assert (force["accuracy"], force["epochs"], force["total_macs"], force["seconds"]) == (85.0, 2, 9_000, 10.0)
+    assert force["dense_macs"] == 3_000 + 60_000
+    text = cli("compare", "paid", "--at-most-macs", "9.5e3").out
+    assert text.startswith("3 runs of vgg-mini on digits, within 9500 multiply-adds (3 left out)") and "2 of 3" in text
+    refused = cli("compare", "paid", "--at-most-macs", "10")
+    assert refused.status == 1 and "none of 6 runs was tested within 10 multiply-adds" in refused.err
+
+
+def test_a_figure_of_accuracy_and_cost(cli, paid):
+    assert "drawn into a.png" in cli("compare", "paid", "--plot", "a.png").out
+    wide = imread("a.png").shape
+    cli("compare", "paid", "--filter", "method=magnitude", "--plot", "b.png")
+    assert wide[1] > 1.5 * imread("b.png").shape[1]  # which has no panel of costs
+    drawn = cli("compare", "paid", "--plot", "a.svg")
+    text = Path("a.svg").read_text()
+    assert drawn.status == 0 and "multiply-adds" in text and "ringed: Pareto front" in text
+
+
+def test_show_prints_the_ledger(cli, paid):
+    text = cli("show", paid["force"]).out
+    head, finding, training, evaluation = text.split("\n\n")[1].splitlines()
+    assert head.split()[:4] == ["cost", "of", "examples", "forward"]
+    assert finding.split() == ["finding", "7", "3", "k", "0", "3", "k", "1.5", "s", "5.24", "MB"]
+    assert training.split()[:2] == ["training", "70"] and evaluation.split()[0] == "evaluation"
+    assert "cost of" not in cli("show", paid["old"]).out
 
 
 def test_show_of_a_folder_of_runs_and_of_other_things(cli, runs):

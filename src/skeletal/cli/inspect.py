@@ -51,7 +51,7 @@ def evaluate(
 
 
 def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: Flag = False) -> None:
-    """Show masks or runs: layers, how they were found, accuracy.
+    """Show masks or runs: layers, how they were found, accuracy, what they cost.
 
     Given several, shows them side by side, with a column of kept weights for each. Given another folder, shows the
     runs in it, at any depth.
@@ -76,6 +76,8 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     if not paths:
         raise ValueError("name the mask files or run folders to show")
     from skeletal.core.masks.mask import Mask
+    from skeletal.harness.ledger import Cost, Ledger
+    from skeletal.harness.output.costs import cost_table
     from skeletal.harness.output.layers import layer_table, of_one_network, plot_layers
     from skeletal.harness.store.folders import MASK, RunFolder
 
@@ -88,7 +90,10 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
             folder = RunFolder.at(path)
             file = path / MASK
             if folder.finished and not json:
-                print(summary(folder.result()), end="\n\n")
+                result = folder.result()
+                print(summary(result), end="\n\n")
+                if (costs := cost_table(Ledger.read(result.get("cost")))).rows:
+                    print(costs.shown(markdown=markdown), end="\n\n")
             if not file.exists():
                 if not folder.finished and paths == named:
                     raise ValueError(f"{path} holds neither a mask nor a result yet")
@@ -106,7 +111,9 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     if len(masks) == 1 and not markdown:
         (mask,) = masks.values()
         print(mask)
-        print("\n".join(f"{key}: {value}" for key, value in mask.metadata.items()))
+        print("\n".join(f"{key}: {value}" for key, value in mask.metadata.items() if key != "cost"))
+        if paths == named and not paths[0].is_dir() and (cost := Cost.read(mask.metadata.get("cost"))) is not None:
+            print(f"\n{cost_table(Ledger(finding=cost)).text()}")
     elif masks:
         each = [masks] if paths == named else of_one_network(masks)
         print("\n\n".join(layer_table(some, markdown=markdown) for some in each))
