@@ -4,6 +4,7 @@ from statistics import mean, stdev
 
 import pytest
 
+from skeletal.harness.ledger import Cost, Ledger
 from skeletal.study.items import ITEMS
 from skeletal.study.items.structure import layer_sizes
 from skeletal.study.paper import published
@@ -56,6 +57,18 @@ def test_published_numbers_stand_beside_ours_with_their_source(tmp_path):
     lines = list(csv.DictReader(io.StringIO(table(ITEMS["table1"], PAPER, tmp_path, format="csv"))))
     (mine,) = [line for line in lines if line["mean"] and line["panel"] == "top1"]
     assert (mine["published"], mine["source"], mine["x"]) == ("69.8", "paper, Table 1", "0.1")
+
+
+def test_costs_stand_below_accuracies_where_runs_record_them(tmp_path):
+    cells = [cell for cell in ITEMS["fig1"].cells(SMOKE) if cell.series == "FORCE" and cell.job.pruning.density == 0.01]
+    for number, cell in enumerate(cells[:2]):
+        ledger = Ledger(Cost(forward_kept=2000, backward_kept=1000 + 2000 * number), Cost(forward_kept=3_000_000))
+        finish(cell.job, tmp_path, trained(70.0) | {"cost": ledger.record()})
+    assert "| FORCE: multiply-adds, finding + training | 4 k + 3 M |" in table(ITEMS["fig1"], SMOKE, tmp_path)
+    (line,) = csv.DictReader(io.StringIO(table(ITEMS["fig1"], SMOKE, tmp_path, format="csv")))
+    assert (float(line["finding_macs"]), float(line["training_macs"])) == (4000, 3_000_000)
+    finish(cells[0].job, tmp_path, trained(70.0))  # as an earlier version would have
+    assert "multiply-adds" not in table(ITEMS["fig1"], SMOKE, tmp_path)
 
 
 def test_latex_says_what_markdown_says(root):

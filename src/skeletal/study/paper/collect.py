@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from skeletal.harness.ledger import Ledger
 from skeletal.harness.store.folders import RunFolder
 from skeletal.study.paper.item import Item, Measurement
 from skeletal.study.paper.jobs import Job
@@ -41,8 +42,8 @@ def points(item: Item, scale: Scale, root: Path) -> list[Measurement]:
         if cell.baseline is not None:
             divisors = [y for _, y in cell.read(results[0][1])]  # type: ignore[unsupported-operation]
             numbers = [(x, y / d) for (x, y), d in zip(numbers, divisors, strict=True) if d]
-        seed = cell.job.setup.seed
-        found += [Measurement(cell.panel, cell.series, x, y, seed, run) for x, y in numbers if math.isfinite(y)]
+        seed, cost = cell.job.setup.seed, Ledger.read(result.get("cost"))
+        found += [Measurement(cell.panel, cell.series, x, y, seed, run, cost) for x, y in numbers if math.isfinite(y)]
     return found
 
 

@@ -1,9 +1,10 @@
 """What a study is made of: an item of the paper, its panels, its jobs, and the points read from their results."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from skeletal.harness.ledger import Ledger
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import SCALES, Scale
 
@@ -23,6 +24,8 @@ class Measurement:
     seed: int
     run: str
     """name of the run folder, for tracing"""
+    cost: Ledger = field(default_factory=Ledger)
+    """of that run, as far as it records it"""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 
 from skeletal.core.choices import require
 from skeletal.core.table import Table
+from skeletal.harness.ledger import Ledger, readable
 from skeletal.study.items.accuracy import named
 from skeletal.study.paper import published
 from skeletal.study.paper.collect import points
@@ -15,6 +16,8 @@ from skeletal.study.paper.scales import SCALES, Scale
 from skeletal.study.paper.series import sparsity
 
 FORMATS = ("markdown", "csv", "latex")
+COST_COLUMNS = ("finding_macs", "training_macs")
+COST = "multiply-adds, finding + training"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Entry:
     runs: tuple[str, ...]
     """the run folders they come from"""
     references: tuple[Reference, ...]
+    costs: tuple[Ledger, ...] = ()
+    """of these runs"""
 
     def text(self, spec: str) -> str:
         """Ours for a reader, numbers by a format `spec`: "69.8 ± 0.2 (3)"; one seed has no deviation."""
@@ -36,6 +41,16 @@ class Entry:
             return ""
         spread = format(stdev(self.values), spec) if len(self.values) > 1 else "n/a"
         return f"{fmean(self.values):{spec}} ± {spread} ({len(self.values)})"
+
+    def macs(self, part: str) -> float | None:
+        """What the runs' `finding` or `training` took: multiply-adds of kept weights, the mean; None if unknown."""
+        known = [getattr(cost, part) for cost in self.costs]
+        return fmean(cost.macs_kept for cost in known) if known and None not in known else None
+
+    def cost(self) -> str:
+        """Both for a reader, "12 G + 3.4 T"; empty without either, as in runs of earlier versions."""
+        parts = [self.macs("finding"), self.macs("training")]
+        return "" if parts == [None, None] else " + ".join("?" if m is None else readable(m).strip() for m in parts)
 
 
 def entries(item: Item, scale: Scale, root: Path) -> list[Entry]:
@@ -56,7 +71,8 @@ def entries(item: Item, scale: Scale, root: Path) -> list[Entry]:
         for key in sorted({key for key in ours | theirs if key[:2] == line}, key=lambda key: -key[2]):
             mine = sorted(ours.get(key, ()), key=lambda point: point.seed)
             values, runs = tuple(point.y for point in mine), tuple(point.run for point in mine)
-            found.append(Entry(*key, values, runs, tuple(theirs.get(key, ()))))
+            costs = tuple(point.cost for point in mine)
+            found.append(Entry(*key, values, runs, tuple(theirs.get(key, ())), costs))
     return found
 
 
@@ -117,6 +133,9 @@ def _of_panel(panel: Panel, known: Sequence[Entry]) -> Table:
         mine = {entry.x: entry for entry in known if entry.series == series}
         if any(entry.values for entry in mine.values()):
             rows.append((series, *(mine[x].text(spec) if x in mine else "" for x in xs)))
+        costs = [mine[x].cost() if x in mine else "" for x in xs]
+        if panel.x_scale == "sparsity" and any(costs):
+            rows.append((f"{series}: {COST}", *costs))
         sources = dict.fromkeys(reference.source for entry in mine.values() for reference in entry.references)
         for source in sources:
             said = {r.x: f"{r.y:{spec}}" for entry in mine.values() for r in entry.references if r.source == source}
@@ -160,7 +179,7 @@ def _markdown(table: Table) -> str:
 
 def _long(item: Item, known: Sequence[Entry]) -> Table:
     """A line for each number and each source, ours repeated, so that a line is complete."""
-    columns = ("item", "panel", "series", "x", "mean", "std", "n", "published", "source", "runs")
+    columns = ("item", "panel", "series", "x", "mean", "std", "n", "published", "source", "runs", *COST_COLUMNS)
     rows = []
     for entry in known:
         mean = fmean(entry.values) if entry.values else ""
@@ -168,5 +187,6 @@ def _long(item: Item, known: Sequence[Entry]) -> Table:
         for reference in entry.references or (None,):
             theirs = (reference.y, reference.source) if reference else ("", "")
             where = (item.name, entry.panel, entry.series, entry.x)
-            rows.append((*where, mean, spread, len(entry.values), *theirs, " ".join(entry.runs)))
+            costs = ["" if macs is None else macs for macs in map(entry.macs, ("finding", "training"))]
+            rows.append((*where, mean, spread, len(entry.values), *theirs, " ".join(entry.runs), *costs))
     return Table(columns, rows)
