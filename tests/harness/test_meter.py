@@ -11,6 +11,8 @@ from skeletal.core.model.passes import Passes, listening
 from skeletal.core.model.weights import prunable_weights
 from skeletal.core.pruning.criteria.flow import synaptic_flow
 from skeletal.core.pruning.criteria.kernel import tangent_kernel_saliency
+from skeletal.core.pruning.methods import METHODS
+from skeletal.core.pruning.prune import prune
 from skeletal.harness.ledger import Cost
 from skeletal.harness.meter import Meter, uses_of
 
@@ -78,6 +80,16 @@ def test_dense_passes_are_those_that_torch_counts(make, shape, function, example
     # Of a convolution, torch takes the second derivative with one operation more than the first layer has use for.
     wasted = products * N * 54 * 36 if make is convnet else 0
     assert cost.macs_dense == theirs - wasted and cost.examples == examples
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_runs_the_network_says_so(method):
+    heard = []
+    steps = None if METHODS[method].one_shot else 2
+    with listening(heard.append):
+        prune(convnet(), [(torch.randn(N, 2, 6, 6), torch.arange(N) % 3)], density=0.5, method=method, steps=steps)
+    walks = method == "phew"  # whose walks multiply nothing
+    assert bool(heard) == (METHODS[method].needs_data and not walks)
 
 
 def test_pruned_weights_count_nothing_unless_their_gradients_are_needed():
