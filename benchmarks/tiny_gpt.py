@@ -26,6 +26,7 @@ GPT = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.parent / "examp
 SMALL = {"width": 64, "heads": 4}  # as many parameters as 1% of the blocks and all else leave
 METHODS = ("random-erk", "force", "force, repaired", "snip")
 AT_LEAST = 300  # weights of each layer that a repaired mask keeps, 0.2% of the smaller ones
+LINES = {"dense": "-", "dense, small": "--", "dense, rate 0.001": ":"}
 STEPS, DENSITY, TURNS = 400, 0.01, 15
 
 
@@ -57,8 +58,8 @@ def compiled(model, mask):
     return skeletal.compile(model, mask, GPT.batch(GPT.TRAIN, 0)[0])
 
 
-def trained(name, network, **about):
-    curve = GPT.train(name, network, STEPS)
+def trained(name, network, rate=3e-3, **about):
+    curve = GPT.train(name, network, STEPS, rate)
     count = sum(parameter.numel() for parameter in network.parameters())
     return about | {"parameters": count, "curve": curve, "text": GPT.sample(network.eval())}
 
@@ -67,13 +68,12 @@ def dense():
     return trained("dense", initial())
 
 
+def dense_slower():
+    return trained("dense, 0.001", initial(), rate=1e-3)
+
+
 def small():
     return trained("dense, small", initial(**SMALL))
-
-
-def masked_dense():
-    model, mask, _ = masked("random-erk")
-    return trained("masked", model, kept=mask.kept)
 
 
 def of_method(method):
@@ -110,8 +110,8 @@ RUNS = {
     "times": times,
     "dense": dense,
     "dense, small": small,
+    "dense, rate 0.001": dense_slower,
     **{method: lambda method=method: of_method(method) for method in METHODS},
-    "masked": masked_dense,
 }
 
 
@@ -124,7 +124,7 @@ def draw(found, path):
     axes = figure.subplots()
     for name, run in found.items():
         steps, _, validation = zip(*run["curve"], strict=True)
-        plain = {"dense": dict(color="black"), "dense, small": dict(color="black", linestyle="--")}
+        plain = {name: dict(color="black", linestyle=line) for name, line in LINES.items()}
         axes.plot(steps, validation, label=name, linewidth=1.4, **plain.get(name, {}))
     axes.set(xlabel="step", ylabel="validation loss, nats a character")
     axes.grid(alpha=0.3)
@@ -147,7 +147,7 @@ def main():
     found = {name: json.loads((arguments.out / f"{name}.json").read_text()) for name in RUNS}
     spent = found.pop("times")
     if arguments.draw:
-        draw({name: run for name, run in found.items() if name != "masked"}, arguments.draw)
+        draw(found, arguments.draw)
     print(markdown_head(["network", "parameters", "training loss", "validation loss", "seconds to find the mask"]))
     for name, run in found.items():
         _, train, validation = run["curve"][-1]

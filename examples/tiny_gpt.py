@@ -82,13 +82,13 @@ def mean_loss(network: nn.Module, text: Tensor, batches: int = 20) -> float:
     return statistics.mean(loss_of(network(characters), following).item() for characters, following in drawn)
 
 
-def train(name: str, network: nn.Module, steps: int, every: int = 100) -> list[tuple[int, float, float]]:
+def train(name: str, network: nn.Module, steps: int, rate: float = 3e-3) -> list[tuple[int, float, float]]:
     """Steps, training and validation loss, printed as it goes; AdamW, its rate falling to zero."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     times, curve = [], []
     for step in range(steps + 1):
-        if step % every == 0 or step == steps:
+        if step % 100 == 0 or step == steps:
             curve.append((step, mean_loss(network, TRAIN), mean_loss(network, VALIDATION)))
             print(f"{name:10} step {step:4}  train {curve[-1][1]:.3f}  validation {curve[-1][2]:.3f}", flush=True)
         start = time.perf_counter()

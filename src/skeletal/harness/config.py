@@ -48,7 +48,7 @@ class Pruning:
 
     method: str = "force"
     """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr, ntk-sap,
-    phew, magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
+    px, phew, npb, magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -182,8 +182,8 @@ UPDATES: dict[str, dict[str, Any]] = {
 IMP = "imp"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
-ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr", "phew")
-ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap")
+ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr", "phew", "npb")
+ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap", "px")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
 
@@ -224,7 +224,7 @@ def resolve(record: Record, preset: str) -> Record:
             known["steps"] = 1
         elif record.method == IMP:
             known["steps"] = rounds_to(known["density"] if record.density is None else record.density)
-        elif record.method in ("synflow", "ntk-sap"):
+        elif record.method in ("synflow", "ntk-sap", "px"):
             known["steps"] = 100
     if isinstance(record, Training):
         record = replace(record, update=named("update", record.update, UPDATES))

@@ -33,8 +33,10 @@ METHODS: dict[str, Method] = {
     "grasp-iterative": Method(scores.gradient_preservation, steps=60),
     "synflow": Method(scores.flow, steps=100),
     "phew": Method(scores.heavy_walks, steps=1, one_shot=True),
+    "npb": Method(scores.balance, steps=1, one_shot=True),
     "prospr": Method(scores.prospect, steps=1, one_shot=True),
     "ntk-sap": Method(scores.kernel_spectrum, steps=100),
+    "px": Method(scores.kernel_bound, steps=100),
 }
 
 

@@ -15,6 +15,8 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.tensors import Tensors, all_finite
+from skeletal.core.pruning.criteria.balance import balanced_masks
+from skeletal.core.pruning.criteria.exclusion import path_exclusion
 from skeletal.core.pruning.criteria.flow import synaptic_flow
 from skeletal.core.pruning.criteria.kernel import tangent_kernel_saliency
 from skeletal.core.pruning.criteria.walks import heavy_paths
@@ -116,10 +118,23 @@ def kernel_spectrum(at: Point) -> Tensors:
     return tangent_kernel_saliency(derivatives.model, at.weights, at.mask, derivatives.batches.peek(), at.generator)
 
 
+def kernel_bound(at: Point) -> Tensors:
+    """∂R/∂θ̄² ⊙ θ̄², R a bound on the trace of the tangent kernel, from paths and data (PX, Iurada et al. 2024)."""
+    return path_exclusion(at._needed(), at.kept, at.mask)
+
+
 def heavy_walks(at: Point) -> Tensors:
     """1 / n for a weight that the n-th random walk along heavy weights takes first (PHEW, Patil and Dovrolis 2021)."""
     derivatives = at._needed()
     return heavy_paths(derivatives.model, at.weights, derivatives.batches.peek(), at.count, at.generator)
+
+
+def balance(at: Point) -> Tensors:
+    """Above 1 for weights on many paths through many nodes, by a quota after ERK (NPB, Pham et al. 2023)."""
+    derivatives = at._needed()
+    quotas = erdos_renyi({name: weight.shape for name, weight in at.weights.items()}, at.count)
+    masks = balanced_masks(derivatives.model, at.weights, derivatives.batches.peek(), quotas, at.generator)
+    return {name: score + masks[name] for name, score in noise(at).items()}
 
 
 def flow(at: Point) -> Tensors:

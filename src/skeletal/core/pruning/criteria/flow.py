@@ -84,3 +84,10 @@ def positive_state(model: nn.Module, without: Container[str]) -> Tensors:
                 value.abs_()
         state[name] = value
     return state
+
+
+def counting_state(model: nn.Module, without: Container[str]) -> Tensors:
+    """As `positive_state`, but with 1 for every parameter that is not 0: what comes out is a number of paths."""
+    names = {name for name, _ in model.named_parameters()}
+    state = positive_state(model, without)
+    return {name: value.ne(0).double() if name in names else value for name, value in state.items()}

@@ -7,19 +7,18 @@ to know how layers are connected. Where paths fork, a walk takes all of them, an
 one: so it is traced back, and only weights on the path that it followed to the end count.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, with_parameters
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import positive_state
+from skeletal.core.pruning.criteria.layers import layers_replaced
 
 WALKS = 128  # at a time
 MOST_VISITS = 10  # to all weights together, per weight to keep; weights not found by then are ranked by size
@@ -49,7 +48,7 @@ def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, g
     walk = _Walk(weights, generator)
     state = positive_state(model, weights)
     number, visits = 0, 0
-    with _layers_replaced(model, walk, weights):
+    with layers_replaced(model, weights, lambda layer, name: _taking(layer, walk, name), "phew"):
         while walk.found < count and visits < MOST_VISITS * count:
             for direction in (_forwards, _backwards):
                 walk.begin(number)
@@ -193,29 +192,6 @@ def _spread(walk: Tensor, unit: Tensor, length: int, like: Tensor, shape: torch.
     rest = [1] * (len(shape) - 2)
     view = [shape[0], *rest, length] if linear else [shape[0], length, *rest]
     return units.to(like.device).view(view).expand(shape).clone()
-
-
-@contextmanager
-def _layers_replaced(model: nn.Module, walk: _Walk, weights: Tensors) -> Iterator[None]:
-    names = {id(weight): name for name, weight in model.named_parameters() if name in weights}
-    changed: list[Any] = []
-    try:
-        for path, module in model.named_modules():
-            for leaf, weight in module._parameters.items():
-                if (name := names.get(id(weight))) is None:
-                    continue
-                known = isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd)
-                if not known or leaf != "weight":
-                    raise ValueError(
-                        f"phew walks through linear layers and convolutions, and {path}.{leaf} is of"
-                        f" {type(module).__name__}: leave it out with prunable="
-                    )
-                module.forward = _taking(module, walk, name)
-                changed.append(module)
-        yield
-    finally:
-        for module in changed:
-            del module.forward
 
 
 def _taking(module: Any, walk: _Walk, name: str) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,51 @@
+"""Inputs made for a network in place of its data, of the kind that it takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skeletal.core.diagnosis.probing import shorten
+from skeletal.core.diagnosis.structure import stored_values, with_values
+from skeletal.core.model.batches import forward, map_inputs, to_device
+from skeletal.core.model.preserve import device_of
+
+
+def made_inputs(model: nn.Module, batch: object, make: Callable[[Tensor], Tensor], method: str) -> Any:
+    """The batch on the model's device, each floating-point input replaced by what `make` makes of its values.
+
+    Raises:
+        ValueError: the network takes no floating-point input; names the method.
+
+    """
+    floats = []
+
+    def made(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        floats.append(make(stored_values(tensor)))
+        return with_values(tensor, floats[-1])
+
+    inputs = map_inputs(made, to_device(batch, device_of(model)))
+    if not floats:
+        raise ValueError(f"{method} follows paths from floating-point inputs; this network takes none")
+    return inputs
+
+
+def one_of_ones(model: nn.Module, batch: object, method: str) -> Any:
+    """A single example that is 1 everywhere, in doubles; see `made_inputs`."""
+    return made_inputs(model, shorten(batch, 1), lambda values: torch.ones_like(values, dtype=torch.float64), method)
+
+
+def tensor_from(model: nn.Module, inputs: object, method: str) -> Tensor:
+    """What the model returns.
+
+    Raises:
+        ValueError: it returns something else than a tensor; names the method.
+
+    """
+    outputs = forward(model, inputs)
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"{method} needs a model that returns a tensor, not {type(outputs).__name__}")
+    return outputs
