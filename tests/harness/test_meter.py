@@ -9,6 +9,8 @@ from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import Passes, listening
 from skeletal.core.model.weights import prunable_weights
+from skeletal.core.pruning.criteria.balance import balanced_masks
+from skeletal.core.pruning.criteria.exclusion import path_exclusion
 from skeletal.core.pruning.criteria.flow import synaptic_flow
 from skeletal.core.pruning.criteria.kernel import tangent_kernel_saliency
 from skeletal.core.pruning.methods import METHODS
@@ -69,11 +71,24 @@ def kernel(model, weights, batch):
     tangent_kernel_saliency(model, weights, mask, batch, torch.Generator())
 
 
+def exclusion(model, weights, batch):
+    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    path_exclusion(Derivatives(model, Cycle([batch]), 1, micro_batch=4), weights, mask)
+
+
+def balance(model, weights, batch):
+    quotas = {name: weight.numel() for name, weight in weights.items()}
+    balanced_masks(model, weights, batch, quotas, torch.Generator())
+
+
 @pytest.mark.parametrize(("make", "shape"), NETWORKS)
 @pytest.mark.parametrize(
     ("function", "examples"),
-    [(gradient, 3 * N), (gradient_in_pieces, N), (hessian_gradient, 2 * N), (unrolled, 3 * N), (flow, 0), (kernel, 0)],
-)
+    [
+        (gradient, 3 * N), (gradient_in_pieces, N), (hessian_gradient, 2 * N), (unrolled, 3 * N), (flow, 0),
+        (kernel, 0), (exclusion, N), (balance, 0),
+    ],
+)  # fmt: skip
 def test_dense_passes_are_those_that_torch_counts(make, shape, function, examples):
     cost, theirs = counted(make(), shape, function)
     products = {hessian_gradient: 2, unrolled: 2}.get(function, 0)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skeletal.core.diagnosis.probing import shorten
+from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.preserve import set_mode, with_parameters
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import counting_state
@@ -63,6 +64,7 @@ def balanced_masks(
     state = counting_state(model, weights)
     with layers_replaced(model, weights, counting, "npb"), torch.no_grad():
         with_parameters(model, state, lambda: tensor_from(model, inputs, "npb"))
+    passed(Passes("forward", 1, fresh=False))
     for name, weight in weights.items():
         if name not in masks:
             masks[name] = torch.zeros(weight.numel(), dtype=torch.bool)

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from skeletal.core.model.batches import examples, forward, pieces, to_device
 from skeletal.core.model.distributed import average_over_ranks, everyone
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors, all_finite
@@ -78,6 +79,8 @@ def _reached(derivatives: Derivatives, batches: list[Any], kept: Tensors, ones: 
             with torch.no_grad(), _Gates(slopes.found):
                 outputs = with_parameters(model, dict(ones), lambda given=inputs: tensor_from(model, given, "px"))
             found.append(share * outputs.mean(0, keepdim=True))
+        passed(Passes("forward", examples(batch)))  # to see what is open
+        passed(Passes("forward", examples(batch), fresh=False))  # through what is
     numbers = everyone(seen)
     shared = {"": torch.stack(found).sum(0) / len(batches)}
     average_over_ranks(shared, seen * len(numbers) / sum(numbers))
@@ -96,6 +99,7 @@ def _contributions(model: nn.Module, batch: object, leaves: Tensors, squares: Te
         if not bound.requires_grad:
             return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         gradients = torch.autograd.grad(bound, list(leaves.values()), allow_unused=True)
+    passed(Passes("gradient", 1, fresh=False))
     return {
         name: torch.zeros_like(leaf) if gradient is None else leaf.detach() * gradient
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
