@@ -23,6 +23,7 @@ METHODS = {
     "grasp": {"method": "grasp", "batches_per_step": 2},
     "grasp-it": {"method": "grasp-it", "steps": 3},
     "synflow": {"method": "synflow", "steps": 3},
+    "px": {"method": "px", "steps": 3, "batches_per_step": 2},
     "random": {"method": "random"},
     "absolute": {"method": "snip", "average": "absolute", "batches_per_step": 2},
 }
