@@ -126,7 +126,7 @@ def draw(found, path):
         steps, _, validation = zip(*run["curve"], strict=True)
         plain = {name: dict(color="black", linestyle=line) for name, line in LINES.items()}
         axes.plot(steps, validation, label=name, linewidth=1.4, **plain.get(name, {}))
-    axes.set(xlabel="step", ylabel="validation loss, nats a character")
+    axes.set(xlabel="step", ylabel="validation loss, nats a character", ylim=(1.8, 3))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save_figure(figure, path)
