@@ -7,9 +7,9 @@ from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
 from skeletal.core.pruning.schedules import exponential, visit
 from skeletal.harness.config import Pruning, Setup, Training, resolve
-from skeletal.harness.runs import experiment, finding
+from skeletal.harness.runs import finding
 from skeletal.study.beyond import sanity
-from skeletal.study.beyond.sanity import ORIGINAL, OTHER_SEED, SanityChecks, answer, difference, one_fewer, table
+from skeletal.study.beyond.sanity import ORIGINAL, SanityChecks, answer, difference, one_fewer
 
 pytestmark = pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
 SETUP = Setup(device="cpu")
@@ -68,48 +68,6 @@ def test_one_weight_fewer_at_every_step_but_the_last():
     assert [a - b for a, b in zip(usual, fewer, strict=True)] == [1, 1, 1, 0]
     assert one_fewer(exponential)(10, 10, 2) == [10, 10]
     assert one_fewer(exponential)(10, 3, 1) == [3]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    plan = replace(PLAN, shuffles=1)
-    for jobs in (plan.mask_jobs, lambda: plan.jobs(root)):
-        for job in jobs():
-            job.run(root)
-    return root, plan
-
-
-@pytest.mark.slow
-def test_from_masks_to_a_table(finished):
-    root, plan = finished
-    rows = plan.results(root)
-    assert {row["check"] for row in rows} == set(sanity.ABOUT)
-    by_name = {(row["name"], row["seed"]): row for row in rows}
-    assert len(by_name) == len(rows) == 2 * len(sanity.ABOUT)
-    original, redrawn, other = (by_name[name, 0] for name in (ORIGINAL, "other weights", OTHER_SEED))
-    assert original["overlap"] == original["saliency"] == redrawn["overlap"] == 1
-    assert redrawn["weights"] == other["weights"] == 1 and redrawn["run"] != original["run"]
-    assert redrawn["saliency"] != 1 and other["overlap"] < 1
-    assert other["run"] == by_name[ORIGINAL, 1]["run"]
-    assert "overlap" not in by_name["dense", 0]
-    mask = Mask.load(root / redrawn["run"] / "mask.safetensors")
-    assert mask == Mask.load(root / original["run"] / "mask.safetensors")
-    shown, legend = table(rows).split("\n\n")
-    assert shown.count("\n") == len(sanity.ABOUT)
-    assert all(name in legend for name in ("overlap", "layers", "saliency", "effective / kept", "path", "accuracy"))
-    assert len(answer(rows).splitlines()) == 6
-
-
-@pytest.mark.slow
-def test_what_is_finished_is_only_read(finished, monkeypatch):
-    root, plan = finished
-    jobs = [*plan.mask_jobs(), *plan.jobs(root)]
-    for module in (experiment, finding):
-        for name in ("load_data", "create_model"):
-            monkeypatch.setattr(module, name, lambda *_: pytest.fail("done again"))
-    for job in jobs:
-        assert job.folder(root).finished and job.run(root) == job.folder(root).result()
 
 
 def test_runs_are_listed_once(tmp_path):

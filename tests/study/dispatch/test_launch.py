@@ -23,9 +23,9 @@ from tests.timeless import timeless
 
 EPOCHS = 3
 SCALE = SCALES["smoke"].altered(epochs=EPOCHS, seeds=1)
-STUDY = ("study", "run", "fig2", "--scale", "smoke", "--only", "b", "--methods", "FORCE", "--methods", "Random",
-         "--epochs", EPOCHS, "--seeds", 1)  # fmt: skip
-JOBS = select([ITEMS["fig2"]], SCALE, panels=["b"], methods=["FORCE", "Random"])
+STUDY = ("study", "run", "fig2", "--scale", "smoke", "--only", "b", "--methods", "FORCE", "--epochs", EPOCHS,
+         "--seeds", 1)  # fmt: skip
+JOBS = select([ITEMS["fig2"]], SCALE, panels=["b"], methods=["FORCE"])
 
 
 def results(root):
@@ -40,8 +40,9 @@ def results(root):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The results of the study, one run after the other in this process."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    walk(JOBS, root)
+    root, reports = tmp_path_factory.mktemp("undisturbed"), []
+    assert launch(JOBS, root, executor="none", report=reports.append) == []
+    assert reports[-1] == {"finished": len(JOBS)} and not (root / "logs").exists()
     return results(root)
 
 
@@ -73,14 +74,6 @@ def test_mistakes_are_refused_before_anything_starts(tmp_path):
     with pytest.raises(ValueError, match="at least one worker, got 0"):
         launch(JOBS, tmp_path, workers=0)
     assert counts(JOBS, tmp_path) == {"left": len(JOBS)}
-
-
-@pytest.mark.slow
-def test_in_this_process(tmp_path, undisturbed):
-    reports = []
-    assert launch(JOBS, tmp_path, executor="none", report=reports.append) == []
-    assert results(tmp_path) == undisturbed
-    assert reports[-1] == {"finished": len(JOBS)} and not (tmp_path / "logs").exists()
 
 
 @pytest.mark.slow
