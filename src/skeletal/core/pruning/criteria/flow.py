@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.diagnosis.structure import STATISTICS, stored_values, with_values
-from skeletal.core.model.batches import forward, map_inputs, to_device
+from skeletal.core.model.batches import map_inputs, to_device
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.pruning.criteria.inputs import tensor_from
 
 
 def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
@@ -48,9 +49,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
         for exponent in (0, -300, -600, -900):
             for value in floats:
                 value.fill_(2.0**exponent)
-            outputs = with_parameters(model, state | leaves, lambda: forward(model, example))
-            if not isinstance(outputs, Tensor):
-                raise ValueError(f"synflow needs a model that returns a tensor, not {type(outputs).__name__}")
+            outputs = with_parameters(model, state | leaves, lambda: tensor_from(model, example, "synflow"))
             if not torch.isfinite(outputs).all():
                 passed(Passes("forward", 1, fresh=False))
                 continue

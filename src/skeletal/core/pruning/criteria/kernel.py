@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.model.batches import examples, forward, map_inputs, to_device
+from skeletal.core.model.batches import examples, map_inputs, to_device
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import (
@@ -15,6 +15,7 @@ from skeletal.core.model.preserve import (
 )
 from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.pruning.criteria.inputs import tensor_from
 
 SPREAD = 1e-2
 """standard deviation of Δ, √ε"""
@@ -63,10 +64,7 @@ def tangent_kernel_saliency(
         state = state_of(model, without=weights) | masked
         with preserve_random_state(model):
             seed_all(seed)  # the same dropout in both
-            outputs = with_parameters(model, state, lambda: forward(model, inputs))
-        if not isinstance(outputs, Tensor):
-            raise ValueError(f"ntk-sap needs a model that returns a tensor, not {type(outputs).__name__}")
-        return outputs
+            return with_parameters(model, state, lambda: tensor_from(model, inputs, "ntk-sap"))
 
     with differentiable(), autocast("float32", device_of(model)):
         distance = (outputs_at(drawn) - outputs_at(moved)).square().sum()

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.model.batches import forward, map_inputs, to_device
+from skeletal.core.model.batches import map_inputs, to_device
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, with_parameters
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import positive_state
+from skeletal.core.pruning.criteria.inputs import tensor_from
 from skeletal.core.pruning.criteria.layers import layers_replaced
 
 WALKS = 128  # at a time
@@ -222,10 +223,7 @@ def _inputs(model: nn.Module, batch: object, value: Callable[[Tensor], Tensor]) 
 
 
 def _outputs(model: nn.Module, inputs: Any) -> Tensor:
-    outputs = forward(model, inputs)
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"phew needs a model that returns a tensor, not {type(outputs).__name__}")
-    return outputs.flatten(1)
+    return tensor_from(model, inputs, "phew").flatten(1)
 
 
 def _forwards(model: nn.Module, batch: object, walk: _Walk) -> None:
