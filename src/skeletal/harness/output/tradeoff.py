@@ -45,11 +45,18 @@ def plot_tradeoff(results: list[dict[str, Any]], outcomes: Sequence[Outcome], pa
     at = places(results)
     _ring(left, [(at.get(round(o.density, 4)), o.accuracy) for o in _front(outcomes, [o.density for o in outcomes])])
     known = [outcome for outcome in outcomes if outcome.macs is not None]
-    for position, method in enumerate(dict.fromkeys(outcome.method for outcome in known if outcome.method != "dense")):
+    for position, method in enumerate(dict.fromkeys(o.method for o in outcomes if o.method != "dense")):
         _curve(right, method, curve_style(method, position), known)
     _curve(right, "dense", curve_style("dense", len(known)) | {"marker": "_", "markersize": 12}, known)
     front = sorted(_front(known, [o.macs or 0.0 for o in known]), key=lambda o: o.macs or 0.0)
-    right.plot([o.macs for o in front], [o.accuracy for o in front], color="black", linewidth=0.8, linestyle=":")
+    right.plot(
+        [o.macs for o in front],
+        [o.accuracy for o in front],
+        color="black",
+        linewidth=0.8,
+        linestyle=":",
+        drawstyle="steps-post",
+    )
     _ring(right, [(o.macs, o.accuracy) for o in front])
     right.set_xscale("log")
     right.set_xlabel("multiply-adds of kept weights, finding the mask and training")
