@@ -33,16 +33,13 @@ class Grouped(nn.Module):
 
 def choose(coupling, scores, available, count):
     """The pattern spelled out: the best n channels, as many as fit; None if not even one of each layer fits."""
-    value, scored = [0.0] * coupling.count, [False] * coupling.count
+    groups = {}
     for name, keep in available.items():
-        for o, c in enumerate(coupling.writes[name].tolist()):
-            if c < coupling.count:
-                value[c] += float((scores[name][o] * keep[o]).sum())
-                scored[c] |= bool((scores[name][o] * keep[o]).any())
-    present = {
-        c for name, keep in available.items() for o, c in enumerate(coupling.writes[name].tolist()) if keep[o].any()
-    }
-    ranks = {c: (not scored[c], -value[c], c) for c in present if c < coupling.count}
+        writes, reads = coupling.writes[name].tolist(), coupling.reads[name].tolist()
+        for o, i, k in keep.nonzero().tolist():
+            for c in {writes[o], reads[o][i]} - {coupling.count}:
+                groups.setdefault(c, []).append(float(scores[name][o, i, k]))
+    ranks = {c: (not any(group), -sum(group) / len(group), c) for c, group in groups.items()}
     best = set()
     for writes in coupling.writes.values():
         if coupling.count not in writes.tolist():

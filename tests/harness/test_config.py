@@ -156,3 +156,11 @@ def test_records_cannot_be_changed():
     with pytest.raises(AttributeError):
         Setup().seed = 1
     assert replace(Setup(), seed=1).seed == 1
+
+
+def test_a_pattern_has_one_name_and_suits_the_method():
+    assert resolve(Pruning(pattern="Fan_In"), "quick").pattern == "fan-in"
+    with pytest.raises(ValueError, match="unknown pattern '5:4'"):
+        resolve(Pruning(pattern="5:4"), "quick")
+    with pytest.raises(ValueError, match="imp prunes single weights"):
+        resolve(Pruning(method="imp", pattern="2:4"), "quick")

@@ -25,6 +25,8 @@ METHODS = {
     "synflow": {"method": "synflow", "steps": 3},
     "px": {"method": "px", "steps": 3, "batches_per_step": 2},
     "random": {"method": "random"},
+    "2:4": {"method": "force", "steps": 3, "pattern": "2:4"},
+    "channels": {"method": "snip", "pattern": "channels"},
     "absolute": {"method": "snip", "average": "absolute", "batches_per_step": 2},
 }
 
@@ -63,6 +65,10 @@ def differing_seeds(rank):
 
 def differing_precisions(rank):
     prune(rank, precision=("float32", "bfloat16")[rank])
+
+
+def differing_patterns(rank):
+    prune(rank, method="snip", pattern=("2:4", "fan-in")[rank])
 
 
 def nan_on_rank_1_at_step_2(rank):
@@ -117,6 +123,7 @@ FAILURES = [
     differing_biases_only,
     differing_seeds,
     differing_precisions,
+    differing_patterns,
     nan_on_rank_1_at_step_2,
     nan_in_second_pass_on_rank_0,
     batches_run_out_on_rank_1,
@@ -205,6 +212,7 @@ RAISED = {
     "differing_biases_only": 2 * [("ValueError", "differ in 3.bias")],
     "differing_seeds": 2 * [("ValueError", "differ in seed: call prune with the same arguments")],
     "differing_precisions": 2 * [("ValueError", "differ in precision: call prune with the same arguments")],
+    "differing_patterns": 2 * [("ValueError", "differ in pattern: call prune with the same arguments")],
     "nan_on_rank_1_at_step_2": [
         ("PeerError", "rank 1 has failed: NonFiniteError"),
         ("NonFiniteError", "the loss is nan on batch 2"),

@@ -98,3 +98,14 @@ def test_a_collapse_is_a_warning_and_is_in_the_result(tmp_path):
         _, result = run(tmp_path, pruning=resolve(Pruning(method="snip", density=0.005), "quick"))
     assert result["connected"] is False and result["empty_layers"]
     assert result["kept"] == round(0.005 * result["prunable"])
+
+
+def test_a_pattern_is_in_the_folders_name_and_in_the_result(tmp_path):
+    pruning = replace(RANDOM, pattern="2:4")
+    folder, result = run(tmp_path, pruning=pruning)
+    assert folder.path.name.startswith("vgg-mini-digits-random-2of4-0.05-")
+    assert result["pattern"] == folder.config["pattern"] == "2:4"
+    assert result["kept"] == round(0.05 * result["prunable"])
+    moving = resolve(replace(TRAINING, update="set"), "quick")
+    with pytest.raises(ValueError, match="would not keep --pattern 2:4"):
+        run(tmp_path, pruning=pruning, training=moving)

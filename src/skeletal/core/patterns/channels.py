@@ -36,16 +36,16 @@ Couple = Callable[[nn.Module, dict[str, nn.Parameter], Any], Coupling]
 
 @dataclass(frozen=True)
 class Channels(Pattern):
-    """Keep whole channels, those with the largest sum of scores over the weights that write them.
+    """Keep whole channels, those with the highest mean score of the weights that write or read them.
 
     A channel that goes takes with it all weights that write it and all that read it, so the mask that is left is that
     of a narrower dense network, and the weights kept are all of that network's. The best n channels are kept, n as
     large as the count allows; before all others the best one of each layer, without which there would be no path. Ties
     go to the first channel.
 
-    The sum, because it is what the loss, or the flow, loses with the channel to first order; and because it is
-    comparable between layers: for θ ⊙ ∇R, what the weights into a unit sum up to equals what those out of it do (Tanaka
-    et al. 2020, section 4), however many there are. A mean over weights would empty the layers with many inputs.
+    The mean of all weights that go with a channel, as for groups within a layer: what is kept for the price of a
+    weight. By the sum over those that write it, layers that read few inputs lose nearly all of their channels, the
+    first one before all others; the mean over those alone trains worse, too (docs/decisions.md has the numbers).
     """
 
     couple: Couple
@@ -60,15 +60,18 @@ class Channels(Pattern):
 
 def _choose(coupling: Coupling, scores: Tensors, available: Tensors, count: int) -> Chosen:
     channels = coupling.count
-    values = torch.zeros(channels + 1, dtype=torch.float64)
-    scored, left = torch.zeros(channels + 1, dtype=torch.bool), torch.zeros(channels + 1, dtype=torch.bool)
+    sums, weights = torch.zeros(2, channels + 1, dtype=torch.float64)
+    scored = torch.zeros(channels + 1, dtype=torch.bool)
     for name, keep in available.items():
-        score, writes = scores[name] * keep, coupling.writes[name]
-        values += writes.bincount(score.sum((1, 2)), minlength=channels + 1)
-        scored[writes[score.flatten(1).any(1)]] = True
-        left[writes[keep.flatten(1).any(1)]] = True
+        score, reads = (scores[name] * keep).sum(2), coupling.reads[name]
+        writes = coupling.writes[name][:, None].expand_as(reads)
+        size, any_score = keep.sum(2).double(), (scores[name] * keep).any(2)
+        for side in (writes, torch.where(reads == writes, channels, reads)):  # a weight counts once
+            sums += side.flatten().bincount(score.flatten(), minlength=channels + 1)
+            weights += side.flatten().bincount(size.flatten(), minlength=channels + 1)
+            scored[side[any_score]] = True
     scored[channels] = True  # nothing is chosen there
-    values = values.masked_fill(~scored, torch.finfo(values.dtype).min).masked_fill(~left, -torch.inf)
+    values = (sums / weights).masked_fill(~scored, torch.finfo(sums.dtype).min).masked_fill(weights == 0, -torch.inf)
     first = _best_of_each_layer(coupling, values) | (torch.arange(channels + 1) == channels)
     order = values.masked_fill(first, torch.inf).argsort(descending=True, stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(channels + 1))
