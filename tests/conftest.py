@@ -1,6 +1,7 @@
 import gc
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny, and xdist runs two processes
 
@@ -24,3 +25,19 @@ def pytest_collection():
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+ORDER = ("cli/test_bench.py", "cli/", "study/", "", "compaction/", "engine/")
+
+
+def pytest_collection_modifyitems(items):
+    """What compiles all of the engine's kernels comes first, in one process; the others meet them late, compiled.
+
+    The longest tests are not among the last, either, for which one process would wait for another.
+    """
+
+    def turn(item):
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        return ORDER.index(max((start for start in ORDER if place.startswith(start)), key=len))
+
+    items.sort(key=turn)
