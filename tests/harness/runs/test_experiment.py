@@ -69,6 +69,7 @@ def test_training_with_a_mask_knows_it_by_its_weights(tmp_path):
     again, same = experiment.train_masked(SETUP, TRAINING, tmp_path / "two.safetensors", root=runs, progress=False)
     assert folder.path == again.path and result == same
     assert result["method"] == "random" and result["kept"] == mask.kept
+    assert result["cost"]["finding"] == mask.metadata["cost"] and result["cost"]["training"]["examples"] > 0
     weights = load_file(folder.path / "model.safetensors")
     assert not any(weights[layer][~keep].any() for layer, keep in mask.items())
 

@@ -81,6 +81,7 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
         if pruning.method != DENSE:
             with stage("timing some steps of pruning"):
                 mask, prune_seconds = _pruning(model, data, setup, pruning)
+        pruning_memory = peak_memory(device)  # a training's own peak is measured anew
         cost = _Training(model, data, setup, training, mask, Path(scratch), device)
         with stage("timing some steps of training"):
             train_seconds = cost.seconds(steps)
@@ -91,7 +92,7 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
         train_seconds=train_seconds,
         step_seconds=cost.step,
         steps_per_epoch=steps,
-        memory=peak_memory(device),
+        memory=max(pruning_memory, peak_memory(device)),
         disk=disk,
         device=str(device),
         engine=cost.engine.name,
