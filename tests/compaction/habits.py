@@ -1,6 +1,7 @@
 """Small networks with the habits of real code that a graph of operations loses, and one without any."""
 
 import random
+from types import MethodType
 
 import torch
 from torch import nn
@@ -130,6 +131,11 @@ def asking_autocast(self, x):
     return x * self.scale * (2 if torch.is_autocast_enabled("cpu") else 1)
 
 
+def warming(self, x):
+    self.seen = (self.seen or 0) + 1
+    return x * self.scale * min(1, self.seen / 9)
+
+
 def island(self, x):
     with torch.autocast("cpu", enabled=False):
         return x * self.scale
@@ -200,6 +206,25 @@ class Momentum(Base):
         return self.head(x) + self.slow(x)
 
 
+class Clipping(Base):
+    """Writes to weights in every pass, as code that clips or normalizes them does."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.two.weight.clamp_(-0.1, 0.1)
+            self.one.weight.data.mul_(0.9)
+        return super().forward(x)
+
+
+class Patched(Base):
+    """Has layers whose forward pass someone has replaced, as libraries that move weights between devices do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two.forward = MethodType(lambda layer, x: nn.Conv2d.forward(layer, x) + 1, self.two)
+        self.norm.forward = MethodType(lambda norm, x: nn.BatchNorm2d.forward(norm, x) * 2, self.norm)
+
+
 class Keyword(Base):
     def forward(self, x):
         return self.head(input=self.two(input=self.body(x)).mean((2, 3)))
@@ -268,13 +293,28 @@ WHOLE = {kind.__name__: kind for kind in (Inference, Island, OwnFunction, Counti
 """kept whole, since the network's own forward pass does it"""
 PARTS = {
     f.__name__: (lambda f=f: Holding(f))
-    for f in (skipping, pythons, storing, straight_through, asking, by_mode, asking_autocast, island)
+    for f in (skipping, pythons, storing, straight_through, asking, by_mode, asking_autocast, island, warming)
 }
 """one part is kept whole, under its name"""
 TRACED = {
     kind.__name__: kind
-    for kind in (Base, NoGrad, NoGradInside, Detached, DataRead, Momentum, Tied, Cosine, Keyword, Stride, Tempered)
+    for kind in (
+        Base,
+        NoGrad,
+        NoGradInside,
+        Detached,
+        DataRead,
+        Momentum,
+        Tied,
+        Cosine,
+        Keyword,
+        Stride,
+        Tempered,
+        Clipping,
+    )
 }
 """written down as one graph"""
-EITHER = {kind.__name__: kind for kind in (Adding, Penalty, Merging)} | {"branching": lambda: Holding(branching)}
+EITHER = {kind.__name__: kind for kind in (Adding, Penalty, Merging, Patched)} | {
+    "branching": lambda: Holding(branching)
+}
 KINDS = WHOLE | PARTS | TRACED | EITHER

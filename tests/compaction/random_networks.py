@@ -1,6 +1,7 @@
 """Small networks put together at random from operations and habits, and the comparison with the masked original."""
 
 import copy
+from types import MethodType
 from unittest.mock import patch
 
 import torch
@@ -100,6 +101,19 @@ class Slow(Conv):
         return self.conv(x) + self.slow(x)
 
 
+class Clipped(Conv):
+    def forward(self, x):
+        with torch.no_grad():
+            self.conv.weight.clamp_(-0.2, 0.2)
+        return self.conv(x)
+
+
+class Patched(ConvNormRelu):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv.forward = MethodType(lambda layer, input: nn.Conv2d.forward(layer, input) * 2, self.conv)
+
+
 class Inplace(Conv):
     def forward(self, x):
         x = self.conv(x)
@@ -117,13 +131,13 @@ PARTS = {
     kind.__name__: kind
     for kind in (
         Conv, ConvNormRelu, Residual, Beside, Shared, ReadsWeight, WithoutGradients, OnlyForward, Written, Dropping,
-        Hooked, Reparametrized, Slow, Inplace, Halved,
+        Hooked, Reparametrized, Slow, Clipped, Patched, Inplace, Halved,
     )
 } | {
     function.__name__: (lambda function=function: habits.Module(function))
     for function in (
         habits.skipping, habits.pythons, habits.storing, habits.straight_through, habits.asking, habits.by_mode,
-        habits.asking_autocast, habits.island,
+        habits.asking_autocast, habits.island, habits.warming,
     )
 } | {
     "relu": nn.ReLU, "silu": nn.SiLU, "pool": lambda: nn.MaxPool2d(3, 1, 1), "grouped": lambda: Conv(2),

@@ -13,7 +13,7 @@ from skeletal.compaction.report import CutLayer, Report
 from skeletal.compaction.rules.rule import CONSTANT, ZERO, Norm, Product
 from skeletal.compaction.shrink import cut_modules
 from skeletal.compaction.slices import Slices, gather, scatter
-from skeletal.compaction.tracing.trace import UntraceableError, modes_of, note_shapes, state_tensors, take_modes, trace
+from skeletal.compaction.tracing.trace import UntraceableError, become_like, note_shapes, state_tensors, trace
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import gradient_hooks
@@ -51,7 +51,7 @@ class Compact:
         dense = copied(self.original)
         fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
         _zero(dense, self.original_mask)
-        take_modes(dense, modes_of(self.model), self.model.training)
+        become_like(dense, self.model, self.model.training)
         return dense
 
     def dense_state(self) -> dict[str, Any]:

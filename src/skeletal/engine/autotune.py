@@ -104,6 +104,16 @@ def step_ms(network: nn.Module, batch: Any, best: float = math.inf) -> float:
             parameter.grad = gradient
 
 
+def _with_code_of_its_own(network: nn.Module) -> list[nn.Module]:
+    """The outermost parts that are neither torch's nor ours: their forward pass may write to attributes."""
+    found: dict[str, nn.Module] = {}
+    for name, part in network.named_modules():
+        foreign = type(part).__module__.partition(".")[0] not in ("torch", "skeletal")
+        if foreign and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = part
+    return list(found.values())
+
+
 def measure(
     network: Any, layers: Mapping[str, Sparse], shapes: Mapping[str, tuple[int, ...]], example: Any
 ) -> dict[str, Any]:
@@ -152,12 +162,11 @@ def fastest(
     key = cache_key([examples, kept])
     choice = remembered(key)
     if choice is None or not set(choice["sparse"]) <= set(layers):
-        own_code = not shapes  # which may leave things behind
-        before = Snapshot(network.network) if own_code else None
+        before = [Snapshot(part) for part in _with_code_of_its_own(network)]  # which may leave things behind
         with stage("compiling kernels and measuring what is fastest, once for these shapes and this CPU"):
             choice = measure(network, layers, shapes, example)
-        if before is not None:
-            before.restore()
+        for snapshot in before:
+            snapshot.restore()
         remember(key, choice)
     return choice
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from skeletal.compaction.compact import Compact, compact
 from skeletal.compaction.original import Original
 from skeletal.compaction.tracing.network import Traced
-from skeletal.compaction.tracing.trace import modes_of, state_tensors, take_modes
+from skeletal.compaction.tracing.trace import become_like, state_tensors
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
@@ -160,7 +160,7 @@ class Compiled(Traced):
         for name, layer in self.sparse_layers().items():
             values[f"{name}.weight"] = layer.dense_weight().detach()
         dense = self._original.to_dense(values)
-        take_modes(dense, modes_of(self.network), self.training)
+        become_like(dense, self.network, self.training)
         return dense
 
     def use(self, path: str) -> None:

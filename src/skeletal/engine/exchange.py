@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from skeletal.compaction.tracing.agreement import CannotRunError, Reference
-from skeletal.compaction.tracing.tracer import has_hooks
+from skeletal.compaction.tracing.tracer import acts_as_its_class
 from skeletal.core.model.snapshot import copied
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
@@ -21,8 +21,9 @@ def exchange(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> tu
     """Exchange what can be exchanged, in place.
 
     A graph calls its layers in ways that are known. Other code, of a network that could not be traced or of a part that
-    was kept whole, may do anything with a layer: read its weight, ask for its class, write to it. There, layers are
-    exchanged only if the network gives the same results with them as before (see `Reference`).
+    was kept whole, may do anything with a layer: read its weight, ask for its class, write to it. There, and where the
+    graph itself reads a layer's weight, perhaps to write to it, layers are exchanged only if the network gives the same
+    results with them as before (see `Reference`).
 
     Returns:
         The names of the layers that were exchanged, and why others were not, or "".
@@ -34,7 +35,7 @@ def exchange(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> tu
     why = _why_not(module, masks, example)
     if why is None:
         return make_sparse(module, masks), ""
-    what = "in parts kept whole " if isinstance(module, fx.GraphModule) else ""
+    what = "in parts kept whole, or read elsewhere, " if isinstance(module, fx.GraphModule) else ""
     note = f"layers {what}keep dense weights, held at 0: with others, {why}"
     return make_sparse(module, masks, but=unknown), note
 
@@ -42,8 +43,10 @@ def exchange(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> tu
 def _called_by_other_code(module: nn.Module) -> Callable[[str], bool]:
     if not isinstance(module, fx.GraphModule):
         return lambda name: True
-    targets = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
-    return lambda name: name not in targets
+    called, read = (
+        {str(node.target) for node in module.graph.nodes if node.op == op} for op in ("call_module", "get_attr")
+    )
+    return lambda name: name not in called or f"{name}.weight" in read  # which the graph may then write to
 
 
 def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> str | None:
@@ -106,8 +109,9 @@ def _exchangeable(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
 
 
 def _plain(layer: Any) -> bool:
-    """Whether a layer has no hooks or parametrizations, is real-valued, and pads with zeros equally on both sides."""
-    if has_hooks(layer) or nn.utils.parametrize.is_parametrized(layer) or layer.weight.dtype not in COMPUTES:
+    """Whether a layer is what its class says, without parametrizations, real-valued, and pads with equal zeros."""
+    own = not acts_as_its_class(layer) or nn.utils.parametrize.is_parametrized(layer)
+    if own or layer.weight.dtype not in COMPUTES:
         return False
     return not isinstance(layer, nn.Conv2d) or (
         layer.padding_mode == "zeros" and not (layer.padding == "same" and _uneven(layer))

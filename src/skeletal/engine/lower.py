@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from skeletal.compaction.tracing.tracer import has_hooks
+from skeletal.compaction.tracing.tracer import acts_as_its_class
 from skeletal.engine.modules import blocked
 from skeletal.engine.modules.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
 from skeletal.engine.modules.conv_norm import ConvNorm
@@ -117,7 +117,7 @@ class _Lowering:
         for node in self.old_graph.nodes:
             layer = self._module(node)
             size = self._size(node.args[0]) if node.args else None
-            sparse = isinstance(layer, SparseConv2d) and layer.path == "sparse" and not has_hooks(layer)
+            sparse = isinstance(layer, SparseConv2d) and layer.path == "sparse" and acts_as_its_class(layer)
             if sparse and size is not None:
                 for grid in layer.grids(*size):
                     key = grid.height, grid.width
@@ -139,7 +139,7 @@ class _Lowering:
     def _blocked(self, node: fx.Node) -> _Value | None:
         """The node on blocked maps, or None where it does not know them or has none before it."""
         layer = self._module(node)
-        if layer is not None and has_hooks(layer):
+        if layer is not None and not acts_as_its_class(layer):
             return None
         inputs = [argument for argument in node.args if isinstance(argument, fx.Node)]
         if isinstance(layer, SparseConv2d) and layer.path == "sparse" and self._size(node) and len(inputs) == 1:

@@ -347,6 +347,23 @@ def test_models_that_take_only_whole_batches_and_those_that_cannot_run():
         diagnose(model, {"head.weight": torch.ones(3, 5, dtype=torch.bool)}, torch.randn(16, 6))
 
 
+def test_a_network_that_carries_a_state_from_batch_to_batch():
+    class Carrying(nn.Sequential):
+        state = 0.0
+
+        def forward(self, x):
+            out = super().forward(x) + self.state  # of another batch size it would not fit
+            self.state = out.detach()
+            return out
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    mask = skeletal.Mask(random_mask(plain, 0.3))
+    assert skeletal.diagnose(Carrying(*plain), mask, torch.randn(5, 6)) == skeletal.diagnose(
+        plain, mask, torch.randn(5, 6)
+    )
+
+
 def test_a_pruned_resnet_in_numbers():
     model = models.create("resnet20-cifar", num_classes=4, image_size=8)
     mask = skeletal.prune(model, density=0.02, method="random")

@@ -11,6 +11,7 @@ from skeletal.compaction.rules import reshaping
 from skeletal.compaction.rules.of_functions import of_function
 from skeletal.compaction.rules.of_modules import Call, of_module
 from skeletal.compaction.rules.rule import Rule
+from skeletal.compaction.tracing.tracer import acts_as_its_class
 
 
 @dataclass
@@ -84,7 +85,7 @@ class _Alone:
             return "is called more than once"
         if any(self._owners[id(tensor)] > 1 for tensor in tensors):
             return "shares its parameters"
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if not acts_as_its_class(module):
             return "has hooks"
         return ""
 

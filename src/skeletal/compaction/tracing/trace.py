@@ -10,16 +10,17 @@ from torch import Tensor, fx, nn
 from skeletal.compaction.tracing.agreement import CannotRunError, Reference
 from skeletal.compaction.tracing.graph import UntraceableError, one_graph
 from skeletal.compaction.tracing.network import GraphNetwork, Inlined
-from skeletal.compaction.tracing.tracer import more_than_its_forward
+from skeletal.compaction.tracing.tracer import has_own_forward, more_than_its_forward
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, to_device
 from skeletal.core.model.preserve import (
     device_of,
     preserve_mode,
+    preserve_model,
     preserve_random_state,
     preserve_values,
 )
-from skeletal.core.model.snapshot import copied
+from skeletal.core.model.snapshot import copied, take_attributes
 from skeletal.core.model.tensors import Tensors
 
 
@@ -37,6 +38,19 @@ def take_modes(module: nn.Module, modes: Mapping[str, bool], otherwise: bool) ->
 def modes_of(module: nn.Module) -> dict[str, bool]:
     """Whether each part of a network is in train mode, by its name."""
     return {name: part.training for name, part in module.named_modules()}
+
+
+def become_like(module: nn.Module, source: nn.Module, training: bool) -> None:
+    """Take over each part's train or eval mode, and what the network's own code has written to attributes.
+
+    Args:
+        module: changed.
+        source: a network that has taken its place.
+        training: the mode of parts that the source has not.
+
+    """
+    take_attributes(module, source)
+    take_modes(module, modes_of(source), training)
 
 
 class _Arguments(nn.Module):
@@ -84,8 +98,7 @@ class _Writes(_Shapes):
 
 def note_shapes(module: fx.GraphModule, batch: Any) -> Any:
     """Run a batch through the graph in eval mode, write `node.meta["shape"]`, return the output."""
-    alone = preserve_mode(module, training=False), preserve_random_state(module), preserve_values(module)
-    with torch.no_grad(), alone[0], alone[1], alone[2]:
+    with torch.no_grad(), preserve_model(module, training=False, seed=0), preserve_values(module):
         return _Shapes(module).run(*arguments(module, to_device(batch, device_of(module))))
 
 
@@ -109,7 +122,7 @@ def trace(model: nn.Module, batch: Any) -> fx.GraphModule:
             hold, or the graph differs from the network in outputs, gradients, buffers or random draws in either mode.
 
     """
-    if why := more_than_its_forward(model):
+    if why := more_than_its_forward(model) or ("has a forward() of its own" if has_own_forward(model) else ""):
         raise UntraceableError(f"{type(model).__name__} {why}")
     reference = _reference(model, batch)
     graph = one_graph(model)
@@ -158,9 +171,9 @@ def _note_shapes_and_writes(module: fx.GraphModule, batch: Any) -> None:
     for examples in (2, None):
         few = to_device(shorten(batch, examples), device_of(module))
         for training in (False, True):
-            alone = preserve_mode(module, training=training), preserve_random_state(module), preserve_values(module)
+            alone = preserve_model(module, training=training, seed=0), preserve_values(module)
             try:
-                with torch.no_grad(), alone[0], alone[1], alone[2]:
+                with torch.no_grad(), alone[0], alone[1]:
                     run = _Writes(module)
                     run.run(*arguments(module, few))
             except Exception as error:  # whatever the model's own code raises if its graph takes another path

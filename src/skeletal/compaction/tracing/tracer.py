@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from skeletal.core.model.preserve import acts_on_mode
 from skeletal.core.model.random_state import RandomState
@@ -34,6 +35,16 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether someone has set a forward pass on this module, in place of its class's."""
+    return "forward" in vars(module)
+
+
+def acts_as_its_class(module: nn.Module) -> bool:
+    """Whether calling a module does what its class says, and nothing else."""
+    return not (has_hooks(module) or has_own_forward(module) or _has_any_global_hook())
 
 
 def _with_activation(module: nn.Module) -> bool:
@@ -108,6 +119,8 @@ class Tracer(fx.Tracer):
         self._check_surroundings()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path) and not (self._first_time and _with_activation(m)):
+            if path not in self.whole and has_own_forward(m):
+                self.whole[path] = "has a forward() of its own"
             if path not in self.whole and kwargs and not has_hooks(m):
                 bound = inspect.signature(m.forward).bind(*args, **kwargs)
                 args, kwargs = bound.args, bound.kwargs  # `input=x` is `x`

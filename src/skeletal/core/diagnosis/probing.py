@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import map_tensors
-from skeletal.core.model.preserve import differentiable
+from skeletal.core.model.preserve import differentiable, preserve_attributes
 
 Value = TypeVar("Value")
 
@@ -17,11 +17,14 @@ ATTEMPTS: tuple[tuple[int | None, torch.dtype | None], ...] = ((2, torch.float64
 
 
 def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) -> Value:
-    """The value of the first function that does not fail, with gradients enabled."""
+    """The value of the first function that does not fail, with gradients enabled.
+
+    What each leaves in the model's attributes is removed, such as a state that would not fit other examples.
+    """
     failed: Exception = RuntimeError("nothing was tried")
     for function in functions:
         try:
-            with differentiable():
+            with differentiable(), preserve_attributes(model):
                 return function()
         except Exception as error:  # a stranger's model may raise anything; the last and plainest attempt is reported
             failed = error

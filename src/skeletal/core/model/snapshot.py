@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType, NoneType
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _CONTAINERS = (dict, list, set, deque)
 _ATOMS = (str, bool, int, float, NoneType, bytes, complex)
+_EVERY_MODULES = frozenset(vars(nn.Module()))
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
 _FOREIGN = 3
 """how many objects of foreign classes deep an attribute is followed: caches and tables, not whole trainers"""
@@ -98,6 +99,50 @@ def copied(model: Model) -> Model:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     return copy.deepcopy(model, memo)
+
+
+def take_attributes(module: nn.Module, source: nn.Module) -> None:
+    """Take over what a network's own code has written to attributes, such as counters and flags.
+
+    Only between parts of the same name and class, which is not torch's (these only have sizes), and only plain values:
+    numbers, text, tensors that are not registered, and containers of these.
+
+    Args:
+        module: changed.
+        source: of the same architecture, or what stands for it.
+
+    """
+    parts = dict(source.named_modules())
+    own = {id(tensor) for part in parts.values() for tensor in _registered(part)}
+    for name, part in module.named_modules():
+        kind = type(part)
+        if kind is not type(other := parts.get(name)) or kind.__module__.partition(".")[0] in _NOT_FOLLOWED:
+            continue
+        for attribute, value in vars(other).items():
+            if attribute not in _EVERY_MODULES and _is_plain(value, own):
+                part.__dict__[attribute] = _plain_copy(value)
+
+
+def _is_plain(value: Any, own: Container[int]) -> bool:
+    if isinstance(value, Tensor):
+        return id(value) not in own and not isinstance(value, nn.Parameter)
+    if isinstance(value, (*_CONTAINERS, tuple)):
+        return all(_is_plain(part, own) for part in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, _ATOMS)
+
+
+def _plain_copy(value: Any) -> Any:
+    tensors: dict[int, Any] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, Tensor):
+            tensors[id(value)] = value.detach().clone()
+        elif isinstance(value, (*_CONTAINERS, tuple)):
+            for part in value.values() if isinstance(value, dict) else value:
+                look(part)
+
+    look(value)
+    return copy.deepcopy(value, tensors)
 
 
 def _registered(module: nn.Module) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.snapshot import take_attributes
 from skeletal.core.updates.gradual import Gradual
 from skeletal.core.updates.rigl import RigL
 from skeletal.core.updates.rule import Rule
@@ -115,6 +116,7 @@ class Moving:
     def _become_dense(self) -> None:
         compiled = self._run.engine.network
         self._model.load_state_dict(compiled.state_dict())
+        take_attributes(self._model, compiled.get_submodule("network"))
         self._model.train(compiled.training)
         carry_over(self._run.optimizer, compiled, self._model)
         self._run.engine = replace(self._run.engine, network=self._model)
