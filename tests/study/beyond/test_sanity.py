@@ -113,3 +113,5 @@ def test_what_is_refused():
         replace(PLAN, seeds=(3,))
     with pytest.raises(ValueError, match="shuffles is 0"):
         replace(PLAN, shuffles=0)
+    with pytest.raises(ValueError, match="leave pattern='2:4' out"):
+        replace(PLAN, pruning=replace(PLAN.pruning, pattern="2:4"))

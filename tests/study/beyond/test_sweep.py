@@ -46,6 +46,7 @@ def alone(of, density):
         (pruning("synflow"), True),
         (pruning("force", schedule="linear"), False),
         (pruning("force-regrow"), False),
+        (pruning("snip", pattern="2:4"), False),
         (pruning("random-uniform"), False),
         (pruning("random-erk"), False),
     ],

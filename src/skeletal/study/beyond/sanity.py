@@ -166,6 +166,8 @@ class SanityChecks:
 
     def __post_init__(self) -> None:
         require("method", self.pruning.method, METHODS)
+        if self.pruning.pattern is not None:
+            raise ValueError(f"sanity checks shuffle single weights: leave pattern={self.pruning.pattern!r} out")
         if len(set(self.seeds)) < 2:
             raise ValueError(f"seeds are {self.seeds}: a mask on other weights needs at least two different ones")
         if self.shuffles < 1:

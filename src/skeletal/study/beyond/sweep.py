@@ -28,8 +28,10 @@ def one_run_serves(pruning: Pruning) -> bool:
 
     A method of one step scores once, whatever the density: the masks are those of separate runs. With the exponential
     schedule every step keeps the same fraction (Eq. 9), so a run of T steps to density d is, at d' > d, one of
-    T log d' / log d steps to d': a separate run would only take more of them.
+    T log d' / log d steps to d': a separate run would only take more of them. Masks with a pattern need a run each.
     """
+    if pruning.pattern is not None:
+        return False
     row = METHODS[pruning.method]
     return pruning.method not in _BY_COUNT and (row.one_shot or (row.nested and pruning.schedule == "exponential"))
 
