@@ -27,7 +27,7 @@ def test_a_finished_study_is_only_read(ran):
 def test_list_tells_what_is_done(ran):
     listed = ran("study", "list", "--scale", "smoke", "--json").json
     items = {line["item"]: line for line in listed["items"]}
-    assert len(items) == 14 and "the numbers mean nothing" in listed["about"]
+    assert len(items) == 15 and "the numbers mean nothing" in listed["about"]
     assert (items["fig7"]["finished"], items["fig7"]["runs"], items["fig7"]["state"]) == (2, 12, "begun")
     assert items["fig7"]["seconds"] > 0 and items["table3"]["state"] == "needs no run"
     shown = ran("study", "list", "--scale", "smoke").out

@@ -18,7 +18,7 @@ def jobs_of(name, panel=None, series=None, scale=PAPER):
 
 
 def test_every_figure_and_table_is_there_in_order():
-    assert list(ITEMS) == [f"fig{n}" for n in range(1, 11)] + [f"table{n}" for n in range(1, 5)]
+    assert list(ITEMS) == [f"fig{n}" for n in range(1, 11)] + [f"table{n}" for n in range(1, 5)] + ["contenders"]
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)

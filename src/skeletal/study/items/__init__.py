@@ -1,7 +1,7 @@
-"""The figures and tables of the paper, by name."""
+"""The figures and tables of the paper, by name, and what goes beyond them."""
 
 from skeletal.core.choices import named
-from skeletal.study.items import accuracy, steps, structure, tables
+from skeletal.study.items import accuracy, contenders, steps, structure, tables
 from skeletal.study.paper.item import Item
 
 
@@ -9,9 +9,8 @@ def _order(item: Item) -> tuple[bool, int]:
     return item.name.startswith("table"), int("".join(filter(str.isdigit, item.name)))
 
 
-ITEMS: dict[str, Item] = {
-    item.name: item for item in sorted((*accuracy.ITEMS, *steps.ITEMS, *structure.ITEMS, *tables.ITEMS), key=_order)
-}
+_PAPER = sorted((*accuracy.ITEMS, *steps.ITEMS, *structure.ITEMS, *tables.ITEMS), key=_order)
+ITEMS: dict[str, Item] = {item.name: item for item in (*_PAPER, *contenders.ITEMS)}
 
 
 def items_named(names: tuple[str, ...]) -> list[Item]:

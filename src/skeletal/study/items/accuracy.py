@@ -55,7 +55,8 @@ def over_density(
     return cells
 
 
-def _panel(key: str, pair: Pair, references: tuple[Reference, ...] = ()) -> Panel:
+def accuracy_panel(key: str, pair: Pair, references: tuple[Reference, ...] = ()) -> Panel:
+    """Test accuracy against sparsity."""
     return Panel(key, named(pair), "sparsity", "test accuracy (%)", "sparsity", "linear", references)
 
 
@@ -63,20 +64,20 @@ def _fig1(scale: Scale) -> list[Cell]:
     return over_density(scale, "", ("resnet50", "cifar10"), (FORCE, "SNIP", "GRASP", RANDOM, DENSE))
 
 
-_CIFAR10: dict[str, Pair] = {"a": ("resnet50", "cifar10"), "b": ("vgg19", "cifar10")}
+CIFAR10: dict[str, Pair] = {"a": ("resnet50", "cifar10"), "b": ("vgg19", "cifar10")}
 _LARGER: dict[str, Pair] = {
     "a": ("resnet50", "cifar100"),
     "b": ("vgg19", "cifar100"),
     "c": ("resnet50", "tiny-imagenet"),
     "d": ("vgg19", "tiny-imagenet"),
 }
-_ALL = dict(zip("abcdef", (*_CIFAR10.values(), *_LARGER.values()), strict=True))
+_ALL = dict(zip("abcdef", (*CIFAR10.values(), *_LARGER.values()), strict=True))
 _STABLE = {"a": "cifar10", "b": "cifar100"}
 
 
 def _fig2(scale: Scale) -> list[Cell]:
     methods = (FORCE, "SNIP", "SNIP-MB", "GRASP", "GRASP-MB", *scale.more, RANDOM, DENSE)
-    return [cell for key, pair in _CIFAR10.items() for cell in over_density(scale, key, pair, methods)]
+    return [cell for key, pair in CIFAR10.items() for cell in over_density(scale, key, pair, methods)]
 
 
 def _fig3(scale: Scale) -> list[Cell]:
@@ -103,7 +104,7 @@ ITEMS = (
         "fig1",
         "Accuracy against sparsity, ResNet-50",
         "Beyond about 95% sparsity the one-shot methods fall below random pruning; FORCE stays trainable (Figure 1).",
-        (_panel("", ("resnet50", "cifar10"), published.cifar10("resnet50", (FORCE, "SNIP", "GRASP", RANDOM))),),
+        (accuracy_panel("", ("resnet50", "cifar10"), published.cifar10("resnet50", (FORCE, "SNIP", "GRASP", RANDOM))),),
         _fig1,
     ),
     Item(
@@ -112,8 +113,8 @@ ITEMS = (
         "With as many batches as FORCE the one-shot methods (-MB) reach further than with one, and FORCE furthest: on "
         "ResNet-50 to 99.99% (Figure 2, section 5.1).",
         (
-            _panel("a", _CIFAR10["a"], published.cifar10("resnet50")),
-            _panel("b", _CIFAR10["b"], (*published.cifar10("vgg19"), *published.synflow_band())),
+            accuracy_panel("a", CIFAR10["a"], published.cifar10("resnet50")),
+            accuracy_panel("b", CIFAR10["b"], (*published.cifar10("vgg19"), *published.synflow_band())),
         ),
         _fig2,
     ),
@@ -122,14 +123,14 @@ ITEMS = (
         "Accuracy against sparsity on CIFAR-100 and Tiny-ImageNet",
         "The same on larger data sets, 60 steps of 10 and 20 batches; SNIP and GRASP see as many batches (Figure 3, "
         "section 5.2).",
-        tuple(_panel(key, pair) for key, pair in _LARGER.items()),
+        tuple(accuracy_panel(key, pair) for key, pair in _LARGER.items()),
         _fig3,
     ),
     Item(
         "fig8",
         "Stable ResNet",
         "Residual branches scaled down (-SR) help SNIP at high sparsity, and do not help FORCE (Figure 8, appendix D).",
-        tuple(_panel(key, ("resnet50", data)) for key, data in _STABLE.items()),
+        tuple(accuracy_panel(key, ("resnet50", data)) for key, data in _STABLE.items()),
         _fig8,
     ),
     Item(
@@ -137,7 +138,7 @@ ITEMS = (
         "GRASP-It against the others",
         "Iterative pruning by the squared gradient, GRASP-It, outlives GRASP at extreme sparsity, close to FORCE on "
         "VGG-19 and below it on ResNet-50 (Figure 9, appendix E.1).",
-        tuple(_panel(key, pair) for key, pair in _ALL.items()),
+        tuple(accuracy_panel(key, pair) for key, pair in _ALL.items()),
         _fig9,
     ),
 )

@@ -9,16 +9,21 @@ from skeletal.study.paper.scales import Task
 
 DENSE, RANDOM, FORCE, SYNFLOW = "Dense", "Random", "FORCE", "SynFlow"
 LABELS = (DENSE, FORCE, "SNIP", "SNIP-MB", "GRASP", "GRASP-MB", "GRASP-It", SYNFLOW, RANDOM)
+"""of the paper's figures, and SynFlow"""
+FORCE_10, RANDOM_ERK = "FORCE, B=10", "Random-ERK"
+LATER = ("ProsPr", "NTK-SAP", "PX", "PHEW", "NPB", RANDOM_ERK)
+"""what the paper does not have"""
 
 
 def pruning(task: Task, label: str, density: float) -> Pruning:
     """Return the resolved settings of a label at a task's budget.
 
     Budgets are the paper's (sections 5.1, 5.2): T steps of B batches for what is iterative, one batch for SNIP and
-    GRASP, and T x B batches at once for their -MB versions.
+    GRASP, and T x B batches at once for their -MB versions. Later methods have the budgets of their own papers.
     """
-    require("method", label, LABELS)
+    require("method", label, (*LABELS, FORCE_10, *LATER))
     one, all_at_once = dict(batches_per_step=1), dict(batches_per_step=task.steps * task.batches)
+    long = dict(steps=task.unlabelled_steps, **one)
     iterative = dict(steps=task.steps, batches_per_step=task.batches)
     settings: dict[str, dict] = {
         DENSE: dict(method="dense"),
@@ -28,8 +33,15 @@ def pruning(task: Task, label: str, density: float) -> Pruning:
         "GRASP": dict(method="grasp", **one),
         "GRASP-MB": dict(method="grasp", **all_at_once),
         "GRASP-It": dict(method="grasp-it", **iterative),
-        SYNFLOW: dict(method="synflow", steps=task.synflow_steps, **one),
+        SYNFLOW: dict(method="synflow", **long),
         RANDOM: dict(method="random", **one),
+        FORCE_10: dict(method="force", steps=task.steps, batches_per_step=10 * task.batches),
+        "ProsPr": dict(method="prospr", **one),
+        "NTK-SAP": dict(method="ntk-sap", **long),
+        "PX": dict(method="px", **long),
+        "PHEW": dict(method="phew", **one),
+        "NPB": dict(method="npb", **one),
+        RANDOM_ERK: dict(method="random-erk", **one),
     }
     return resolved(task, density, **settings[label])
 
