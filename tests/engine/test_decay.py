@@ -46,6 +46,12 @@ def test_lost_decay_is_told_once():
     assert steps(network, optimizer) == []
 
 
+def test_lost_decay_is_told_where_the_recipe_finds_no_weight_at_all():
+    network = compiled()
+    (said,) = steps(network, by_dimensions(network))
+    assert LOST in said
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_decay_that_is_not_lost(decay):
     network = compiled()

@@ -26,7 +26,7 @@ _unseen: list[list[weakref.ref[nn.Parameter]]] = []
 
 
 def warn_of_lost_decay(vectors: list[nn.Parameter]) -> None:
-    """Warn at the first step of an optimizer that decays other parameters but none of a network's kept weights.
+    """Warn at the first step of an optimizer that has weight decay, but not for any of a network's kept weights.
 
     This happens with recipes such as "no weight decay where `ndim <= 1`", like timm's.
     """
@@ -49,11 +49,12 @@ def _look(optimizer: Optimizer, *_: Any) -> None:
     for network in _unseen:
         (here if any(id(vector()) in decay for vector in network) else rest).append(network)
     _unseen[:] = rest
-    some = any(decay.values()) and not all(decay.values())
+    # A recipe's group for decay is empty where all of a network's weights are vectors.
+    some = any(group.get("weight_decay") for group in optimizer.param_groups) and not all(decay.values())
     for network in here:
         if some and not any(decay.get(id(vector())) for vector in network):
             warnings.warn(
-                "this optimizer has weight decay for some parameters, but for none of the compiled network's kept"
-                " weights, which are vectors: a recipe took them for biases. Use `fast.param_groups(weight_decay)`",
+                "this optimizer has weight decay, but for none of the compiled network's kept weights, which are"
+                " vectors: a recipe took them for biases. Use `fast.param_groups(weight_decay)`",
                 stacklevel=4,
             )

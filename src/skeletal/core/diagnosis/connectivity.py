@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
+from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, outputs_of, shorten
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, set_mode, with_parameters
@@ -80,11 +80,11 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
             gradients = torch.autograd.grad(projection, floats, allow_unused=True)
             if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
                 return True, ""
-        return any(map(_differ, one, run(draw(2.0)))), ""
+        return any(map(differ, one, run(draw(2.0)))), ""
     others = [map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
     if all(_same(batch, other) for other in others):
         return None, "all the batch's inputs are the same"
-    return any(any(map(_differ, one, run(other))) for other in others), ""
+    return any(any(map(differ, one, run(other))) for other in others), ""
 
 
 def _exchange(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,10 +100,3 @@ def _same(one: Any, two: Any) -> bool:
     for tree, found in zip((one, two), flat, strict=True):
         map_tensors(lambda tensor, found=found: found.append(tensor) or tensor, tree)
     return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
-
-
-def _differ(one: Tensor, two: Tensor) -> bool:
-    # Two runs on equal hidden values can differ by rounding; a path changes far more.
-    size = max(one.abs().max().item(), two.abs().max().item()) if one.numel() else 0.0
-    tolerance = 1e-10 if one.dtype == torch.float64 else 1e-5
-    return size > 0 and (one - two).abs().max().item() > tolerance * size

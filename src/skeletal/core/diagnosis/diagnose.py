@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.diagnosis.connectivity import reaches_output
-from skeletal.core.diagnosis.effective import dead_channels, effective_weights, reached_in_training
+from skeletal.core.diagnosis.effective import (
+    changing_without_gradient,
+    dead_channels,
+    effective_weights,
+    reached_in_training,
+)
 from skeletal.core.diagnosis.macs import Macs, count_macs
 from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.preserve import preserve_model
@@ -189,13 +194,17 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
             training = _on_cpu(training)
             effective = {name: reached | training[name] for name, reached in effective.items()}
             on_constant = {name: constant & ~training[name] for name, constant in on_constant.items()}
-            unknown = {}
+            dead = {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
+            changing = changing_without_gradient(model, mask, dead, batch) if _any(dead) else []
+            unknown = {name: dead[name] for name in changing}
         connected, _ = reaches_output(model, mask, batch)
         if connected and not _any(effective):
             # Fine if the signal bypasses all kept weights; but a probe that finds no weight at all proves nothing.
             everything = {name: torch.ones_like(keep) for name, keep in mask.items()}
             if not _any(effective_weights(model, everything, batch)[0]):
                 connected = None
+        if connected is None:
+            unknown = {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
     owners = {
         id(module._parameters.get(leaf)): module for module in model.modules() for leaf in weights_and_biases(module)[0]
     }

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.diagnosis.probing import ATTEMPTS, first_that_runs, outputs_of, shorten
+from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, outputs_of, shorten
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, to_device
-from skeletal.core.model.preserve import device_of, with_parameters
+from skeletal.core.model.preserve import device_of, preserve_attributes, with_parameters
 from skeletal.core.model.tensors import Tensors
 
 _SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one avoids saturation, as in ReLU6 after many skips
 _DRAWS = 16
+_CHANGES = 3  # of weights that should change nothing, as an argmax does not notice every change
 
 
 def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> tuple[Tensors, Tensors]:
@@ -86,7 +87,8 @@ def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any
     modes = [(module, module.training) for module in model.modules()]
 
     def reach(examples: int | None, dtype: torch.dtype | None) -> Tensors:
-        return _reached(model, mask, shorten(to_device(batch, device_of(model)), examples), dtype, biased=False)
+        few = shorten(to_device(batch, device_of(model)), examples)
+        return _reached(model, mask, few, dtype, biased=False, losses=True)
 
     try:
         for module, _ in modes:
@@ -97,6 +99,44 @@ def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def changing_without_gradient(model: nn.Module, mask: Mapping[str, Tensor], dead: Tensors, batch: Any) -> list[str]:
+    """The layers whose weights change the output although no gradient reaches them: behind rounding, or an argmax.
+
+    Args:
+        model: in eval mode; the caller restores it (see `preserve_model`).
+        mask: bool, by parameter name, fitting the model.
+        dead: the kept weights that no gradient reaches, for some or all of these names.
+        batch: any batch of the kind the model takes.
+
+    """
+    mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
+    dead = {name: weights.to(device_of(model)) for name, weights in dead.items() if weights.any()}
+
+    def attempt(examples: int | None, dtype: torch.dtype | None) -> list[str]:
+        generator = torch.Generator().manual_seed(0)
+        state = stand_ins(model, mask, dtype, 1.0, generator)
+        few = shorten(to_device(batch, device_of(model)), examples)
+        inputs = map_inputs(lambda t: random_positive(t, dtype, generator) if t.is_floating_point() else t, few)
+
+        def outputs(names: list[str]) -> list[Tensor]:
+            drawn = {
+                name: state[name] * (1 + dead[name] * random_positive(state[name], None, generator)) for name in names
+            }
+            torch.manual_seed(0)  # a model that is random even in eval mode has to be random in the same way
+            with torch.no_grad(), preserve_attributes(model):
+                given = map_inputs(torch.clone, inputs)
+                return list(outputs_of(with_parameters(model, state | drawn, lambda: forward(model, given))))
+
+        before = outputs([])
+
+        def change(names: list[str]) -> bool:
+            return any(any(map(differ, before, outputs(names))) for _ in range(_CHANGES))
+
+        return [name for name in dead if change([name])] if dead and change(list(dead)) else []
+
+    return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
 
 
 def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]:
@@ -112,7 +152,9 @@ def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]
     return (outputs, inputs) if swapped else (inputs, outputs)
 
 
-def _reached(model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool) -> Tensors:
+def _reached(
+    model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool, losses: bool = False
+) -> Tensors:
     """Where, in any of several random draws, the gradient of a random projection of the outputs is not 0."""
     generator = torch.Generator().manual_seed(0)
     reached = {name: torch.zeros_like(keep) for name, keep in mask.items()}
@@ -127,7 +169,8 @@ def _reached(model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | N
             return random_positive(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
 
         inputs = map_inputs(positive, batch)
-        outputs = list(outputs_of(with_parameters(model, state, lambda inputs=inputs: forward(model, inputs))))
+        returned = with_parameters(model, state, lambda inputs=inputs: forward(model, inputs))
+        outputs = list(outputs_of(returned, losses=losses))
         if any(not torch.isfinite(output).all() for output in outputs):
             raise OverflowError("the probing signal overflows")
         projection = sum((output * random_positive(output, None, generator)).sum() for output in outputs)

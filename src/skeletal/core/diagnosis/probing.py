@@ -43,17 +43,31 @@ def shorten(batch: Any, examples: int | None) -> Any:
     return map_tensors(lambda tensor: tensor[:examples] if tensor.dim() else tensor, batch)
 
 
-def outputs_of(outputs: Any) -> Iterator[Tensor]:
-    """The floating-point tensors that a model returned, in any container, except a loss."""
+def outputs_of(outputs: Any, *, losses: bool = False) -> Iterator[Tensor]:
+    """The floating-point tensors that a model returned, in any container.
+
+    Args:
+        outputs: what it returned.
+        losses: also what a dict has under "loss"; otherwise only if there is nothing else.
+
+    """
     if isinstance(outputs, Tensor):
         if outputs.is_floating_point():
             yield outputs
     elif isinstance(outputs, Mapping):
-        for key, value in outputs.items():
-            if key != "loss":
-                yield from outputs_of(value)
+        named = [value for key, value in outputs.items() if losses or key != "loss"]
+        found = [tensor for value in named for tensor in outputs_of(value, losses=losses)]
+        yield from found or outputs_of(outputs.get("loss"))
     elif isinstance(outputs, tuple | list):
         for value in outputs:
-            yield from outputs_of(value)
+            yield from outputs_of(value, losses=losses)
     elif dataclasses.is_dataclass(outputs):
-        yield from outputs_of({field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)})
+        fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+        yield from outputs_of(fields, losses=losses)
+
+
+def differ(one: Tensor, two: Tensor) -> bool:
+    """Whether two outputs differ by more than rounding, which two runs on equal hidden values may differ by."""
+    size = max(one.abs().max().item(), two.abs().max().item()) if one.numel() else 0.0
+    tolerance = 1e-10 if one.dtype == torch.float64 else 1e-5
+    return size > 0 and (one - two).abs().max().item() > tolerance * size
