@@ -125,8 +125,8 @@ def test_mistakes_name_the_thing_and_the_remedy(cli, arguments, said, monkeypatc
 
 @pytest.mark.slow
 def test_run_in_a_process_of_its_own_and_as_a_job(cli, tmp_path):
-    words = ("run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--engine", "dense", "--device", "cpu",
-             "--name", "mine")  # fmt: skip
+    words = ("run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--engine", "dense",
+             "--device", "cpu", "--name", "mine")  # fmt: skip
     there = cli(*words, "--executor", "local", "--json").json
     assert there["folder"].startswith("runs/mine-") and there["epochs"] == 1
     assert cli(*words, "--json").json == there
