@@ -1,3 +1,4 @@
+from functools import cache
 from itertools import combinations
 from math import comb
 
@@ -22,7 +23,9 @@ class Tiny:
         self.batches = [(torch.randn(5, 3).double(), torch.randint(2, (5,))) for _ in range(2)]
         self.theta = torch.cat([w.detach().flatten() for w in self.model.parameters()])
 
-    def gradient(self, kept):
+        self.gradient = cache(self._gradient)
+
+    def _gradient(self, kept):
         weights = torch.zeros(10).double()
         weights[list(kept)] = self.theta[list(kept)]
         weights.requires_grad_()
@@ -33,10 +36,10 @@ class Tiny:
         return torch.autograd.grad(loss, weights)[0]
 
     def saliency(self, kept):
-        return sum(abs(self.theta[i] * self.gradient(kept)[i]).item() for i in kept)
+        return sum(abs(self.theta[i] * self.gradient(frozenset(kept))[i]).item() for i in kept)
 
     def force(self, before, count):
-        worth = (self.theta * self.gradient(before)).abs()
+        worth = (self.theta * self.gradient(frozenset(before))).abs()
         return set(sorted(before, key=lambda i: -worth[i])[:count])
 
     def swapped(self, before, after, p):
@@ -48,7 +51,7 @@ class Tiny:
     def ratio(self, c, smaller):
         """Eq. 11 at w = θ."""
         inside, removed = sorted(c), sorted(c - smaller)
-        change = (self.gradient(c) - self.gradient(smaller))[inside].abs().max().item()
+        change = (self.gradient(frozenset(c)) - self.gradient(frozenset(smaller)))[inside].abs().max().item()
         return change / self.theta[removed].abs().sum().item() if removed else 0.0
 
     def mask(self, kept):
