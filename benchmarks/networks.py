@@ -32,8 +32,11 @@ def torchvision(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]
     from torchvision import models
 
     for name in models.list_models(module=models)[:count]:
-        size = 299 if "inception" in name else 64  # its second head needs them
+        size = _SIZES.get(name, 64)
         yield name, lambda name=name: models.get_model(name, weights=None), torch.randn(2, 3, size, size)
+
+
+_SIZES = {"inception_v3": 299, "maxvit_t": 224}  # a second head, and windows of 7, need them
 
 
 def timm(count: int) -> Iterator[tuple[str, Callable[[], nn.Module], Any]]:
