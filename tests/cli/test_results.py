@@ -10,14 +10,16 @@ from matplotlib.image import imread
 import skeletal
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.runs import export
+from skeletal.harness.runs.compare import outcomes
+from skeletal.harness.runs.row import row_of
 from skeletal.harness.store.folders import RunFolder
 
 
-def leave(root, method, density, seed, top1, **config):
+def leave(root, method, density, seed, top1, asked=None, **config):
     """A finished run, without the running."""
     settings = {"model": "vgg-mini", "data": "digits", "seed": seed, "method": method, "lr": 0.1, "epochs": 3}
     if method != "dense":
-        settings["density"] = density
+        settings["density"] = asked or density
     folder = RunFolder.open(Path(root), f"{method}-{density}", settings | config)
     test = {"top1": top1, "top5": 100.0, "loss": 1.0}
     left = {"density": density, "kept": round(density * 471_584), "prunable": 471_584, "empty_layers": []}
@@ -71,6 +73,21 @@ def test_a_row_a_run_the_best_first_whatever_else_lies_there(cli, runs):
 def test_filter_and_sort(cli, runs, options, names):
     found = folders(cli("compare", "runs", *options, "--json"))
     assert found == [str(runs[name]) for name in names]
+
+
+def test_runs_of_other_settings_are_no_seeds_of_each_other(cli):
+    for seed in (0, 1):
+        leave(f"runs/{seed}", "force", 0.1, seed, 90.0 + seed)
+        leave(f"runs/{seed}/long", "force", 0.1, seed, 94.0 + seed, steps=300, test_every=seed)
+        leave(f"runs/{seed}/channels", "force", 0.09 + 0.01 * seed, seed, 80.0 + seed, asked=0.1, pattern="channels")
+    rows = [row_of(RunFolder.at(file.parent)) for file in sorted(Path("runs").rglob("config.json"))]
+    means = {outcome.method: (outcome.density, outcome.accuracy) for outcome, _ in outcomes(rows)}
+    assert means == {
+        "force": (0.1, 90.5),
+        "force, steps=300": (0.1, 94.5),
+        "force, pattern=channels": (pytest.approx(0.095), 80.5),
+    }
+    assert "force, pattern=channels" in cli("compare", "runs").out
 
 
 @pytest.mark.parametrize(

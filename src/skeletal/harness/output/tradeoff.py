@@ -19,6 +19,7 @@ class Outcome:
     """A method at a density: means over its seeds."""
 
     method: str
+    """with the settings that tell it from others, if any"""
     density: float
     accuracy: float
     """percent"""

@@ -12,7 +12,7 @@ from skeletal.harness.ledger import readable
 from skeletal.harness.output.accuracy import plot_accuracy
 from skeletal.harness.output.pareto import on_front
 from skeletal.harness.output.tradeoff import Outcome, plot_tradeoff
-from skeletal.harness.runs.row import COLUMNS, COSTS, Row
+from skeletal.harness.runs.row import COLUMNS, COSTS, Row, labels
 
 LEGEND = "accuracy: test top-1, in percent; seconds: of training; sparsity: percent of prunable weights removed"
 COST_LEGEND = "macs: multiply-adds of kept weights, forward and backward; memory: peak of the process"
@@ -83,7 +83,8 @@ def table(rows: Sequence[Row]) -> Table:
     left_out = {"density", "dense_macs", *_same(rows)} | ({*COSTS} if not _costs_known(rows) else set())
     columns = [name for name in COLUMNS if name not in left_out]
     left = next((i for i, name in enumerate(columns) if name in ("sparsity", "seed")), 1)
-    shown = [[_shown(row, name) for name in columns] for row in rows]
+    named = [row | {"method": label} for row, label in zip(rows, labels(rows), strict=True)]
+    shown = [[_shown(row, name) for name in columns] for row in named]
     return Table(columns, shown, left=left)
 
 
@@ -125,19 +126,20 @@ def _shown(row: Row, name: str) -> str:
 
 
 def outcomes(rows: Sequence[Row]) -> list[tuple[Outcome, list[Row]]]:
-    """Finished runs that differ in their seeds alone, as far as rows tell, with the means over them."""
+    """Finished runs that differ in their seeds alone, with the means over them."""
+    finished = [row for row in rows if row["accuracy"] is not None]
     groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        if row["accuracy"] is not None:
-            key = row["model"], row["data"], row["method"], round(row["density"], 4), row["epochs_asked"], row["epochs"]
-            groups.setdefault(key, []).append(row)
-    return [(_mean(group), group) for group in groups.values()]
+    for row, label in zip(finished, labels(finished), strict=True):
+        asked = row["density_asked"], row["epochs_asked"], row["epochs"]
+        groups.setdefault((row["model"], row["data"], label, *asked), []).append(row)
+    return [(_mean(label, group), group) for (_, _, label, *_), group in groups.items()]
 
 
-def _mean(group: Sequence[Row]) -> Outcome:
+def _mean(label: str, group: Sequence[Row]) -> Outcome:
     costs = [row["total_macs"] for row in group]
     macs = None if None in costs else fmean(costs)
-    return Outcome(group[0]["method"], group[0]["density"], fmean(row["accuracy"] for row in group), macs)
+    density, accuracy = (fmean(row[name] for row in group) for name in ("density", "accuracy"))
+    return Outcome(label, density, accuracy, macs)
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
@@ -178,11 +180,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     if len(common) < 2:
         names = sorted({f"{row['model']} on {row['data']}" for row in finished})
         raise ValueError(f"a figure is of one network and data set; name one with --filter: {', '.join(names)}")
-    results = [
-        {"method": row["method"], "density": row["density"], "test": {"top1": row["accuracy"]}} for row in finished
-    ]
     title = f"{common['model']} on {common['data']}, pruned before training"
-    known = [outcome for outcome, _ in outcomes(finished)]
+    means = outcomes(finished)
+    results = [
+        {"method": mean.method, "density": mean.density, "test": {"top1": row["accuracy"]}}
+        for mean, group in means
+        for row in group
+    ]
+    known = [outcome for outcome, _ in means]
     if any(outcome.macs is not None for outcome in known):
         return plot_tradeoff(results, known, path, title)
     plot_accuracy(results, path, title)

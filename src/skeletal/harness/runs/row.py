@@ -1,5 +1,6 @@
 """A run as one row of a comparison: what was asked for, what it reached, and what that cost."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from skeletal.core.masks.mask import Mask
@@ -11,6 +12,8 @@ COSTS = ("finding_macs", "training_macs", "total_macs", "dense_macs", "memory")
 COLUMNS = (
     "model", "data", "method", "density", "sparsity", "seed", "epochs", "accuracy", "seconds", *COSTS, "folder",
 )  # fmt: skip
+_NO_DIFFERENCE = {*COLUMNS, "density_asked", "epochs_asked", "test_every"}
+"""columns, and settings that change no result"""
 
 
 def row_of(folder: RunFolder) -> Row:
@@ -44,7 +47,7 @@ def row_of(folder: RunFolder) -> Row:
         "folder": str(folder.path),
     }
     settings = {name: value for name, value in config.items() if name not in row}
-    return row | {"epochs_asked": config.get("epochs")} | settings
+    return row | {"epochs_asked": config.get("epochs"), "density_asked": config.get("density", density)} | settings
 
 
 def _costs(ledger: Ledger) -> Row:
@@ -56,3 +59,29 @@ def _costs(ledger: Ledger) -> Row:
         "dense_macs": None if total is None else total.macs_dense,
         "memory": None if total is None else total.peak_memory,
     }
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What each run is called beside the others: its method, and the settings that differ, such as "force, steps=300".
+
+    Runs of one network, data set and method have the same label if they differ in seed, density and epochs alone.
+    """
+    families: dict[Any, list[Row]] = {}
+    for row in rows:
+        families.setdefault(_family(row), []).append(row)
+    telling = {family: _differing(members) for family, members in families.items()}
+    return [_label(row, telling[_family(row)]) for row in rows]
+
+
+def _family(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["data"], row["method"]
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    settings = dict.fromkeys(name for row in rows for name in row if name not in _NO_DIFFERENCE)
+    return [name for name in sorted(settings) if len({str(row.get(name)) for row in rows}) > 1]
+
+
+def _label(row: Row, telling: Sequence[str]) -> str:
+    told = [f"{name}={row[name]}" for name in telling if row.get(name) is not None]
+    return ", ".join([str(row["method"]), *told])
