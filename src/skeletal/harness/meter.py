@@ -74,12 +74,14 @@ def uses_of(model: nn.Module, inputs: Tensor, mask: Mapping[str, Tensor] | None 
 
     Args:
         model: on any device.
-        inputs: a batch of one example; only its shape matters.
+        inputs: a batch of one example; only its shape matters, and whether it holds floating-point numbers.
         mask: may cover weights that are not prunable by default.
 
     """
     weights: dict[str, Tensor] = dict(mask or {})
     with suppress(ValueError):  # a network may have none that are prunable, and then nothing is counted
         weights |= prunable_weights(model)
+    if inputs.is_floating_point():
+        inputs = inputs.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype))
     with preserve_model(model, training=False, seed=0):
         return count_uses(model, weights, (inputs, None))

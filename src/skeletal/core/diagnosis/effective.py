@@ -125,9 +125,10 @@ def changing_without_gradient(model: nn.Module, mask: Mapping[str, Tensor], dead
                 name: state[name] * (1 + dead[name] * random_positive(state[name], None, generator)) for name in names
             }
             torch.manual_seed(0)  # a model that is random even in eval mode has to be random in the same way
-            with torch.no_grad(), preserve_attributes(model):
+            with preserve_attributes(model):  # gradients are on, for a network that takes derivatives itself
                 given = map_inputs(torch.clone, inputs)
-                return list(outputs_of(with_parameters(model, state | drawn, lambda: forward(model, given))))
+                found = outputs_of(with_parameters(model, state | drawn, lambda: forward(model, given)))
+                return [output.detach() for output in found]
 
         before = outputs([])
 

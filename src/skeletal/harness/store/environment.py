@@ -21,7 +21,7 @@ _PACKAGES = ("skeletal", "torch", "torchvision", "accelerate", "numpy", "numba",
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, OSError):  # not there, or damaged
         return None
 
 
