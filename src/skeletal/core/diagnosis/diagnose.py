@@ -18,6 +18,7 @@ from skeletal.core.diagnosis.effective import (
 from skeletal.core.diagnosis.macs import Macs, count_macs
 from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap, weights_and_biases
 from skeletal.core.plots import bars
 from skeletal.core.table import Table, Tabular
@@ -157,6 +158,11 @@ def _on_cpu(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: mask.cpu() for name, mask in masks.items()}
 
 
+def _neither(mask: Tensors, effective: Tensors, on_constant: Tensors) -> Tensors:
+    """The kept weights that are neither effective nor on a constant."""
+    return {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
+
+
 def _any(masks: Mapping[str, Tensor]) -> bool:
     return any(bool(mask.any()) for mask in masks.values())
 
@@ -189,12 +195,12 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
     with preserve_model(model, training=False, seed=0):
         macs = count_macs(model, mask, batch)
         effective, on_constant = (_on_cpu(found) for found in effective_weights(model, mask, batch))
-        unknown = {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
+        unknown = _neither(mask, effective, on_constant)
         if _any(unknown) and (training := reached_in_training(model, mask, batch)) is not None:
             training = _on_cpu(training)
             effective = {name: reached | training[name] for name, reached in effective.items()}
             on_constant = {name: constant & ~training[name] for name, constant in on_constant.items()}
-            dead = {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
+            dead = _neither(mask, effective, on_constant)
             changing = changing_without_gradient(model, mask, dead, batch) if _any(dead) else []
             unknown = {name: dead[name] for name in changing}
         connected, _ = reaches_output(model, mask, batch)
@@ -204,7 +210,7 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
             if not _any(effective_weights(model, everything, batch)[0]):
                 connected = None
         if connected is None:
-            unknown = {name: keep & ~effective[name] & ~on_constant[name] for name, keep in mask.items()}
+            unknown = _neither(mask, effective, on_constant)
     owners = {
         id(module._parameters.get(leaf)): module for module in model.modules() for leaf in weights_and_biases(module)[0]
     }
