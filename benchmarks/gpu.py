@@ -51,12 +51,14 @@ ROWS = {
     "graph": "step, ours, one graph",
     "compiled": "step, ours, one graph, compiled",
     "epoch": "epoch through the harness, one graph",
-    "epoch whole": "the same with validation and checkpoint",
-    "epoch compiled": "epoch through the harness, one graph, compiled",
-    "together 2": "epoch of one, two together",
-    "together 4": "epoch of one, four together",
+    "epoch compiled": "the same, compiled",
+    "whole 1": "epoch with validation and checkpoints",
+    "whole 2": "the same of one of two together",
+    "whole 4": "the same of one of four together",
+    "compiled 1": "epoch with validation and checkpoints, compiled",
     "force": "FORCE, 300 steps, bfloat16",
 }
+LENGTHS = 2, 6  # epochs of two trainings, whose difference is epochs alone
 
 
 def noise(examples: int) -> Data:
@@ -169,29 +171,23 @@ class Measurement:
         ):
             yield trainer
 
-    def epochs(self, root: Path, **changes: Any) -> tuple[float, float, str]:
-        """Seconds of a pass over the training images; the same with validation and checkpoint; how steps were taken."""
-        folder = RunFolder.open(root, "run", changes)
-        parts = []
-        with self._trainer(folder, **changes) as trainer:
-            while trainer.goes_on():
-                started = time.perf_counter()
-                for _ in trainer.steps():
-                    pass
-                trainer.score()
-                trainer.save()
-                parts.append(time.perf_counter() - started)
-        rows = folder.metrics()
-        # The last epoch is also tested, and the first one records.
-        return rows[-2]["seconds"], parts[-2], rows[-1].get("step", "on a CPU")
+    def whole(self, root: Path, count: int, **changes: Any) -> tuple[float, float, str]:
+        """Of one of several runs side by side: seconds of an epoch, all of it; of its steps alone; how they were taken.
 
-    def together(self, root: Path, count: int) -> float:
-        """Seconds for an epoch of one of several runs: what all take for theirs, divided by their number."""
-        folders = [RunFolder.open(root, f"{count}-{seed}", {}) for seed in range(count)]
-        for _, outcome in train_many([self.task(folder, seed) for seed, folder in enumerate(folders)]):
-            if isinstance(outcome, Exception):
-                raise outcome
-        return median(folder.metrics()[-2]["seconds"] for folder in folders) / count
+        A long training's time less a short one's, by their epochs and the number of runs: no recording, no test.
+        """
+        seconds, rows = [], []
+        for epochs in LENGTHS if not self.tiny else (1, 2):
+            asked = changes | {"epochs": epochs}
+            folders = [RunFolder.open(root, f"{count}-{epochs}-{seed}", asked) for seed in range(count)]
+            started = time.perf_counter()
+            for _, outcome in train_many([self.task(folder, seed, **asked) for seed, folder in enumerate(folders)]):
+                if isinstance(outcome, Exception):
+                    raise outcome
+            seconds.append(time.perf_counter() - started)
+            rows = folders[0].metrics()
+        each = (seconds[1] - seconds[0]) / ((rows[-1]["epoch"] + 1 - (LENGTHS[0] if not self.tiny else 1)) * count)
+        return each, median(row["seconds"] for row in rows[1:]), rows[-1].get("step", "on a CPU")
 
     def force(self) -> float:
         """Seconds of finding a mask."""
@@ -209,16 +205,18 @@ class Measurement:
         yield "eager", self.by_itself(fast=True), ""
         yield "today", self.ours(graph="no"), ""
         yield "graph", self.ours(), ""
+        yield "force", self.force(), ""
         with TemporaryDirectory() as root:
-            seconds, whole, how = self.epochs(Path(root))
+            whole, seconds, how = self.whole(Path(root), 1)
             yield "epoch", seconds, how
-            yield "epoch whole", whole, how
-            for count in (2, 4) if seconds < 1.5 or self.tiny else (2,):  # four of a large network gain no more
-                yield f"together {count}", self.together(Path(root), count), ""
-            yield "force", self.force(), ""
+            yield "whole 1", whole, how
+            several = (2, 4) if seconds < 1.5 or self.tiny else (2,)  # four of a large network gain no more
+            for count in several:
+                yield f"whole {count}", self.whole(Path(root), count)[0], ""
             if self.device.type == "cuda":
-                seconds, _, how = self.epochs(Path(root), compile="yes")
+                whole, seconds, how = self.whole(Path(root), 1, compile="yes")
                 yield "epoch compiled", seconds, how
+                yield "compiled 1", whole, how
                 yield "compiled", self.ours(compile="yes"), ""
 
 

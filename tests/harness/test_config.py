@@ -7,7 +7,7 @@ import pytest
 from skeletal.harness import config, data, models
 from skeletal.harness.config import AS_IN, ITERATIVE, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
 from skeletal.harness.names import DATA_SETS, NETWORKS
-from skeletal.harness.training.train import milestones
+from skeletal.harness.training.rate import milestones
 
 
 @pytest.mark.parametrize("preset", PRESETS)

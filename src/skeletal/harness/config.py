@@ -92,20 +92,23 @@ class Pruning:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How the skeleton is trained: SGD with a step schedule, as in the paper's appendix A."""
+    """How the skeleton is trained: SGD, by default with a step schedule, as in the paper's appendix A."""
 
     epochs: int | None = None
     """passes over the training images"""
     batch_size: int | None = None
     """images per step, over all processes"""
     lr: float | None = None
-    """initial learning rate"""
+    """initial learning rate; of one-cycle the highest"""
     momentum: float | None = None
     """momentum of SGD"""
     weight_decay: float | None = None
     """L2 penalty, on every parameter"""
     milestones: tuple[float, ...] | None = None
     """fractions of the training at which the learning rate is divided by 10"""
+    decay: Literal["steps", "one-cycle"] = "steps"
+    """steps: divide the learning rate at the milestones; one-cycle: raise it for a quarter of the epochs, then lower it
+    evenly to nothing, for short trainings"""
     bf16: bool = False
     """train under bfloat16 autocast"""
     channels_last: bool = False

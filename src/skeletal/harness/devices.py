@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from skeletal.core.model.cudnn import trying_all
 from skeletal.engine.host import processor
 
 
@@ -42,13 +43,9 @@ def multiplies_bfloat16() -> bool:
 def tuned(device: torch.device) -> Iterator[None]:
     """Let cuDNN try which convolution is fastest for each shape, unless determinism was asked for."""
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark
-    if device.type == "cuda" and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled()):
-        cudnn.benchmark = True
-    try:
+    free = device.type == "cuda" and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+    with trying_all(free or cudnn.benchmark):
         yield
-    finally:
-        cudnn.benchmark = before
 
 
 @contextmanager

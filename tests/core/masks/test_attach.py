@@ -54,6 +54,25 @@ def test_pruned_weights_stay_exactly_zero_under_every_optimizer(name, used):
     assert all(model.get_parameter(n).detach()[keep].ne(0).any() for n, keep in mask.items() if keep.any())
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_gradients_stay_in_the_memory_order_of_their_weights(order):
+    model = nn.Conv2d(4, 6, 3).to(memory_format=order)
+    keep = torch.rand_like(model.weight) < 0.5
+    skeletal.Mask({"weight": keep}).attach(model)
+    model(torch.randn(2, 4, 5, 5).contiguous(memory_format=order)).sum().backward()
+    assert model.weight.grad.is_contiguous(memory_format=order)
+    assert torch.equal(model.weight.grad != 0, keep)
+
+
+def test_pruned_weights_whose_gradient_is_not_a_number_have_none():
+    weight = nn.Parameter(torch.ones(3))
+    model = nn.Module()
+    model.register_parameter("weight", weight)
+    skeletal.Mask({"weight": torch.tensor([True, False, False])}).attach(model)
+    (weight * torch.tensor([1.0, torch.nan, torch.inf])).sum().backward()
+    assert weight.grad.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_a_used_optimizer_forgets_pruned_weights():
     model, batches = convnet(), images(2)
     mask = skeletal.prune(model, batches, density=0.2, method="snip")

@@ -17,7 +17,8 @@ from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.runs import experiment, finding
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training.train import milestones, train
+from skeletal.harness.training.rate import milestones
+from skeletal.harness.training.train import train
 
 WNIDS = ["n02119789", "n01440764", "n03000684"]  # not in order
 fork = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later, of the loader's start

@@ -113,7 +113,15 @@ def test_an_epochs_plan_is_made_of_the_same_batches():
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"bf16": True}, {"channels_last": True}, {"momentum": 0.0}, {"test_every": 2}, {"batch_size": 50}],
+    [
+        {},
+        {"bf16": True},
+        {"channels_last": True},
+        {"momentum": 0.0},
+        {"test_every": 2},
+        {"batch_size": 50},
+        {"decay": "one-cycle"},
+    ],
     ids=str,
 )
 def test_a_run_is_the_eager_one_to_the_bit(tmp_path, static, changed):

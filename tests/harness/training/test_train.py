@@ -15,8 +15,10 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.harness.config import Training
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.pace import Pace
 from skeletal.harness.training import checkpoint
-from skeletal.harness.training.train import milestones, train
+from skeletal.harness.training.rate import milestones, one_cycle
+from skeletal.harness.training.train import train
 
 EXAMPLES, CLASSES, BATCH = 70, 3, 16  # five batches, the last of 6
 TRAINING = Training(
@@ -204,6 +206,57 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, capsys, stop_at, numbe
         assert same(a[part], b[part]), part
     assert timeless(whole.metrics()) == timeless(parts.metrics())
     assert result.test.top1 == whole.metrics()[-1]["test_top1"]
+
+
+class Rare(Pace):
+    """Writes the first checkpoint, and then only what has to be written."""
+
+    def __init__(self, *, every):
+        super().__init__(every=every)
+
+    def due(self):
+        return self.saved is None
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_run_that_writes_few_checkpoints_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop):
+    whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
+    expected = mlp()
+    run(expected, blobs(), folder=whole)
+    monkeypatch.setattr("skeletal.harness.training.trainer.Pace", Rare)
+
+    def end():
+        if stop:
+            signal.raise_signal(signal.SIGINT)
+        else:
+            raise SystemExit
+
+    with pytest.raises(Interrupted if stop else SystemExit):
+        run(mlp(), blobs(before={(2, 1): end}), folder=parts)
+    saved = checkpoint.load(parts.path)
+    assert (saved["epoch"], saved["batch"]) == ((2, 2) if stop else (1, 0))
+    resumed = mlp()
+    run(resumed, blobs(), folder=parts)
+    assert same(dict(expected.state_dict()), dict(resumed.state_dict()))
+    assert timeless(whole.metrics()) == timeless(parts.metrics())
+    assert checkpoint.load(parts.path)["epoch"] == 3
+
+
+def test_one_cycle_rises_and_falls(tmp_path):
+    place = folder(tmp_path)
+    run(mlp(), blobs(), replace(TRAINING, epochs=8, decay="one-cycle"), folder=place)
+    rates = [row["lr"] for row in place.metrics()]
+    assert rates == pytest.approx(
+        [TRAINING.lr * x for x in (1 / 4, 3 / 4, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12)]
+    )
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 40, 350])
+def test_one_cycle_is_above_zero_and_at_most_one(epochs):
+    shares = [one_cycle(epoch, epochs) for epoch in range(epochs)]
+    assert all(0 < share <= 1 for share in shares)
+    peak = shares.index(max(shares))
+    assert shares[: peak + 1] == sorted(shares[: peak + 1]) and shares[peak:] == sorted(shares[peak:], reverse=True)
 
 
 def test_a_killed_run_drops_the_epoch_it_had_begun(tmp_path):

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, state_of, with_parameters
-from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.tensors import Tensors, counts
 from skeletal.core.model.weights import weights_and_biases
 
 
@@ -45,20 +45,24 @@ class Uses:
 
     def macs(self, mask: Mapping[str, Tensor] | None = None) -> Macs:
         """Multiply-accumulates per example; weights that the mask does not cover are kept."""
-        forward, inputs = (self._total(uses, {}) for uses in (self.forward, self.inputs))
-        kept_forward, kept_inputs = (self._total(uses, mask or {}) for uses in (self.forward, self.inputs))
+        forward, inputs = (self._total(uses, {}, {}) for uses in (self.forward, self.inputs))
+        mask = {name: mask[name] for name in self.forward if name in mask} if mask else {}
+        alike = counts({name: keep for name, keep in mask.items() if self.forward[name].numel() == 1})
+        kept_forward, kept_inputs = (self._total(uses, mask, alike) for uses in (self.forward, self.inputs))
         totals = forward, kept_forward, 2 * forward + inputs, 2 * kept_forward + kept_inputs
         return Macs(*(round(total / self.examples) for total in totals))
 
-    def _total(self, uses: Tensors, mask: Mapping[str, Tensor]) -> int:
-        return sum(_in_sum(times, self.sizes[name], mask.get(name)) for name, times in uses.items())
+    def _total(self, uses: Tensors, mask: Mapping[str, Tensor], alike: Mapping[str, int]) -> int:
+        """`alike`: how many weights are kept where all are used equally often."""
+        return sum(
+            alike[name] * int(times) if name in alike else _in_sum(times, self.sizes[name], mask.get(name))
+            for name, times in uses.items()
+        )
 
 
 def _in_sum(times: Tensor, size: int, keep: Tensor | None) -> int:
     if keep is None:
         return int(times.sum()) * (size // times.numel())
-    if times.numel() == 1:
-        return int(keep.count_nonzero()) * int(times)
     return int((keep.cpu().sum_to_size(times.shape) * times).sum())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import map_tensors
+from skeletal.core.model.cudnn import trying_all
 from skeletal.core.model.preserve import differentiable, preserve_attributes
 
 Value = TypeVar("Value")
@@ -24,7 +25,7 @@ def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) 
     failed: Exception = RuntimeError("nothing was tried")
     for function in functions:
         try:
-            with differentiable(), preserve_attributes(model):
+            with differentiable(), preserve_attributes(model), trying_all(False):
                 return function()
         except Exception as error:  # a stranger's model may raise anything; the last and plainest attempt is reported
             failed = error

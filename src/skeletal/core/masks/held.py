@@ -124,7 +124,8 @@ def _as_read(where: Tensor, weight: Tensor) -> Tensor:
 def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
     """A gradient with pruned entries zeroed; the sparse gradient of an embedding stays sparse."""
     if gradient.layout != torch.sparse_coo:
-        return gradient.masked_fill(where, 0)
+        # `masked_fill` would copy into another memory order than channels-last weights and gradients have.
+        return torch.where(where, gradient.new_zeros(()), gradient)
     gradient = gradient.coalesce()
     rows = gradient.indices()
     values = gradient.values().masked_fill(where[tuple(rows)], 0)

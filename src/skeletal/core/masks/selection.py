@@ -79,6 +79,5 @@ def scatter(chosen: Tensor, places: Tensors, like: Tensors) -> Tensors:
     pieces = chosen.split([len(at) for at in places.values()])
     for (name, at), piece in zip(places.items(), pieces, strict=True):
         flat = torch.zeros_like(like[name], dtype=torch.bool).flatten()
-        flat[at[piece.to(at.device)]] = True
-        found[name] = flat.view(like[name].shape)
+        found[name] = flat.scatter_(0, at, piece.to(at.device)).view(like[name].shape)
     return found

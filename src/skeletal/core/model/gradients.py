@@ -23,7 +23,7 @@ from skeletal.core.model.preserve import (
 )
 from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.recompute import recomputing
-from skeletal.core.model.tensors import Tensors, all_finite, widen
+from skeletal.core.model.tensors import Tensors, not_finite, widen
 
 Value = TypeVar("Value")
 
@@ -226,11 +226,11 @@ class Derivatives:
                 _add({name: summed.abs_() for name, summed in into.items()}, total)
             del batch, piece  # else the last one stays while the next is made
         total = {name: total[name] if name in total else torch.zeros_like(widen(leaf)) for name, leaf in leaves.items()}
-        for name, summed in total.items():
-            if len(losses) > 1:
+        if len(losses) > 1:
+            for summed in total.values():
                 summed.div_(len(losses))
-            if not all_finite(summed):
-                raise NonFiniteError(f"the {what} of {name} {tuple(summed.shape)} holds NaN or infinity")
+        if (name := not_finite(total)) is not None:
+            raise NonFiniteError(f"the {what} of {name} {tuple(total[name].shape)} holds NaN or infinity")
         # A meeting before the long messages, to learn of a rank that has failed.
         means, counts = zip(*everyone((sum(losses) / len(losses), seen)), strict=True)
         shares = [count * len(counts) / sum(counts) for count in counts]

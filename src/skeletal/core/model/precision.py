@@ -42,18 +42,19 @@ def in_float32(outputs: Any) -> Any:
 
 
 def prefers_channels_last(model: nn.Module, precision: str) -> bool:
-    """Whether channels-last is the faster memory order for images, as measured on a CPU (docs/cost.md).
+    """Whether channels-last is the faster memory order for images, as measured (docs/cost.md, docs/gpu.md).
 
-    In bfloat16 it makes every convolution faster; in float32 it makes 1x1 convolutions faster and larger ones slower.
-    On other devices, and in other number formats, the caller's own order stays.
+    In bfloat16 it makes every convolution faster; in float32, on a CPU, it makes 1x1 convolutions faster and larger
+    ones slower. On devices other than CPUs and NVIDIA's, and in other number formats, the caller's own order stays.
     """
-    if device_of(model).type != "cpu":
+    device = device_of(model).type
+    if device not in ("cpu", "cuda"):
         return False
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     if not convolutions or any(module.weight.dtype != torch.float32 for module in convolutions):
         return False
     pointwise = sum(set(module.kernel_size) == {1} for module in convolutions)
-    return precision == "bfloat16" or 2 * pointwise >= len(convolutions)
+    return precision == "bfloat16" or (device == "cpu" and 2 * pointwise >= len(convolutions))
 
 
 def autocast_as_inputs(

@@ -7,6 +7,7 @@ import torch
 
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.tensors import counts as kept_in
 from skeletal.core.pruning.keep_top import keep_top
 from skeletal.core.pruning.methods import Method
 from skeletal.core.pruning.scores import Point, scores_at
@@ -50,6 +51,6 @@ def algorithm_1(
         point = Point(theta, mask, count, derivatives, generator)  # lines 5, 6: a mini-batch, θ̄ = θ ⊙ c_{t-1}
         scores = scores_at(point, method.score, where)  # line 7: g(θ̄) of Eq. 5, or another criterion
         mask, filled = keep(scores, mask, count, method.nested, on_collapse, where)  # lines 8, 9: Eq. 7, or Eq. 6
-        kept = sum(int(left.sum()) for left in mask.values())
+        kept = sum(kept_in(mask).values())
         yield Step(t, len(counts), kept, kept / total, point.loss, mask, scores, filled)
         del point, scores  # four times the weights, while the next step has the activations to hold

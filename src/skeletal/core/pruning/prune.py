@@ -20,7 +20,7 @@ from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import device_of, preserve_model, preserve_random_state
 from skeletal.core.model.shards import is_sharded
-from skeletal.core.model.tensors import Tensors, all_finite, widen
+from skeletal.core.model.tensors import Tensors, not_finite, widen
 from skeletal.core.model.weights import Selection, prunable_weights, unwrap
 from skeletal.core.patterns.choice import pattern_of
 from skeletal.core.patterns.grouped import Groups
@@ -99,9 +99,8 @@ def _find(
 def _initial(weights: dict[str, nn.Parameter]) -> Tensors:
     """θ, in at least float32."""
     theta = {name: widen(weight.detach()) for name, weight in weights.items()}
-    for name, weight in theta.items():
-        if not all_finite(weight):
-            raise NonFiniteError(f"{name} {tuple(weight.shape)} holds NaN or infinite weights")
+    if (name := not_finite(theta)) is not None:
+        raise NonFiniteError(f"{name} {tuple(theta[name].shape)} holds NaN or infinite weights")
     return theta
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.model.tensors import Tensors, all_finite
+from skeletal.core.model.tensors import Tensors, not_finite
 from skeletal.core.pruning.criteria.balance import balanced_masks
 from skeletal.core.pruning.criteria.exclusion import path_exclusion
 from skeletal.core.pruning.criteria.flow import synaptic_flow
@@ -198,7 +198,6 @@ def scores_at(at: Point, score: Score, where: str) -> Tensors:
             raise ValueError(f"score of {name} is {shape}, its weight {tuple(weight.shape)}")
         if not found.is_floating_point():
             raise ValueError(f"score of {name} is {found.dtype}; scores are floating-point numbers")
-    for name, found in scores.items():
-        if not all_finite(found):
-            raise NonFiniteError(f"the score of {name} {tuple(found.shape)} holds NaN or infinity at {where}")
+    if (name := not_finite(scores)) is not None:
+        raise NonFiniteError(f"the score of {name} {tuple(scores[name].shape)} holds NaN or infinity at {where}")
     return scores

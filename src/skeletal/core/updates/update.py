@@ -11,7 +11,7 @@ from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import agree, average_over_ranks, everyone, ranks
 from skeletal.core.model.shards import is_sharded
-from skeletal.core.model.tensors import Tensors, all_finite
+from skeletal.core.model.tensors import Tensors, not_finite
 from skeletal.core.updates.rule import Moment, Rule
 
 
@@ -101,11 +101,10 @@ class MaskUpdate:
     def _move(self, share: float) -> bool:
         weights = {name: weight.detach() for name, weight in self._skeleton.weights.items()}
         gradients = _of_all_ranks(self._skeleton.gradients, weights, share) if self._rule.needs_gradients else {}
-        if not all(map(all_finite, gradients.values())):
+        if not_finite(gradients) is not None:
             return False
-        for name, weight in weights.items():
-            if not all_finite(weight):
-                raise NonFiniteError(f"{name} holds NaN or infinity after step {self._step}")
+        if (name := not_finite(weights)) is not None:
+            raise NonFiniteError(f"{name} holds NaN or infinity after step {self._step}")
         mask = {name: keep.to(weights[name].device) for name, keep in self._skeleton.mask.items()}
         at = Moment(weights, mask, gradients, self._step, self._steps, self._begun_with, self._seed)
         self._skeleton.move(_checked(self._rule.next_mask(at), mask), *self._optimizers)

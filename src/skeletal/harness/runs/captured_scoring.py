@@ -42,7 +42,7 @@ class _Pass:
                 there.copy_(leaves[name] if name in leaves else state[name])
         self.replay()
         for name, leaf in self.leaves.items():
-            leaves[name].grad = None if leaf.grad is None else leaf.grad.clone()
+            leaves[name].grad = None if leaf.grad is None else _copy(leaf.grad)
         return self.loss.item()
 
 
@@ -107,7 +107,7 @@ class CapturedDerivatives(Derivatives):
         device = device_of(self.model)
         images, labels = to_device(batch, device, channels_last=self.channels_last)
         static = {name: tensor.clone() for name, tensor in state.items()}
-        mine = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+        mine = {name: self._in_order(leaf.detach()).clone().requires_grad_() for name, leaf in leaves.items()}
         there = images.clone(), labels.clone()
         value = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -136,6 +136,11 @@ class CapturedDerivatives(Derivatives):
         self._compare(loss, again, expected, found)
         return recorded
 
+    def _in_order(self, weight: Tensor) -> Tensor:
+        """A weight in the memory order of the images; any other would be copied into it in every pass."""
+        images = self.channels_last and weight.dim() == 4
+        return weight.contiguous(memory_format=torch.channels_last) if images else weight
+
     def _compare(self, loss: float, again: float, expected: dict[str, Any], found: dict[str, Any]) -> None:
         limit = FLOAT32_ROUNDING if self.precision == "float32" else BFLOAT16_ROUNDING
         if [name for name in expected if (expected[name] is None) != (found[name] is None)]:
@@ -149,6 +154,12 @@ class CapturedDerivatives(Derivatives):
                 f"a recorded gradient is off by {difference:.2g}, where rounding explains {limit:.2g}, and its loss is"
                 f" {again:g}, not {loss:g}"
             )
+
+
+def _copy(gradient: Tensor) -> Tensor:
+    """In the order of the weights that scores are made of; the sparse gradient of an embedding has no order."""
+    strided = gradient.layout == torch.strided
+    return gradient.clone(memory_format=torch.contiguous_format if strided else torch.preserve_format)
 
 
 def _random_state(device: torch.device) -> RandomState:

@@ -11,6 +11,7 @@ import torch
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
+from skeletal.core.model.tensors import not_finite
 from skeletal.engine.optimizer_state import from_dense, to_dense
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.store.folders import RunFolder
@@ -87,7 +88,7 @@ class RunState:
 
     engine: Engine
     optimizer: torch.optim.SGD
-    scheduler: torch.optim.lr_scheduler.MultiStepLR
+    scheduler: torch.optim.lr_scheduler.LRScheduler
     mask: Mask | None
     """as it is now"""
     folder: RunFolder | None
@@ -154,9 +155,9 @@ class RunState:
         network = self.engine.network
         if self.mask is not None and not self.engine.compiled:  # in which there is nothing that could move
             self.mask.check(network)
-        for name, weight in network.named_parameters():
-            if not weight.isfinite().all():
-                raise self.non_finite(name, "not finite", self.batch)
+        weights = {name: weight.detach() for name, weight in network.named_parameters()}
+        if (name := not_finite(weights)) is not None:
+            raise self.non_finite(name, "not finite", self.batch)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Record the metrics of this epoch and turn to the next."""

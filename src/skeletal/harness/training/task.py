@@ -58,6 +58,8 @@ class Task:
             del settings[how]
         if not settings["sync_bn"]:
             del settings["sync_bn"]  # added later: checkpoints from before it still resume
+        if settings["decay"] == "steps":
+            del settings["decay"]  # likewise
         for name in [name for name in settings if name.startswith("update") and self.training.update == "none"]:
             del settings[name]  # likewise
         return settings
@@ -98,16 +100,15 @@ def steps_per_epoch(training: Training, data: Data) -> int:
     for name in ("epochs", "batch_size"):
         if settings[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {settings[name]}")
-    for name, choices in (("engine", ENGINES), ("graph", ("auto", "no")), ("compile", ("auto", "yes", "no"))):
+    for name, choices in (
+        ("engine", ENGINES),
+        ("graph", ("auto", "no")),
+        ("compile", ("auto", "yes", "no")),
+        ("decay", ("steps", "one-cycle")),
+    ):
         require(name, settings[name], choices)
     trackers.require_loggers(training)
     steps = len(data.train.batches(settings["batch_size"], train=True))
     if steps == 0:
         raise ValueError("there is nothing to train on: the training split is empty")
     return steps
-
-
-def milestones(training: Training) -> list[int]:
-    """Epochs before which the learning rate is divided by 10: 150 and 250 for the paper's 350 epochs."""
-    fractions, epochs = training.milestones or (), training.epochs or 0
-    return sorted({round(f * epochs) for f in fractions} - {0})  # a step at 0 would leave no epoch at `lr`

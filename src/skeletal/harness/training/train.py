@@ -18,10 +18,10 @@ from skeletal.harness.data.splits import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
+from skeletal.harness.training.task import Task, TrainResult, steps_per_epoch
 from skeletal.harness.training.trainer import Trainer, turns
 
-__all__ = ["TrainResult", "milestones", "steps_per_epoch", "train"]
+__all__ = ["TrainResult", "steps_per_epoch", "train"]
 
 
 @together()

@@ -14,6 +14,7 @@ from torch import nn
 from skeletal.core.files import write_atomically
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.cudnn import trying_all
 from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
 from skeletal.core.updates.rule import Rule
 from skeletal.harness.console import trackers
@@ -25,6 +26,7 @@ from skeletal.harness.ledger import Ledger
 from skeletal.harness.meter import uses_of
 from skeletal.harness.stopwatch import Stopwatch
 from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.pace import Pace
 from skeletal.harness.training.account import Account
 from skeletal.harness.training.checkpoint import RunState, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
@@ -32,11 +34,14 @@ from skeletal.harness.training.engines import Engine, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
 from skeletal.harness.training.moving import Moving, leave_mask, mask_in, rule_of
 from skeletal.harness.training.processes import Team, generator_seed
+from skeletal.harness.training.rate import scheduler
 from skeletal.harness.training.step import Batching
-from skeletal.harness.training.task import Task, TrainResult, milestones, steps_per_epoch
+from skeletal.harness.training.task import Task, TrainResult, steps_per_epoch
 
 LONG = 1000
 """a training of at least this many steps deserves a word on how to shorten it"""
+AT_ONCE = 4
+"""training batches that a GPU evaluates at once"""
 
 
 class Trainer:
@@ -91,9 +96,9 @@ class Trainer:
             momentum=training.momentum or 0.0,
             weight_decay=training.weight_decay or 0.0,
         )
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones(training), gamma=0.1)
+        rate = scheduler(self._optimizer, training)
         settings = task.settings()
-        run = RunState(engine, self._optimizer, scheduler, mask, task.folder, settings, task.device)
+        run = RunState(engine, self._optimizer, rate, mask, task.folder, settings, task.device)
         run.keep_epoch = task.keep_epoch
         if mask is not None and (rule is not None or not engine.compiled):
             skeleton = mask.attach(task.model, self._optimizer)
@@ -115,6 +120,7 @@ class Trainer:
             self._display.hint_at_bfloat16()
         self._display.begin(run.epoch, run.batch, resumed=begun)
         self._way: Way | None = None
+        self._pace = Pace(every=task.device.type != "cuda" or ranks() > 1)
 
     def _moving(self, run: RunState, skeleton: Skeleton, rule: Rule) -> Moving:
         task = self._task
@@ -205,10 +211,12 @@ class Trainer:
     def _scores(self, name: str, split: Split) -> Scores:
         task = self._task
         began = time.perf_counter()
-        with self._display.scoring(name):
+        # Without gradients there is memory for more images at once, and a GPU has fewer launches to wait for.
+        size = task.batch_size * (AT_ONCE if task.device.type == "cuda" else 1)
+        with self._display.scoring(name), trying_all(False):
             scores = evaluate(
                 self._run.engine.network,
-                shared(resident(split, task.device)).batches(task.batch_size, train=False),
+                shared(resident(split, task.device)).batches(size, train=False),
                 device=task.device,
                 bf16=task.training.bf16,
                 channels_last=task.training.channels_last,
@@ -218,8 +226,13 @@ class Trainer:
         return scores
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        self._run.save()
+        """Write the checkpoint; on a GPU not after every epoch, if epochs are short (see `Pace`)."""
+        run = self._run
+        if run.epoch in (self._epochs, run.keep_epoch) or self._stop.requested or self._pace.due():
+            self._write()
+
+    def _write(self) -> None:
+        self._pace.write(self._run.save, (self._run.epoch, self._run.batch))
 
     def finish(self) -> TrainResult:
         """Leave the weights in the folder.
@@ -230,6 +243,7 @@ class Trainer:
         """
         run, folder = self._run, self._task.folder
         if self._asked_to_stop():
+            self._write()  # the signal may have come after the end of an epoch
             raise self._interrupted()
         if folder is not None:
             on_first(partial(_save_weights, run.engine.network, folder))

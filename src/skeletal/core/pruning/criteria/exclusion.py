@@ -12,7 +12,7 @@ from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
-from skeletal.core.model.tensors import Tensors, all_finite
+from skeletal.core.model.tensors import Tensors, not_finite
 from skeletal.core.pruning.criteria.flow import counting_state, positive_state
 from skeletal.core.pruning.criteria.inputs import made_inputs, one_of_ones, tensor_from
 
@@ -84,7 +84,7 @@ def _reached(derivatives: Derivatives, batches: list[Any], kept: Tensors, ones: 
     numbers = everyone(seen)
     shared = {"": torch.stack(found).sum(0) / len(batches)}
     average_over_ranks(shared, seen * len(numbers) / sum(numbers))
-    if not all_finite(shared[""]):
+    if not_finite(shared) is not None:
         raise ValueError("px: the number of paths to the outputs, times squared inputs, overflows")
     return shared[""] / shared[""].amax().clamp(min=torch.finfo(torch.float64).tiny)
 
