@@ -53,6 +53,7 @@ def test_sparse_kernels_are_for_cpus_and_say_so():
         skeletal.compile(model, skeletal.Mask(drawn(model, 0.02)), X.float().cuda(), path="sparse")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's compiler, by itself
 def test_for_a_gpu_widths_are_multiples_channels_last_and_torch_compile_goes_on_top():
     model = create("vgg11-cifar", num_classes=10).double().cuda()
     mask = skeletal.Mask(drawn(model, 0.002))

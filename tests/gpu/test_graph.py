@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from skeletal.harness.console.interrupt import Interrupted, Stop
+from skeletal.harness.devices import own_stream
 from skeletal.harness.training import checkpoint
+from skeletal.harness.training.graph import GraphRecorder
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.static_step import StaticSteps
 from skeletal.harness.training.task import Task
@@ -79,6 +81,28 @@ def test_pruned_weights_and_their_momentum_are_exactly_zero(tmp_path):
         assert entry["momentum_buffer"].any()
         if name in mask:
             assert not entry["momentum_buffer"][~mask[name]].any()
+
+
+def test_recordings_draw_one_after_the_other_what_eager_steps_draw():
+    """Also across recordings, of which every one has a state of its own."""
+    drawn = {size: torch.zeros(size, device=GPU) for size in (7, 3000)}
+    steps = {size: lambda to=to: to.copy_(torch.rand(len(to), device=GPU)) for size, to in drawn.items()}
+    order = (7, 7, 3000, 7, 3000, 3000, 7)
+
+    def sequence(take):
+        torch.cuda.manual_seed(5)
+        seen = []
+        for size in order:
+            take[size]()
+            seen.append(drawn[size].tolist())
+        return seen, torch.cuda.get_rng_state(GPU)
+
+    with own_stream(GPU):
+        expected, after = sequence(steps)
+        recorder = GraphRecorder(GPU)
+        replays = {size: recorder.record(step) for size, step in steps.items()}
+        found, left = sequence(replays)
+    assert found == expected and torch.equal(left, after)
 
 
 @pytest.mark.parametrize("then", ["auto", "no"])

@@ -31,7 +31,7 @@ study = App(
 class Which:
     """At which scale, and where."""
 
-    scale: Literal["paper", "gpu", "cpu", "digits", "smoke"] = "cpu"
+    scale: Literal["paper", "gpu", "short", "cpu", "digits", "smoke"] = "cpu"
     """paper: as in the paper; gpu: an hour on one GPU; cpu: two cores; digits: small networks, embedded data; smoke: a
     test whose numbers mean nothing"""
     epochs: int | None = None

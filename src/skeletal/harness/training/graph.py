@@ -53,16 +53,26 @@ class GraphRecorder:
         gc.collect()  # nothing is to be freed while recording
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(self._device)
+        # A state of its own: a recording that fails leaves its state half-made, and others write to theirs.
+        generator: Any = torch.cuda.default_generators[self._device.index or 0]
+        drawn = generator.graphsafe_get_state().clone_state()
         try:
             with (
-                _own_generator_state(self._device),
+                _drawing_from(drawn, generator),
                 torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
             ):
                 step()
         except BaseException:
             self._leave_capture(graph)
             raise
-        return graph.replay
+
+        def replay() -> None:
+            """Draw what comes next, as the step itself would, and leave the generator as the step would."""
+            drawn.set_state(generator.get_state())
+            graph.replay()
+            generator.set_state(drawn.get_state())
+
+        return replay
 
     def _leave_capture(self, graph: torch.cuda.CUDAGraph) -> None:
         # When a capture fails, torch leaves its allocator in capture mode, and later asks the dead graph.
@@ -77,16 +87,14 @@ class GraphRecorder:
 
 
 @contextmanager
-def _own_generator_state(device: torch.device) -> Iterator[None]:
-    """Record random layers with a copy of the generator's state: a recording that fails leaves its state half-made."""
-    generator: Any = torch.cuda.default_generators[device.index or 0]
+def _drawing_from(state: Any, generator: Any) -> Iterator[None]:
+    """Let the device's random layers draw from another state of its generator."""
     before = generator.graphsafe_get_state()
-    generator.graphsafe_set_state(before.clone_state())
+    generator.graphsafe_set_state(state)
     try:
         yield
-    except BaseException:
+    finally:
         generator.graphsafe_set_state(before)
-        raise
 
 
 @dataclass(frozen=True)

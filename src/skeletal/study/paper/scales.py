@@ -112,6 +112,7 @@ _DIGITS: dict[Pair, tuple[str, str]] = {
     ("stable-resnet50", "cifar10"): ("stable-resnet20-cifar", "digits"),
     ("vgg19", "cifar10"): ("vgg-mini", "digits"),
 }
+_SMALL: dict[Pair, tuple[str, str]] = {pair: (model, "cifar10") for pair, (model, _) in _DIGITS.items()}
 _FAST = dict(bf16=True, channels_last=True)
 
 SCALES: dict[str, Scale] = {
@@ -148,6 +149,22 @@ SCALES: dict[str, Scale] = {
             structure_density=0.001,
             schedule_density=0.005,
             global_densities=(0.9, 0.7, 0.5, 0.3, 0.1, 0.05, 0.01),
+            more=("SynFlow",),
+        ),
+        Scale(
+            name="short",
+            about="Small networks on CIFAR-10, a VGG of 472,160 prunable weights and ResNet-20, trained 10 epochs in "
+            "one cycle of the learning rate with batches of 512, three seeds: minutes for a figure on one GPU.",
+            trained=_tasks(_SMALL, seeds=3, steps=60, prune_batch_size=128,
+                           training=Training(epochs=10, batch_size=512, lr=0.4, decay="one-cycle", **_FAST)),
+            measured=_tasks(_SMALL, seeds=3, steps=60),
+            densities=(0.05, 0.02, 0.01, 0.005, 0.001),
+            deepest=(),
+            saliency_densities=(0.1, 0.01, 0.005, 0.001),
+            steps=(1, 2, 5, 10, 20, 60),
+            structure_density=0.001,
+            schedule_density=0.005,
+            global_densities=(0.9, 0.5, 0.1, 0.01),
             more=("SynFlow",),
         ),
         Scale(
