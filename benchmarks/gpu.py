@@ -56,9 +56,12 @@ ROWS = {
     "whole 2": "the same of one of two together",
     "whole 4": "the same of one of four together",
     "compiled 1": "epoch with validation and checkpoints, compiled",
+    "compiled 4": "the same of one of four together, compiled",
     "force": "FORCE, 300 steps, bfloat16",
 }
-LENGTHS = 2, 6  # epochs of two trainings, whose difference is epochs alone
+EPOCHS = 8
+ENDS: dict[Path, list[float]] = {}
+"""when the epochs of a run ended"""
 
 
 def noise(examples: int) -> Data:
@@ -72,6 +75,15 @@ def noise(examples: int) -> Data:
 
     arrays = Arrays(part(examples), part(examples // 5), tuple(map(str, range(spec.num_classes))))
     return assemble(arrays, spec, validation=0.1, seed=0)
+
+
+class Clocked(RunFolder):
+    """A run folder that knows when its epochs ended."""
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """See `RunFolder`."""
+        super().append(metrics)
+        ENDS.setdefault(self.path, []).append(time.perf_counter())
 
 
 class Measurement:
@@ -172,22 +184,19 @@ class Measurement:
             yield trainer
 
     def whole(self, root: Path, count: int, **changes: Any) -> tuple[float, float, str]:
-        """Of one of several runs side by side: seconds of an epoch, all of it; of its steps alone; how they were taken.
+        """Of one of several runs side by side: seconds from epoch to epoch; of its steps alone; how they were taken.
 
-        A long training's time less a short one's, by their epochs and the number of runs: no recording, no test.
+        Validation and checkpoints are included; what comes before the first epoch's end and after the last but one's is
+        not: recording, compiling, the test.
         """
-        seconds, rows = [], []
-        for epochs in LENGTHS if not self.tiny else (1, 2):
-            asked = changes | {"epochs": epochs}
-            folders = [RunFolder.open(root, f"{count}-{epochs}-{seed}", asked) for seed in range(count)]
-            started = time.perf_counter()
-            for _, outcome in train_many([self.task(folder, seed, **asked) for seed, folder in enumerate(folders)]):
-                if isinstance(outcome, Exception):
-                    raise outcome
-            seconds.append(time.perf_counter() - started)
-            rows = folders[0].metrics()
-        each = (seconds[1] - seconds[0]) / ((rows[-1]["epoch"] + 1 - (LENGTHS[0] if not self.tiny else 1)) * count)
-        return each, median(row["seconds"] for row in rows[1:]), rows[-1].get("step", "on a CPU")
+        asked = changes | {"epochs": 3 if self.tiny else EPOCHS}
+        folders = [Clocked.open(root, f"{count}-{seed}", asked) for seed in range(count)]
+        for _, outcome in train_many([self.task(folder, seed, **asked) for seed, folder in enumerate(folders)]):
+            if isinstance(outcome, Exception):
+                raise outcome
+        ends, rows = ENDS[folders[0].path], folders[0].metrics()
+        each = (ends[-2] - ends[0]) / ((len(ends) - 2) * count)
+        return each, median(row["seconds"] for row in rows[1:-1]), rows[-1].get("step", "on a CPU")
 
     def force(self) -> float:
         """Seconds of finding a mask."""
@@ -218,6 +227,8 @@ class Measurement:
                 yield "epoch compiled", seconds, how
                 yield "compiled 1", whole, how
                 yield "compiled", self.ours(compile="yes"), ""
+                if 4 in several:
+                    yield "compiled 4", self.whole(Path(root), 4, compile="yes")[0], ""
 
 
 def child(options: argparse.Namespace) -> None:

@@ -32,8 +32,8 @@ class Which:
     """At which scale, and where."""
 
     scale: Literal["paper", "gpu", "short", "cpu", "digits", "smoke"] = "cpu"
-    """paper: as in the paper; gpu: an hour on one GPU; cpu: two cores; digits: small networks, embedded data; smoke: a
-    test whose numbers mean nothing"""
+    """paper: as in the paper; gpu: an hour on one GPU; short: small networks on CIFAR-10, minutes on one GPU; cpu: two
+    cores; digits: small networks, embedded data; smoke: a test whose numbers mean nothing"""
     epochs: int | None = None
     """train every run for this many epochs instead"""
     seeds: int | None = None

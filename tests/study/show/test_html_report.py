@@ -116,6 +116,14 @@ def test_it_is_one_file_and_the_figures_lie_beside_it(page, elements):
     assert not elements.all("script") and "http://" not in re.sub(r"base64,[\w+/=]+", "", page.read_text())
 
 
+def test_what_goes_beyond_the_paper_is_drawn(tmp_path):
+    item = accuracy_item("b", "contenders")
+    finish(tmp_path, item.jobs(SMOKE))
+    page = build(tmp_path, SMOKE, tmp_path / "out", items=[item])
+    assert {path.name for path in page.parent.iterdir()} == {"index.html", "contenders.svg", "contenders.png"}
+    assert len(Elements(page.read_text()).all("img")) == 1
+
+
 def test_it_is_well_formed(elements):
     assert not elements.open
     ids = Counter(attributes["id"] for _, attributes in elements.found if "id" in attributes)

@@ -194,7 +194,7 @@ SCALES: dict[str, Scale] = {
             "no download), three seeds: minutes for a figure on two CPU cores. A miniature, not the paper's claim.",
             trained=_tasks(_DIGITS, seeds=3, steps=60, training=Training(epochs=12)),
             measured=_tasks(_DIGITS, seeds=3, steps=60),
-            densities=(0.05, 0.02, 0.01, 0.005),
+            densities=(0.05, 0.02, 0.01, 0.005, 0.001),
             deepest=(),
             saliency_densities=(0.1, 0.05, 0.02, 0.01, 0.005),
             steps=(1, 2, 5, 10, 20, 60),

@@ -168,7 +168,7 @@ def _section(item: Item, scale: Scale, root: Path, page: Path) -> Section:
 
 
 def _drawn(item: Item) -> bool:
-    return item.name.startswith("fig")
+    return not item.name.startswith("table")
 
 
 def _sheet(item: Item, panel: Panel, points: Sequence[Measurement], known: Sequence[Entry], scale: Scale) -> Sheet:
