@@ -38,7 +38,7 @@ _NOT_IDENTITY = (
 )  # fmt: skip
 # Settings added later are left out while they change nothing, so that earlier runs keep their folders.
 _LATER = {
-    "micro_batch": None, "sync_bn": False, "skip_corrupt": False,
+    "micro_batch": None, "sync_bn": False, "skip_corrupt": False, "decay": "steps",
     "rewind_epochs": None, "image_size": None, "pattern": None,
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
