@@ -174,12 +174,12 @@ class Measurement:
             return self.milliseconds(lambda: next(steps), warm_up=20, steps=200)
 
     @contextmanager
-    def _trainer(self, folder: RunFolder | None = None, **changes: Any) -> Iterator[Trainer]:
+    def _trainer(self, **changes: Any) -> Iterator[Trainer]:
         with (
             tuned(self.device),
             own_stream(self.device),
             Stop() as stop,
-            Trainer(self.task(folder, **changes), stop, progress=False) as trainer,
+            Trainer(self.task(**changes), stop, progress=False) as trainer,
         ):
             yield trainer
 

@@ -211,9 +211,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, capsys, stop_at, numbe
 class Rare(Pace):
     """Writes the first checkpoint, and then only what has to be written."""
 
-    def __init__(self, *, every):
-        super().__init__(every=every)
-
     def due(self):
         return self.saved is None
 

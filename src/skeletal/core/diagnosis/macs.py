@@ -45,24 +45,23 @@ class Uses:
 
     def macs(self, mask: Mapping[str, Tensor] | None = None) -> Macs:
         """Multiply-accumulates per example; weights that the mask does not cover are kept."""
-        forward, inputs = (self._total(uses, {}, {}) for uses in (self.forward, self.inputs))
-        mask = {name: mask[name] for name in self.forward if name in mask} if mask else {}
-        alike = counts({name: keep for name, keep in mask.items() if self.forward[name].numel() == 1})
-        kept_forward, kept_inputs = (self._total(uses, mask, alike) for uses in (self.forward, self.inputs))
+        forward, inputs = (self._total(uses, {}) for uses in (self.forward, self.inputs))
+        kept: dict[str, Tensor | int] = {name: mask[name] for name in self.forward if name in mask} if mask else {}
+        # Where all weights of a layer are used equally often, their number says it all.
+        kept |= counts({name: mask[name] for name in kept if self.forward[name].numel() == 1} if mask else {})
+        kept_forward, kept_inputs = (self._total(uses, kept) for uses in (self.forward, self.inputs))
         totals = forward, kept_forward, 2 * forward + inputs, 2 * kept_forward + kept_inputs
         return Macs(*(round(total / self.examples) for total in totals))
 
-    def _total(self, uses: Tensors, mask: Mapping[str, Tensor], alike: Mapping[str, int]) -> int:
-        """`alike`: how many weights are kept where all are used equally often."""
-        return sum(
-            alike[name] * int(times) if name in alike else _in_sum(times, self.sizes[name], mask.get(name))
-            for name, times in uses.items()
-        )
+    def _total(self, uses: Tensors, kept: Mapping[str, Tensor | int]) -> int:
+        return sum(_in_sum(times, self.sizes[name], kept.get(name)) for name, times in uses.items())
 
 
-def _in_sum(times: Tensor, size: int, keep: Tensor | None) -> int:
+def _in_sum(times: Tensor, size: int, keep: Tensor | int | None) -> int:
     if keep is None:
         return int(times.sum()) * (size // times.numel())
+    if isinstance(keep, int):
+        return keep * int(times)
     return int((keep.cpu().sum_to_size(times.shape) * times).sum())
 
 

@@ -107,7 +107,11 @@ class CapturedDerivatives(Derivatives):
         device = device_of(self.model)
         images, labels = to_device(batch, device, channels_last=self.channels_last)
         static = {name: tensor.clone() for name, tensor in state.items()}
-        mine = {name: self._in_order(leaf.detach()).clone().requires_grad_() for name, leaf in leaves.items()}
+        # In the memory order of the images; weights in any other would be copied into it in every pass.
+        ordered = to_device(
+            {name: leaf.detach() for name, leaf in leaves.items()}, device, channels_last=self.channels_last
+        )
+        mine = {name: weight.clone().requires_grad_() for name, weight in ordered.items()}
         there = images.clone(), labels.clone()
         value = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -135,11 +139,6 @@ class CapturedDerivatives(Derivatives):
             leaf.grad = expected[name]
         self._compare(loss, again, expected, found)
         return recorded
-
-    def _in_order(self, weight: Tensor) -> Tensor:
-        """A weight in the memory order of the images; any other would be copied into it in every pass."""
-        images = self.channels_last and weight.dim() == 4
-        return weight.contiguous(memory_format=torch.channels_last) if images else weight
 
     def _compare(self, loss: float, again: float, expected: dict[str, Any], found: dict[str, Any]) -> None:
         limit = FLOAT32_ROUNDING if self.precision == "float32" else BFLOAT16_ROUNDING

@@ -103,7 +103,7 @@ class _Turns:
         if self._stream is None:
             yield
             return
-        # A state of its own, not a copy: recorded random layers read it from memory that no other recording writes to.
+        # What the run has drawn so far goes on in a state of its own.
         generator: Any = torch.cuda.default_generators[self._device.index or 0]
         outside = generator.graphsafe_get_state()
         generator.graphsafe_set_state(self._cuda_state or outside.clone_state())
