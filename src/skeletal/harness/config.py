@@ -182,6 +182,14 @@ UPDATES: dict[str, dict[str, Any]] = {
     "gradual": dict(update_every=100, update_end=0.75),
 }
 
+# Settings added later are left out while they change nothing, so that earlier runs keep their folders
+# and their checkpoints resume.
+LATER = {
+    "micro_batch": None, "sync_bn": False, "skip_corrupt": False, "decay": "steps",
+    "rewind_epochs": None, "image_size": None, "pattern": None,
+    "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
+}  # fmt: skip
+
 IMP = "imp"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
@@ -256,3 +264,8 @@ def _of_update(training: Training) -> dict[str, Any]:
     if training.update == "gradual" and training.update_density is None:
         raise ValueError("--update gradual needs --update-density: the fraction of weights left at the end")
     return known
+
+
+def without_later(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as an earlier version had them, where later ones change nothing."""
+    return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}

@@ -18,7 +18,7 @@ from skeletal.core.model.weights import prunable_weights
 from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.prune import prune
-from skeletal.harness.config import IMP, Pruning, Setup, Training
+from skeletal.harness.config import IMP, Pruning, Setup, Training, without_later
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.ledger import Cost, Ledger
@@ -36,12 +36,6 @@ _NOT_IDENTITY = (
     "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "log", "sparsity",
     "as_in", "recompute",
 )  # fmt: skip
-# Settings added later are left out while they change nothing, so that earlier runs keep their folders.
-_LATER = {
-    "micro_batch": None, "sync_bn": False, "skip_corrupt": False, "decay": "steps",
-    "rewind_epochs": None, "image_size": None, "pattern": None,
-    "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
-}  # fmt: skip
 
 
 def _place(
@@ -197,9 +191,8 @@ def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
     """The settings that make a run what it is."""
     merged: dict[str, Any] = {}
     for record in records:
-        known = {key: value for key, value in asdict(record).items() if key not in _NOT_IDENTITY}
-        merged |= {key: value for key, value in known.items() if key not in _LATER or value != _LATER[key]}
-    return merged
+        merged |= {key: value for key, value in asdict(record).items() if key not in _NOT_IDENTITY}
+    return without_later(merged)
 
 
 def run_name(setup: Setup, *method: str) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
-from skeletal.harness.config import Training
+from skeletal.harness.config import Training, without_later
 from skeletal.harness.console import trackers
 from skeletal.harness.data.placing import shared
 from skeletal.harness.data.splits import Data
@@ -56,13 +56,7 @@ class Task:
             "log",
         ):  # the same run, computed or looked at in another way
             del settings[how]
-        if not settings["sync_bn"]:
-            del settings["sync_bn"]  # added later: checkpoints from before it still resume
-        if settings["decay"] == "steps":
-            del settings["decay"]  # likewise
-        for name in [name for name in settings if name.startswith("update") and self.training.update == "none"]:
-            del settings[name]  # likewise
-        return settings
+        return without_later(settings)
 
 
 @dataclass(frozen=True)
