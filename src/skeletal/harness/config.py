@@ -47,8 +47,9 @@ class Pruning:
     """How the mask is found."""
 
     method: str = "force"
-    """force, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr, ntk-sap,
-    px, phew, npb, magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no mask"""
+    """force, force-floor, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr,
+    ntk-sap, px, phew, npb, magnitude, random, random-uniform, random-erk; `imp` trains repeatedly; `dense` has no
+    mask"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
@@ -194,7 +195,7 @@ IMP = "imp"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 ONE_SHOT = ("random", "random-uniform", "random-erk", "magnitude", "snip", "grasp", "prospr", "phew", "npb")
-ITERATIVE = ("force", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap", "px")
+ITERATIVE = ("force", "force-floor", "force-regrow", "grasp-it", "grasp-iterative", "synflow", "ntk-sap", "px")
 
 Record = TypeVar("Record", Setup, Pruning, Training)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import skeletal
@@ -13,6 +13,7 @@ from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.tensors import flatten
 from skeletal.core.pruning.quotas import erdos_renyi, uniform
+from skeletal.core.pruning.scores import FLOOR
 from tests.cases import Tokens, convnet, images, mlp, tokens
 
 
@@ -83,6 +84,36 @@ def test_regrow_lets_pruned_weights_return_and_force_does_not():
         _, seen = steps_of(mlp(), batches, density=0.02, steps=8, method=method)
         masks = [flatten(step.mask) for step in seen]
         assert any((later & ~earlier).any() for earlier, later in zip(masks, masks[1:], strict=False)) is returns
+
+
+@given(st.floats(0.001, 1), st.integers(0, 9))
+@settings(max_examples=25)
+@pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
+def test_a_floor_keeps_the_best_of_every_layer_and_then_the_best_of_all(density, seed):
+    """The slower truth: sort each layer, take the floor, then sort what is left of all."""
+    model, batches = mlp(seed).double(), doubles(images(1, seed=seed))
+    count = max(2, round(density * 4040))
+    _, (step,) = steps_of(model, batches, density=count / 4040, steps=1, method="force-floor")
+    _, (plain,) = steps_of(model, batches, density=count / 4040, steps=1)
+    part = int(FLOOR * count / 2)
+    left, expected = [], set()
+    for name, score in plain.scores.items():
+        order = sorted(((-value, i) for i, value in enumerate(score.flatten().tolist()) if value))
+        expected |= {(name, i) for _, i in order[:part]}
+        left += [(value, name, i) for value, i in order[part:]]
+    expected |= {(name, i) for _, name, i in sorted(left)[: count - len(expected)]}
+    assert {
+        (name, i) for name, keep in step.mask.items() for i in keep.flatten().nonzero().flatten().tolist()
+    } == expected
+
+
+def test_a_floor_holds_at_every_step_and_never_brings_a_weight_back():
+    _, seen = steps_of(convnet(), images(4), density=0.02, steps=6, method="force-floor")
+    masks = [flatten(step.mask) for step in seen]
+    assert not any((later & ~earlier).any() for earlier, later in itertools.pairwise(masks))
+    for step in seen:
+        part = int(FLOOR * step.kept / 3)
+        assert all(int(keep.sum()) >= min(part, keep.numel()) for keep in step.mask.values())
 
 
 def test_grasp_it_keeps_the_largest_squared_gradients():

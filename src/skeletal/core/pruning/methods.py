@@ -28,6 +28,7 @@ METHODS: dict[str, Method] = {
     "snip": Method(scores.connection_sensitivity, steps=1, one_shot=True),
     "grasp": Method(scores.gradient_preservation, steps=1, one_shot=True),
     "force": Method(scores.connection_sensitivity, steps=60),
+    "force-floor": Method(scores.floored_sensitivity, steps=60),
     "force-regrow": Method(scores.regrowing_sensitivity, steps=60, nested=False),
     "grasp-it": Method(scores.gradient_norm, steps=60),
     "grasp-iterative": Method(scores.gradient_preservation, steps=60),

@@ -14,7 +14,7 @@ from torch import Tensor
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.model.tensors import Tensors, not_finite
+from skeletal.core.model.tensors import Tensors, counts, not_finite
 from skeletal.core.pruning.criteria.balance import balanced_masks
 from skeletal.core.pruning.criteria.exclusion import path_exclusion
 from skeletal.core.pruning.criteria.flow import synaptic_flow
@@ -81,10 +81,25 @@ class Point:
 
 Score = Callable[[Point], Tensors]
 
+FLOOR = 0.6
+"""of an equal part of the weights to keep: what force-floor leaves every layer"""
+
 
 def connection_sensitivity(at: Point) -> Tensors:
     """|θ̄ ⊙ ∇L(θ̄)|. At the dense network: SNIP (Eq. 2, 3). At the present mask: FORCE (Eq. 5, 7)."""
     return {name: (at.kept[name] * gradient).abs_() for name, gradient in at.gradient.items()}
+
+
+def floored_sensitivity(at: Point) -> Tensors:
+    """FORCE's score, above which come the best floor(FLOOR k / L) weights of each of the L layers, k being kept.
+
+    A layer has at most as many as have a score. Not from the paper.
+    """
+    scores = connection_sensitivity(at)
+    part = int(FLOOR * at.count / len(scores))
+    quotas = {name: min(part, scored) for name, scored in counts(scores).items()}
+    highest = max(float(score.max()) for score in scores.values())
+    return _best_first(scores, quotas, 2 * highest)
 
 
 def regrowing_sensitivity(at: Point) -> Tensors:
@@ -158,18 +173,17 @@ def noise(at: Point) -> Tensors:
 
 def uniform_noise(at: Point) -> Tensors:
     """Random within each layer, every layer at the same density."""
-    return _fill_quotas(at, uniform({name: weight.shape for name, weight in at.weights.items()}, at.count))
+    return _best_first(noise(at), uniform({name: weight.shape for name, weight in at.weights.items()}, at.count))
 
 
 def erk_noise(at: Point) -> Tensors:
     """Random within each layer, densities after Erdős-Rényi-Kernel (Evci et al. 2020, RigL)."""
-    return _fill_quotas(at, erdos_renyi({name: weight.shape for name, weight in at.weights.items()}, at.count))
+    return _best_first(noise(at), erdos_renyi({name: weight.shape for name, weight in at.weights.items()}, at.count))
 
 
-def _fill_quotas(at: Point, quotas: dict[str, int]) -> Tensors:
-    """Scores above 1 for `quotas[name]` random weights of each layer, at most 1 for the others."""
-    scores = noise(at)
-    return {name: score + top(score.flatten(), quotas[name]).view_as(score) for name, score in scores.items()}
+def _best_first(scores: Tensors, quotas: dict[str, int], lift: float = 1.0) -> Tensors:
+    """The best `quotas[name]` of each layer lifted above all others, which are at most `lift`."""
+    return {name: score + lift * top(score.flatten(), quotas[name]).view_as(score) for name, score in scores.items()}
 
 
 def scores_at(at: Point, score: Score, where: str) -> Tensors:

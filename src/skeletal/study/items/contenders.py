@@ -4,9 +4,9 @@ from skeletal.study.items.accuracy import CIFAR10, accuracy_panel, over_density
 from skeletal.study.paper import published
 from skeletal.study.paper.item import Cell, Item
 from skeletal.study.paper.scales import Scale
-from skeletal.study.paper.series import DENSE, FORCE, FORCE_10, LATER, RANDOM, SYNFLOW
+from skeletal.study.paper.series import DENSE, FORCE, FORCE_10, FORCE_FLOOR, LATER, RANDOM, SYNFLOW
 
-SERIES = (FORCE, FORCE_10, "SNIP-MB", SYNFLOW, *LATER, RANDOM, DENSE)
+SERIES = (FORCE, FORCE_10, FORCE_FLOOR, "SNIP-MB", SYNFLOW, *LATER, RANDOM, DENSE)
 
 
 def _cells(scale: Scale) -> list[Cell]:

@@ -10,7 +10,7 @@ from skeletal.study.paper.scales import Task
 DENSE, RANDOM, FORCE, SYNFLOW = "Dense", "Random", "FORCE", "SynFlow"
 LABELS = (DENSE, FORCE, "SNIP", "SNIP-MB", "GRASP", "GRASP-MB", "GRASP-It", SYNFLOW, RANDOM)
 """of the paper's figures, and SynFlow"""
-FORCE_10, RANDOM_ERK = "FORCE, B=10", "Random-ERK"
+FORCE_10, FORCE_FLOOR, RANDOM_ERK = "FORCE, B=10", "FORCE-floor", "Random-ERK"
 LATER = ("ProsPr", "NTK-SAP", "PX", "PHEW", "NPB", RANDOM_ERK)
 """what the paper does not have"""
 
@@ -21,7 +21,7 @@ def pruning(task: Task, label: str, density: float) -> Pruning:
     Budgets are the paper's (sections 5.1, 5.2): T steps of B batches for what is iterative, one batch for SNIP and
     GRASP, and T x B batches at once for their -MB versions. Later methods have the budgets of their own papers.
     """
-    require("method", label, (*LABELS, FORCE_10, *LATER))
+    require("method", label, (*LABELS, FORCE_10, FORCE_FLOOR, *LATER))
     one, all_at_once = dict(batches_per_step=1), dict(batches_per_step=task.steps * task.batches)
     long = dict(steps=task.unlabelled_steps, **one)
     iterative = dict(steps=task.steps, batches_per_step=task.batches)
@@ -36,6 +36,7 @@ def pruning(task: Task, label: str, density: float) -> Pruning:
         SYNFLOW: dict(method="synflow", **long),
         RANDOM: dict(method="random", **one),
         FORCE_10: dict(method="force", steps=task.steps, batches_per_step=10 * task.batches),
+        FORCE_FLOOR: dict(method="force-floor", **iterative),
         "ProsPr": dict(method="prospr", **one),
         "NTK-SAP": dict(method="ntk-sap", **long),
         "PX": dict(method="px", **long),
