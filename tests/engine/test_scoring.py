@@ -130,7 +130,7 @@ def test_bfloat16_is_close_to_float32(early, name):
     assert 0 < off["ours"] < 2 * off["dense"] < 0.5
 
 
-@pytest.mark.parametrize("method", ["force", "grasp-it"])
+@pytest.mark.parametrize("method", ["force", "force-floor", "grasp-it"])
 @pytest.mark.parametrize("name", ["convnet", "residual"])
 def test_prune_finds_the_same_mask_step_by_step(early, name, method):
     model, seen, passes = made(name), {"dense": [], "sparse": []}, []

@@ -19,6 +19,7 @@ from tests.ranks import spawned
 METHODS = {
     "snip": {"method": "snip", "batches_per_step": 2},
     "force": {"method": "force", "steps": 4},
+    "force-floor": {"method": "force-floor", "steps": 3},
     "force-regrow": {"method": "force-regrow", "steps": 3, "batches_per_step": 2},
     "grasp": {"method": "grasp", "batches_per_step": 2},
     "grasp-it": {"method": "grasp-it", "steps": 3},
