@@ -14,7 +14,7 @@ from torch import Tensor
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.selection import top
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.model.tensors import Tensors, counts, not_finite
+from skeletal.core.model.tensors import Tensors, counts, flatten, not_finite
 from skeletal.core.pruning.criteria.balance import balanced_masks
 from skeletal.core.pruning.criteria.exclusion import path_exclusion
 from skeletal.core.pruning.criteria.flow import synaptic_flow
@@ -98,8 +98,7 @@ def floored_sensitivity(at: Point) -> Tensors:
     scores = connection_sensitivity(at)
     part = int(FLOOR * at.count / len(scores))
     quotas = {name: min(part, scored) for name, scored in counts(scores).items()}
-    highest = max(float(score.max()) for score in scores.values())
-    return _best_first(scores, quotas, 2 * highest)
+    return _best_first(scores, quotas, lift=2 * float(flatten(scores).max()))
 
 
 def regrowing_sensitivity(at: Point) -> Tensors:
