@@ -202,6 +202,16 @@ def test_a_run_from_end_to_end(tmp_path, method):
     assert experiment.run(Setup(device="cpu"), pruning, training, root=tmp_path, progress=False)[1] == result
 
 
+@pytest.mark.parametrize(("every", "told"), [(1, False), (2, True)])
+def test_gradual_pruning_in_few_updates_is_told(tmp_path, capsys, every, told):
+    update = dict(update="gradual", update_density=0.2, update_end=1.0, update_every=every)
+    training = resolve(Training(epochs=3, batch_size=300, engine="dense", **update), "quick")  # 15 steps
+    pruning = resolve(Pruning(method="dense"), "quick")
+    experiment.run(Setup(device="cpu"), pruning, training, root=tmp_path)
+    hint = "gradual pruning has 7 updates in these 15 steps, each of which cuts deep: --update-every 1 makes them"
+    assert (hint in " ".join(capsys.readouterr().err.split())) == told
+
+
 @pytest.mark.parametrize(
     ("method", "update", "message"),
     [

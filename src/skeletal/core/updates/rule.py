@@ -71,6 +71,10 @@ class Rule(ABC):
         """Whether the mask moves after this step: every ΔT steps before the end."""
         return step % self.every == 0 and step < self.end * steps
 
+    def updates(self, steps: int) -> int:
+        """How often the mask moves in a training of `steps` steps."""
+        return sum(self.due(step, steps) for step in range(self.every, steps + 1, self.every))
+
     def check(self, kept: int, total: int, steps: int) -> None:
         """Make sure that the rule suits a training of `steps` steps that begins with `kept` of `total` weights.
 
@@ -78,7 +82,7 @@ class Rule(ABC):
             ValueError: it does not; says what to change.
 
         """
-        if not any(self.due(step, steps) for step in range(self.every, steps + 1, self.every)):
+        if not self.updates(steps):
             raise ValueError(
                 f"a mask that moves every {self.every} steps, up to {self.end:g} of the training, never moves in"
                 f" {steps}: choose a smaller every, or train longer"

@@ -18,6 +18,7 @@ from skeletal.core.model.weights import prunable_weights
 from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.prune import prune
+from skeletal.core.updates.gradual import Gradual
 from skeletal.harness.config import IMP, Pruning, Setup, Training, without_later
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
@@ -211,6 +212,10 @@ def _method(mask: Mask) -> str:
     return mask.metadata.get("method", "mask")
 
 
+FEW_UPDATES = 10
+"""below it, gradual pruning cuts so much at once that accuracy is lost (docs/which-method.md)"""
+
+
 def _prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.Module]:
     """Data and network; bad settings are refused here, before hours of pruning."""
     pick_device(setup.device)
@@ -219,7 +224,13 @@ def _prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn
     model = create_model(setup, data)
     if (rule := rule_of(training, steps)) is not None:
         total = sum(weight.numel() for weight in prunable_weights(model).values())
-        rule.check(round(density * total), total, steps * (training.epochs or 0))
+        whole = steps * (training.epochs or 0)
+        rule.check(round(density * total), total, whole)
+        if isinstance(rule, Gradual) and (updates := rule.updates(whole)) < FEW_UPDATES:
+            say(
+                f"gradual pruning has {updates} updates in these {whole} steps, each of which cuts deep:"
+                f" --update-every {max(whole // 40, 1)} makes them smaller and more accurate"
+            )
     return data, model
 
 
