@@ -100,7 +100,7 @@ def main():
     pruning = resolve(Pruning(density=arguments.density, prune_batch_size=128, batches_per_step=1), "quick")
     data = load_data(setup)
     model = create_model(setup, data)
-    batches = list(islice(pruning_batches(data, setup, pruning), arguments.steps))
+    batches = list(islice(pruning_batches(data, setup, pruning, setup.seed), arguments.steps))
     total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     left = round(arguments.density * total)
     counts = exponential(total, left, arguments.steps)

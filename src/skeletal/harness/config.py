@@ -87,6 +87,8 @@ class Pruning:
     """recompute parts of the network in the backward pass, to save memory; the mask is the same"""
     rewind_epochs: int | None = None
     """imp: epoch whose weights every round begins with (default 3% of the training; 0 is the initialization)"""
+    best_of: int = 1
+    """find so many masks, on other batches each, and keep the one whose loss falls furthest in 50 steps of training"""
     on_collapse: Literal["raise", "keep"] = "keep"
     """when too few weights have a score: stop, or fill up by position with a warning"""
 
@@ -187,7 +189,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 # and their checkpoints resume.
 LATER = {
     "micro_batch": None, "sync_bn": False, "skip_corrupt": False, "decay": "steps",
-    "rewind_epochs": None, "image_size": None, "pattern": None,
+    "rewind_epochs": None, "image_size": None, "pattern": None, "best_of": 1,
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ _AT_LEAST = {
     "batches_per_step": 1,
     "prune_batch_size": 1,
     "micro_batch": 1,
+    "best_of": 1,
     "epochs": 1,
     "batch_size": 1,
     "test_every": 0,

@@ -1,6 +1,7 @@
 """How a mask is found: the network at its initialization, the data set, and the batches it is pruned on."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.schedules import Schedule
+from skeletal.core.seeds import seed_of
 from skeletal.engine.prune import prune
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
@@ -23,6 +25,7 @@ from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.ledger import of_all_ranks
 from skeletal.harness.meter import Meter, uses_of
 from skeletal.harness.output.bars import for_person
+from skeletal.harness.runs.best_of import best_of
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.runs.public_codes import LOSSES
 from skeletal.harness.stopwatch import Stopwatch
@@ -52,14 +55,14 @@ def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
     )
 
 
-def pruning_batches(data: Data, setup: Setup, pruning: Pruning) -> Iterable[data_sets.Batch]:
+def pruning_batches(data: Data, setup: Setup, pruning: Pruning, seed: int) -> Iterable[data_sets.Batch]:
     """What a mask is found on: training images without end, in plain or class-balanced batches; each rank its part."""
     size = pruning.prune_batch_size or 0
     split = data_sets.resident(data.train, pick_device(setup.device))
     if pruning.sampling == "balanced":
         share = data_sets.Share(rank(), ranks())
-        return data_sets.BalancedStream(split, size, setup.seed, data.num_classes, share)
-    return data_sets.Stream(data_sets.shared(split), size, setup.seed)
+        return data_sets.BalancedStream(split, size, seed, data.num_classes, share)
+    return data_sets.Stream(data_sets.shared(split), size, seed)
 
 
 def _engine(pruning: Pruning, device: torch.device) -> str | type[Derivatives]:
@@ -91,29 +94,58 @@ def find_mask(
         on_step: see `prune`.
 
     Raises:
-        ValueError: the method is unknown, or dense, which has no mask; and what `prune` raises.
+        ValueError: the method is unknown, or dense, which has no mask; the best of several is asked for where each
+            step is looked at; and what `prune` and `best_of` raise.
 
     """
     if pruning.method == DENSE:
         raise ValueError("the method dense has no mask: there is nothing to prune; train it with `skeletal train`")
     if pruning.method == IMP:
         raise ValueError("the method imp finds its mask by training: use `skeletal run`, which does both")
+    device = pick_device(setup.device)
+    model.to(device)
+    nested, uses = METHODS[named("method", pruning.method, METHODS)].nested, uses_of(model, data.blank())
+
+    def find(k: int = 0) -> Mask:
+        seed = setup.seed if k == 0 else seed_of("best of", setup.seed, k)
+        meter = Meter(uses, everywhere=not nested)
+        return _find(model, data, setup, pruning, seed, meter, schedule, on_step)
+
+    with shown(progress and rank() == 0, for_person):
+        if pruning.best_of == 1:
+            return find()
+        if on_step is not None:
+            raise ValueError("one mask is looked at step by step here: leave --best-of out")
+        compared_on = seed_of("best of", setup.seed, "training")
+        with tuned(device):
+            batches = partial(pruning_batches, data, setup, pruning, compared_on)
+            return best_of(pruning.best_of, find, model, batches, Meter(uses))
+
+
+def _find(
+    model: nn.Module,
+    data: Data,
+    setup: Setup,
+    pruning: Pruning,
+    seed: int,
+    meter: Meter,
+    schedule: Schedule | None,
+    on_step: Callable[[Step], None] | None,
+) -> Mask:
     assert pruning.density is not None and pruning.batches_per_step and pruning.prune_batch_size, "not resolved"
     assert pruning.loss and pruning.average and pruning.bn_mode, "not resolved"
     device = pick_device(setup.device)
-    model.to(device)
-    nested, stopwatch = METHODS[named("method", pruning.method, METHODS)].nested, Stopwatch(device)
-    meter = Meter(uses_of(model, data.blank()), everywhere=not nested)
+    stopwatch = Stopwatch(device)
 
     def after_step(step: Step) -> None:
         meter.turn_to(step.mask)
         if on_step is not None:
             on_step(step)
 
-    with tuned(device), own_stream(device), shown(progress and rank() == 0, for_person), listening(meter.add):
+    with tuned(device), own_stream(device), listening(meter.add):
         mask = prune(
             model,
-            pruning_batches(data, setup, pruning),
+            pruning_batches(data, setup, pruning, seed),
             density=pruning.density,
             method=pruning.method,
             pattern=pruning.pattern,
@@ -128,11 +160,11 @@ def find_mask(
             micro_batch=pruning.micro_batch,
             recompute=pruning.recompute,
             on_collapse=pruning.on_collapse,
-            seed=setup.seed,
+            seed=seed,
             on_step=after_step,
         )
     mask.metadata["cost"] = of_all_ranks(meter.cost + stopwatch.read()).record()
-    mask.metadata |= {"network": setup.model, "data": data.name}
+    mask.metadata |= {"network": setup.model, "data": data.name, "seed": setup.seed}
     if setup.image_size is not None:
         mask.metadata["image_size"] = setup.image_size
     mask.metadata |= {

@@ -1,0 +1,118 @@
+"""The best of several masks, found on other batches each: the one with which the loss falls furthest in 50 steps."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+from statistics import fmean
+
+import torch
+from torch import nn
+
+from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import everyone
+from skeletal.core.model.passes import Passes
+from skeletal.core.model.preserve import device_of, preserve_model
+from skeletal.core.progress import stage
+from skeletal.engine.availability import available
+from skeletal.engine.compile import compile
+from skeletal.harness.data import Batch
+from skeletal.harness.ledger import Cost, of_all_ranks
+from skeletal.harness.meter import Meter
+from skeletal.harness.stopwatch import Stopwatch
+
+STEPS = 50
+LAST = 10
+"""steps at the end, whose mean loss is what counts"""
+RATES = (0.1, 0.01, 0.001)
+"""learning rates: the first with which any of the networks learns"""
+SPARSE = 0.05
+"""the highest density at which the sparse engine trains, on a CPU"""
+
+
+def best_of(
+    number: int,
+    find: Callable[[int], Mask],
+    model: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    meter: Meter,
+) -> Mask:
+    """Find several masks, and keep the one whose network has the lowest loss at the end of 50 steps of training.
+
+    Of the numbers known before training it ranks masks best (docs/best-of.md). Validation and test images are not
+    looked at. Each rank trains by itself on its own batches; the mean over ranks counts.
+
+    Args:
+        number: of masks.
+        find: the k-th of them, each on other batches.
+        model: at its initialization, on the device to train on; left as found.
+        batches: training images, the same at every call.
+        meter: counts the passes of training.
+
+    Returns:
+        The mask; under "best_of" in its metadata: `losses` of all, at which learning `rate`, and which it is. Its cost
+        is that of finding and comparing all.
+
+    Raises:
+        ValueError: two masks are the same, as the method looks at no data.
+
+    """
+    masks = []
+    for k in range(number):
+        masks.append(find(k))
+        if k == 1 and masks[0] == masks[1]:
+            method = masks[0].metadata.get("method")
+            raise ValueError(f"{method} finds the same mask on other batches: there is no best of {number}, ask for 1")
+    stopwatch = Stopwatch(device_of(model))
+    losses, rate = _compare(model, masks, batches, meter)
+    best = min(range(number), key=lambda k: losses[k])
+    costs = [cost for mask in masks if (cost := Cost.read(mask.metadata.get("cost"))) is not None]
+    whole = sum(costs, of_all_ranks(meter.cost + stopwatch.read()))
+    chosen = masks[best]
+    chosen.metadata["cost"] = whole.record()
+    chosen.metadata["best_of"] = {"losses": losses, "rate": rate, "chosen": best}
+    return chosen
+
+
+def _compare(
+    model: nn.Module, masks: list[Mask], batches: Callable[[], Iterable[Batch]], meter: Meter
+) -> tuple[list[float], float]:
+    losses, rate = [], RATES[0]
+    for rate in RATES:
+        found = []
+        with stage("training the masks briefly", len(masks), unit="mask") as told:
+            for mask in masks:
+                meter.turn_to(mask)
+                found.append(_losses(model, mask, islice(batches(), STEPS), rate, meter))
+                told.update(len(found))
+        losses = [fmean(of_rank) for of_rank in zip(*everyone([end for _, end in found]), strict=True)]
+        if min(losses) < everyone(found[0][0])[0]:
+            break
+    return losses, rate
+
+
+def _losses(model: nn.Module, mask: Mask, batches: Iterable[Batch], rate: float, meter: Meter) -> tuple[float, float]:
+    """The loss before the first step, and its mean over the last ones; infinite where training diverges."""
+    batches = list(batches)
+    found = []
+    with preserve_model(model, training=True, seed=0):
+        network = _network(model, mask, batches[0][0])
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
+        for inputs, targets in batches:
+            loss = nn.functional.cross_entropy(network(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            meter.add(Passes("gradient", len(targets)))
+            found.append(loss.item())
+    end = fmean(found[-LAST:])
+    return found[0], end if math.isfinite(end) else math.inf
+
+
+def _network(model: nn.Module, mask: Mask, inputs: torch.Tensor) -> nn.Module:
+    """A copy to train: by the sparse engine where few weights are left, on a CPU for which it has kernels."""
+    if inputs.device.type == "cpu" and mask.density <= SPARSE and available("float32"):
+        return compile(model, mask, inputs, path="sparse").train()
+    network = copy.deepcopy(model)
+    mask.attach(network)
+    return network
