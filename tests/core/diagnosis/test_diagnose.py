@@ -289,6 +289,19 @@ def test_channels_of_grouped_and_transposed_layers():
     first, second = diagnose(model, mask, torch.randn(2, 4, 3, 3)).layers
     assert (first.dead_inputs, first.dead_outputs) == (2, 2)
     assert (second.dead_inputs, second.dead_outputs) == (2, 1)
+    assert (first.live_inputs, first.live_outputs, second.live_inputs, second.live_outputs) == (2, 4, 4, 3)
+
+
+def test_the_narrowest_place_is_named():
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(3)))
+    mask = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(model).items()}
+    mask["1.weight"][:, 2:] = False
+    mask["1.weight"][3:] = False
+    found = diagnose(model, mask, torch.randn(2, 4, 5, 5))
+    assert found.narrowest is not None and found.narrowest.name == found.to_dict()["narrowest"] == "1.weight"
+    assert "narrowest: 54 effective weights in 1.weight, from 2 channels to 3" in str(found)
+    empty = diagnose(model, {name: torch.zeros_like(keep) for name, keep in mask.items()}, torch.randn(2, 4, 5, 5))
+    assert empty.narrowest is None and "narrowest" not in str(empty) and empty.to_dict()["narrowest"] is None
 
 
 def test_macs_by_hand():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.diagnosis.effective import (
     changing_without_gradient,
-    dead_channels,
+    channels,
     effective_weights,
     reached_in_training,
 )
@@ -49,6 +49,10 @@ class Layer:
     """output channels that no effective weight writes"""
     unknown: int = 0
     """no effect in eval mode; possibly one in train mode, in which the model does not run on the example"""
+    live_inputs: int = 0
+    """input channels that effective weights read"""
+    live_outputs: int = 0
+    """output channels that effective weights write"""
 
     @property
     def empty(self) -> bool:
@@ -80,6 +84,14 @@ class Diagnosis(Tabular):
     def dead_layers(self) -> tuple[str, ...]:
         """Layers without an effective weight: the empty ones, and those cut off by others."""
         return tuple(layer.name for layer in self.layers if not layer.effective and not layer.unknown)
+
+    @property
+    def narrowest(self) -> Layer | None:
+        """The layer with the fewest effective weights, of those that have any; the first of several.
+
+        Of what the mask alone tells, it ranks masks of one density best (docs/before-training.md).
+        """
+        return min((layer for layer in self.layers if layer.effective), key=lambda x: x.effective, default=None)
 
     @property
     def skip_only(self) -> tuple[str, ...]:
@@ -115,6 +127,11 @@ class Diagnosis(Tabular):
             f"kept {kept:,} of {total:,}, density {kept / max(total, 1):.6f}",
             f"effective {self.effective:,}, density {self.effective_density:.6f}",
         ]
+        if (at := self.narrowest) is not None:
+            lines.append(
+                f"narrowest: {at.effective:,} effective weights in {at.name}, from {at.live_inputs:,} channels to"
+                f" {at.live_outputs:,}"
+            )
         if self.skip_only:
             lines.append(f"survives only around {', '.join(self.skip_only)}")
         for what, kept, dense in (
@@ -128,7 +145,8 @@ class Diagnosis(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, with what follows from it: what `skeletal diagnose --json` prints."""
         derived = ("effective", "effective_density", "dead_layers", "skip_only")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        narrowest = self.narrowest and self.narrowest.name
+        return asdict(self) | {name: getattr(self, name) for name in derived} | {"narrowest": narrowest}
 
     def plot(self, axes: Any | None = None) -> Any:
         """Draw what becomes of the kept weights of each layer, as fractions of them.
@@ -217,8 +235,9 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
     layers = []
     for name, keep in mask.items():
         kept, useful, constant = (int(tensor.sum()) for tensor in (keep, effective[name], on_constant[name]))
-        inputs, outputs = dead_channels(owners.get(id(parameters[name])), effective[name])
+        (reads, reads_not), (writes, writes_not) = channels(owners.get(id(parameters[name])), effective[name])
         open_ = int(unknown[name].sum()) if name in unknown else 0
         dead = kept - useful - constant - open_
-        layers.append(Layer(name, tuple(keep.shape), kept, useful, constant, dead, inputs, outputs, open_))
+        numbers = (kept, useful, constant, dead, reads_not, writes_not, open_, reads, writes)
+        layers.append(Layer(name, tuple(keep.shape), *numbers))
     return Diagnosis(connected, tuple(layers), macs)

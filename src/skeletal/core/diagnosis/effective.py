@@ -140,15 +140,18 @@ def changing_without_gradient(model: nn.Module, mask: Mapping[str, Tensor], dead
     return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
 
 
-def dead_channels(owner: nn.Module | None, effective: Tensor) -> tuple[int, int]:
-    """How many input and output channels of a layer no effective weight touches; for a vector, how many entries."""
+def channels(owner: nn.Module | None, effective: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of a layer's inputs and of its outputs: how many channels effective weights touch, and how many they do not.
+
+    For a vector, both are its entries.
+    """
     if effective.dim() < 2:
-        dead = int((~effective).sum())
-        return dead, dead
+        live = int(effective.sum())
+        return (live, effective.numel() - live), (live, effective.numel() - live)
     groups: Any = getattr(owner, "groups", 1)
     pairs = effective.flatten(2).any(2) if effective.dim() > 2 else effective
     pairs = pairs.unflatten(0, (groups, -1))  # (groups, outputs / groups, inputs / groups)
-    inputs, outputs = int((~pairs.any(1)).sum()), int((~pairs.any(2)).sum())
+    inputs, outputs = ((int(touched.sum()), int((~touched).sum())) for touched in (pairs.any(1), pairs.any(2)))
     swapped = getattr(owner, "transposed", False) or type(owner).__name__ == "Conv1D"  # (inputs, outputs, ...)
     return (outputs, inputs) if swapped else (inputs, outputs)
 
