@@ -17,8 +17,8 @@ from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult, train
 from skeletal.harness.training.trainer import Trainer
 from tests.gpu.waiting import waiting_is_an_error
-from tests.harness.training.test_static_step import DATA, TRAINING, mask_of, network
-from tests.harness.training.test_train import folder
+from tests.harness.training.blobs import folder
+from tests.harness.training.recorded import DATA, TRAINING, mask_of, network
 
 GPU = torch.device("cuda", 0)
 CLOSE = 0.02  # of what training has changed: ten steps make rounding of 1e-7 one of 1e-3 in single weights

@@ -15,8 +15,8 @@ from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.runs import experiment, review
 from tests.cases import convnet, images
-from tests.harness.training.test_train import TRAINING, blobs, folder, run
-from tests.harness.training.test_train import convnet as small
+from tests.harness.training.blobs import TRAINING, blobs, folder, run
+from tests.harness.training.blobs import convnet as small
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4),

@@ -11,7 +11,8 @@ import pytest
 from skeletal.harness.console.loggers import scalars
 from skeletal.harness.console.trackers import Several, names_of
 from skeletal.harness.store.folders import RunFolder
-from tests.harness.training.test_train import TRAINING, blobs, mlp, train
+from skeletal.harness.training.train import train
+from tests.harness.training.blobs import TRAINING, blobs, mlp
 
 
 def run(tmp_path, *loggers, epochs=3):

@@ -12,7 +12,8 @@ from skeletal.core.errors import NonFiniteError
 from skeletal.harness.console import trackers
 from skeletal.harness.console.trackers import TensorBoard, require_tensorboard
 from skeletal.harness.store.folders import RunFolder
-from tests.harness.training.test_train import TRAINING, blobs, mlp, train
+from skeletal.harness.training.train import train
+from tests.harness.training.blobs import TRAINING, blobs, mlp
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -9,7 +9,7 @@ from skeletal.core.model.gradients import Derivatives
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.training import choose_step
 from tests.cases import convnet, images
-from tests.harness.training.test_static_step import Refuses, Uncaptured
+from tests.harness.training.recorded import Refuses, Uncaptured
 
 METHODS = [
     {"method": "force", "steps": 4},

@@ -18,8 +18,8 @@ from skeletal.harness.runs.finding import find_mask
 from skeletal.harness.training import checkpoint
 from tests.cases import convnet
 from tests.harness.runs.test_finding import SETUP, fresh
+from tests.harness.training.blobs import HalfMask, blobs, folder, mlp, run
 from tests.harness.training.test_moving import GENTLE, IMAGES, MOVING, start
-from tests.harness.training.test_train import HalfMask, blobs, folder, mlp, run
 
 DENSE, FIRST = 8 * 16 + 16 * 3, 8 * 16  # multiply-adds of `mlp`, and of its first layer
 HALF = 4 * 16 + 16 * 3  # under a `HalfMask`

@@ -20,7 +20,7 @@ from skeletal.harness.store import statefile
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import train
 from tests.cases import convnet
-from tests.harness.training.test_train import TRAINING, blobs, folder, mlp, same
+from tests.harness.training.blobs import TRAINING, blobs, folder, mlp, same
 
 IMAGES = (3, 6, 6)
 GENTLE = replace(TRAINING, lr=0.01, epochs=3, milestones=(2 / 3,))

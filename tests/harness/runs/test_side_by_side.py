@@ -11,7 +11,7 @@ from skeletal.harness.runs import experiment
 from skeletal.harness.runs.side_by_side import Settings, run_many
 from tests.harness.runs.test_experiment import RANDOM, TRAINING
 from tests.harness.runs.test_finding import SETUP
-from tests.harness.training.test_train import same
+from tests.harness.training.blobs import same
 from tests.timeless import timeless
 
 SETTINGS = [

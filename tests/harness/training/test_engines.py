@@ -18,7 +18,7 @@ from skeletal.harness.runs import experiment, finding, review
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import engine_for
 from tests.cases import convnet, random_mask
-from tests.harness.training.test_train import TRAINING, blobs, folder, run, same, timeless
+from tests.harness.training.blobs import TRAINING, blobs, folder, run, same, timeless
 
 IMAGES = (3, 6, 6)
 SPARSE = replace(TRAINING, engine="sparse")

@@ -18,7 +18,7 @@ from skeletal.harness.runs import experiment, review
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.moving import rule_of
 from tests.cases import convnet, images, random_mask
-from tests.harness.training.test_train import TRAINING, blobs, folder, run, same, timeless
+from tests.harness.training.blobs import TRAINING, blobs, folder, run, same, timeless
 
 IMAGES = (3, 6, 6)
 GENTLE = replace(TRAINING, lr=0.01, epochs=2)  # of five steps each

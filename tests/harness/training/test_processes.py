@@ -10,49 +10,22 @@ from torch import nn
 
 import skeletal
 from skeletal.core.model import distributed
-from skeletal.harness import data as data_sets
-from skeletal.harness.config import Pruning, Setup, Training
-from skeletal.harness.data.memory import Arrays, MemorySplit, Part, assemble
+from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.data.placing import shared
-from skeletal.harness.data.specs import SPECS
 from skeletal.harness.ledger import COUNTS, Ledger
 from skeletal.harness.runs import experiment, finding, load, review
 from skeletal.harness.store.folders import RunFolder
-from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import engine_for_all
 from skeletal.harness.training.evaluate import evaluate
 from skeletal.harness.training.processes import Team, group, launched, launcher
-from skeletal.harness.training.train import train
+from tests.harness.training.digits import TRAINING, data, net, trained
 from tests.ranks import in_ranks, outcome
 
-SPEC = SPECS["digits"]
 SETUP = Setup(device="cpu")
 PRUNING = Pruning(
     method="force", density=0.2, steps=3, batches_per_step=2, prune_batch_size=33, loss="cross-entropy",
     average="signed", bn_mode="train", sampling="plain",
 )  # fmt: skip
-# 81 examples train: batches of 20, 20, 20, 20 and 1, of which rank 1 has nothing.
-TRAINING = Training(
-    epochs=3, batch_size=20, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(0.5,), engine="dense"
-)
-
-
-def arrays():
-    g = torch.Generator().manual_seed(0)
-    labels = [torch.arange(n) % 10 for n in (90, 31)]
-    images = [torch.randint(0, 80, (len(y), 1, 8, 8), generator=g) + 17 * y.view(-1, 1, 1, 1) for y in labels]
-    return [Part(x.byte(), y) for x, y in zip(images, labels, strict=True)]
-
-
-def data(*_, **__):
-    return assemble(Arrays(*arrays(), tuple("0123456789")), SPEC, validation=0.1, seed=0)
-
-
-def net(*_, **__):
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)
-    )  # fmt: skip
 
 
 def run(root, training=TRAINING, pruning=PRUNING):
@@ -79,15 +52,6 @@ def interrupted(model, at):
     return model
 
 
-def trained(folder=None, model=None, training=TRAINING, mask=None, source=None):
-    model = model or net()
-    result = train(
-        model, source or data(), training, mask=mask, folder=folder and RunFolder.open(Path(folder), "run", {}),
-        device="cpu", progress=False,
-    )  # fmt: skip
-    return model, result
-
-
 def half_of(model):
     mask = skeletal.Mask(
         {n: torch.arange(p.numel()).view_as(p) % 2 == 0 for n, p in model.named_parameters() if p.dim() > 1}
@@ -102,84 +66,8 @@ def moved(engine):
     return dict(model.state_dict())
 
 
-def nan_on_rank_1(rank):
-    source = data()
-    if rank == 1:
-        source.train.part.images.zero_()
-    model = net()
-    model.register_forward_hook(lambda _, x, y: y * torch.nan if rank == 1 else y)
-    trained(model=model, source=source)
-
-
-def forward_fails_on_rank_1_in_the_last_step_of_an_epoch(rank):
-    calls = []
-
-    def fail(*_):
-        calls.append(1)
-        if rank == 1 and len(calls) == 4:
-            raise ValueError("mine")
-
-    model = net()
-    model.register_forward_pre_hook(fail)
-    trained(model=model, training=replace(TRAINING, epochs=1))
-
-
-def evaluation_fails_on_rank_0(rank):
-    def fail(module, *_):
-        if rank == 0 and not module.training:
-            raise ValueError("in evaluation")
-
-    model = net()
-    model.register_forward_pre_hook(fail)
-    trained(model=model)
-
-
-def disk_is_full_on_rank_0(rank):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    before, checkpoint.save = checkpoint.save, full
-    try:
-        trained(folder=FOLDER + "/full")
-    finally:
-        checkpoint.save = before
-
-
-def other_weights_on_rank_1(rank):
-    model = net()
-    if rank == 1:
-        nn.init.ones_(model[0].bias)
-    trained(model=model)
-
-
-def bad_density_on_rank_1(rank):
-    skeletal.prune(net(), [(torch.randn(4, 1, 8, 8), torch.arange(4))], density=2.0 if rank == 1 else 0.5)
-
-
-def corrupt_label_on_rank_1(rank):
-    source = data()
-    if rank == 1:
-        source.train.part.labels.fill_(12)
-    trained(source=source)
-
-
-FAILURES = [
-    nan_on_rank_1,
-    forward_fails_on_rank_1_in_the_last_step_of_an_epoch,
-    evaluation_fails_on_rank_0,
-    disk_is_full_on_rank_0,
-    other_weights_on_rank_1,
-    bad_density_on_rank_1,
-    corrupt_label_on_rank_1,
-]
-FOLDER = ""
-
-
 def work(rank, folder):
-    global FOLDER
-    FOLDER = folder
-    found = {function.__name__: outcome(function, rank) for function in FAILURES}
-
+    found = {}
     place, result = run(f"{folder}/two")
     found["run"] = result, str(place.path)
     found["again"] = run(f"{folder}/two")[1] == result
@@ -216,9 +104,6 @@ def work(rank, folder):
     told = team.meet(torch.tensor(float(rank)), 2 + rank, stopping=rank == 1)
     team.average_gradients(2 + rank, told)
     found["met"] = told.loss, told.examples, told.stopping
-    found["sync"] = outcome(lambda: trained(training=replace(TRAINING, sync_bn=True)))
-    found["own split"] = outcome(shared, [1, 2])
-    found["small batch"] = outcome(data_sets.Stream, shared(data().train), 1, 0)
     return found
 
 
@@ -334,62 +219,6 @@ def test_a_mask_moves_on_two_ranks_as_on_one(found, engine):
 def test_what_ranks_tell_each_other(found):
     for rank in (0, 1):
         assert found[rank]["met"] == (pytest.approx(3 / 5), 5, True)
-
-
-# What ranks 0 and 1 raise, and what the messages say.
-RAISED = {
-    "nan_on_rank_1": 2 * [("NonFiniteError", "loss is nan in epoch 1, step 1")],
-    "forward_fails_on_rank_1_in_the_last_step_of_an_epoch": [
-        ("PeerError", "rank 1 has failed: ValueError: mine"),
-        ("ValueError", "mine"),
-    ],
-    "evaluation_fails_on_rank_0": [("ValueError", "in evaluation"), ("PeerError", "rank 0 has failed: ValueError")],
-    "disk_is_full_on_rank_0": [("OSError", "No space left"), ("PeerError", "rank 0 has failed: OSError")],
-    "other_weights_on_rank_1": 2 * [("ValueError", "ranks 0 and 1 differ in 0.bias: train the same model")],
-    "bad_density_on_rank_1": [("PeerError", "rank 1 has failed: ValueError: density is 2.0"), ("ValueError", "2.0")],
-    "corrupt_label_on_rank_1": [
-        ("PeerError", "rank 1 has failed: ValueError: label 12 is not in 0..9"),
-        ("ValueError", "label 12 is not in 0..9"),
-    ],
-    "sync": 2 * [("ValueError", "--sync-bn needs GPUs, not cpu")],
-    "own split": 2 * [("TypeError", "a list cannot be divided over 2 processes")],
-    "small batch": 2 * [("ValueError", "a batch of 1 examples cannot be divided over 2 processes")],
-}
-
-
-@pytest.mark.parametrize("name", RAISED)
-def test_an_error_on_one_rank_stops_all_at_once(found, name):
-    for rank, (kind, message) in enumerate(RAISED[name]):
-        raised, told, seconds = found[rank][name]
-        assert raised == kind, told
-        assert message in told
-        assert seconds < 60  # not the time-out of a rank left waiting
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 7])
-def test_parts_make_up_the_batch(ranks):
-    whole = data().train
-    for train_ in (True, False):
-        options = dict(train=train_, seed=2, epoch=1)
-        parts = [
-            list(
-                MemorySplit(whole.part, whole.members, SPEC, share=data_sets.Share(rank, ranks)).batches(20, **options)
-            )
-            for rank in range(ranks)
-        ]
-        for batch, *of_ranks in zip(whole.batches(20, **options), *parts, strict=True):
-            sizes = [len(y) for _, y in of_ranks]
-            assert sum(sizes) == len(batch[1]) and max(sizes) - min(sizes) <= 1
-            for rank, (images, labels) in enumerate(of_ranks):
-                assert torch.equal(images, batch[0][rank::ranks]) and torch.equal(labels, batch[1][rank::ranks])
-
-
-def test_balanced_batches_are_divided_too():
-    split = data().train
-    whole = next(iter(data_sets.BalancedStream(split, 40, 0, 10)))
-    for rank in (0, 1):
-        part = next(iter(data_sets.BalancedStream(split, 40, 0, 10, data_sets.Share(rank, 2))))
-        assert torch.equal(part[0], whole[0][rank::2]) and torch.equal(part[1], whole[1][rank::2])
 
 
 def test_one_process_needs_no_group(monkeypatch):

@@ -14,8 +14,8 @@ from skeletal.harness.training import checkpoint
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult
-from tests.harness.training.test_static_step import DATA, TRAINING, mask_of, network, run, static
-from tests.harness.training.test_train import same, timeless
+from tests.harness.training.blobs import same, timeless
+from tests.harness.training.recorded import DATA, TRAINING, mask_of, network, run, static
 
 __all__ = ["static"]
 CPU = torch.device("cpu")

@@ -1,0 +1,52 @@
+"""Signals end a training after its step, at once if they come twice, and in its own process and thread only."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from skeletal.harness.console.interrupt import Interrupted
+from skeletal.harness.training import checkpoint
+from tests.harness.training.blobs import blobs, folder, mlp, run
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(mlp(), blobs(before={(0, 2): twice}), folder=folder(tmp_path))
+    assert not isinstance(stopped.value, Interrupted)
+    assert checkpoint.load(folder(tmp_path).path) is None
+
+
+def test_a_stop_without_a_folder_says_that_nothing_is_saved():
+    with pytest.raises(Interrupted, match=r"step 3 of 5.*nothing is saved"):
+        run(mlp(), blobs(before={(0, 2): lambda: signal.raise_signal(signal.SIGTERM)}))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on POSIX only")
+@pytest.mark.parametrize("number, ends", [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_forked_data_workers_survive_an_interrupt_but_not_a_termination(number, ends):
+    codes = []
+
+    def in_worker():
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    run(mlp(), blobs(before={(0, 1): in_worker}))
+    assert codes == [128 + number if ends else 0]
+
+
+def test_training_works_outside_the_main_thread():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(mlp(), blobs())))
+    thread.start()
+    thread.join()
+    assert results[0].epochs == 3

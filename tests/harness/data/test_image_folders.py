@@ -1,0 +1,88 @@
+"""A user's own folder of images: the contract of a split, torchvision's test images, and damage that is named."""
+
+import pytest
+import torch
+from PIL import Image
+
+from skeletal.harness import data
+from tests.harness.data.layouts import pixels, write_image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folder")
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("b", "a"):
+            for i in range(count):
+                write_image(root / part / name / f"{i}.png", pixels(40, 50, 3))
+    return root
+
+
+def same(ours, theirs):
+    ours, theirs = list(ours), list(theirs)
+    return len(ours) == len(theirs) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(ours, theirs, strict=True)
+    )
+
+
+def test_an_image_folder_keeps_the_contract(folder):
+    loaded = data.load(str(folder), validation=0.25, workers=0)
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (6, 2, 4)
+    assert loaded.classes == ("a", "b") and loaded.test.labels.tolist() == [0, 0, 1, 1]
+    state = torch.get_rng_state()
+    whole = loaded.train.batches(4, train=True, seed=1, epoch=2)
+    first = list(whole)
+    assert [tuple(x.shape) for x, _ in first] == [(4, 3, 224, 224), (2, 3, 224, 224)]
+    assert first[0][0].dtype == torch.float32 and first[0][1].dtype == torch.int64
+    assert same(first, whole)
+    assert same(first[1:], loaded.train.batches(4, train=True, seed=1, epoch=2, start=1))
+    assert not same(first, loaded.train.batches(4, train=True, seed=1, epoch=3))
+    assert len(list(loaded.train.batches(4, train=True, drop_last=True))) == 1
+    tested = torch.cat([y for _, y in loaded.test.batches(3, train=False)])
+    assert torch.equal(tested, loaded.test.labels)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_equal_images_of_a_folder_are_cropped_each_in_its_own_way(tmp_path):
+    image = pixels(40, 40, 3)
+    for part, count in (("train", 4), ("val", 1)):
+        for i in range(count):
+            write_image(tmp_path / part / "a" / f"{i}.png", image)
+    images, _ = next(iter(data.load(str(tmp_path), validation=0, workers=0).train.batches(4, train=True)))
+    assert not any(torch.equal(images[i], images[j]) for i in range(4) for j in range(i))
+
+
+def test_an_image_folder_is_tested_as_torchvision_does(folder):
+    from torchvision import transforms as T
+
+    loaded = data.load("imagenet", folder, workers=0)
+    assert loaded.name == "imagenet" and loaded.num_classes == 2
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    transform = T.Compose([T.Resize(256), T.CenterCrop(224), T.ToTensor(), T.Normalize(mean, std)])
+    with Image.open(folder / "val" / "a" / "0.png") as image:
+        expected = transform(image)
+    assert torch.equal(next(iter(loaded.test.batches(4, train=False)))[0][0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later, of the loader's start
+def test_workers_change_nothing(folder):
+    state = torch.get_rng_state()
+    here, there = (data.load(str(folder), workers=w).train.batches(3, train=True, seed=4) for w in (0, 2))
+    assert same(here, there)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_damaged_image_folder_is_named(tmp_path):
+    write_image(tmp_path / "train" / "a" / "0.png", pixels(40, 40, 3))
+    with pytest.raises(data.DataNotFoundError, match="is not an image folder: train/<class>/ and val/<class>/"):
+        data.load(str(tmp_path))
+    write_image(tmp_path / "test" / "b" / "0.png", pixels(40, 40, 3))
+    with pytest.raises(data.DataError, match="not in both: a, b"):
+        data.load(str(tmp_path))
+    (tmp_path / "test" / "b").rename(tmp_path / "test" / "a")
+    (tmp_path / "test" / "a" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(data.DataError, match=r"0\.png: cannot decode the image"):
+        list(data.load(str(tmp_path), workers=0).test.batches(1, train=False))
+    (tmp_path / "test" / "a" / "0.png").unlink()
+    with pytest.raises(data.DataError, match=r"test: .*for the classes a"):
+        data.load(str(tmp_path))

@@ -1,0 +1,86 @@
+"""Which step is taken: compiled where it is asked for or pays, eager where nothing can be recorded, and it says why."""
+
+from dataclasses import replace
+
+import pytest
+
+from skeletal.harness.training import choose_step
+from tests.harness.training.blobs import folder, same
+from tests.harness.training.recorded import BATCH, DATA, TRAINING, Uncaptured, network, run, static
+
+__all__ = ["static"]
+
+
+def test_the_compiled_network_is_taken_where_it_pays(tmp_path, static, monkeypatch):
+    calls = []
+
+    def compiled(model):
+        calls.append(model)
+        return lambda x: model(x)
+
+    monkeypatch.setattr(choose_step, "compiled_by_torch", compiled)
+    expected = run()
+    for compile, about in (("yes", "graph, compiled"), ("no", "graph"), ("auto", "graph")):  # 3 epochs do not pay
+        static()
+        place = folder(tmp_path, compile)
+        model = run(replace(TRAINING, compile=compile), folder=place)
+        assert same(dict(model.state_dict()), dict(expected.state_dict()))
+        assert [row["step"] for row in place.metrics()] == [about] * 3
+    assert len(calls) == 1
+    monkeypatch.setattr(choose_step, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(choose_step.Recording, "seconds", lambda self, run: 1.0)
+    place = folder(tmp_path, "as slow")
+    run(folder=place)
+    assert place.metrics()[0]["step"] == "graph (not compiled: 1000.00 ms a step, 1000.00 without)"
+
+
+def test_without_a_recording_the_compiled_network_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):
+    calls = []
+
+    def compiled(model):
+        calls.append(model)
+        return lambda x: model(x)
+
+    monkeypatch.setattr(choose_step, "compiled_by_torch", compiled)
+    expected = run()
+    model = run(replace(TRAINING, compile="yes"), folder=folder(tmp_path))
+    assert same(dict(model.state_dict()), dict(expected.state_dict())) and calls == [model]
+    assert folder(tmp_path).metrics()[0]["step"] == "eager, compiled: no CUDA device"
+    run(replace(TRAINING, compile="yes", engine="sparse"))
+    assert calls == [model]
+
+
+@pytest.mark.parametrize("kind", ["wrong", "raises"])
+def test_a_compiler_that_fails_costs_no_more_than_its_time(tmp_path, static, monkeypatch, kind):
+    def wrong(model):
+        return lambda x: model(x).flip(1)
+
+    def raises(model):
+        raise RuntimeError("no C compiler found")
+
+    monkeypatch.setattr(choose_step, "compiled_by_torch", {"wrong": wrong, "raises": raises}[kind])
+    expected = run()
+    static()
+    with pytest.warns(UserWarning, match="captured without torch.compile"):
+        model = run(replace(TRAINING, compile="yes"), folder=folder(tmp_path))
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+    assert folder(tmp_path).metrics()[0]["step"].startswith("graph (not compiled: ")
+
+
+def test_compiling_is_expected_to_pay_in_long_runs_of_large_networks():
+    model = network()  # three layers: three seconds to compile
+    assert choose_step.pays(TRAINING, model, step_seconds=0.01, steps_left=3001)
+    assert not choose_step.pays(TRAINING, model, step_seconds=0.01, steps_left=2999)
+    assert choose_step.pays(replace(TRAINING, compile="yes"), model, 0.0, 0)
+    assert not choose_step.pays(replace(TRAINING, compile="no"), model, 1.0, 10**9)
+
+
+def test_what_is_not_recorded_says_why(monkeypatch):
+    recorder = Uncaptured()
+    batching = choose_step.Batching(DATA.train, BATCH, 0, False, lambda: None)
+    assert choose_step.why_eager(TRAINING, batching, recorder) is None
+    assert choose_step.why_eager(TRAINING, batching, None) == "no CUDA device"
+    assert choose_step.why_eager(replace(TRAINING, graph="no"), batching, recorder) == "--graph no"
+    assert choose_step.why_eager(TRAINING, replace(batching, split=object()), recorder) == "images are not in memory"
+    monkeypatch.setattr(choose_step, "ranks", lambda: 2)
+    assert choose_step.why_eager(TRAINING, batching, recorder) == "2 processes"

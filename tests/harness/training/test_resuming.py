@@ -1,0 +1,113 @@
+"""A run that was stopped or killed goes on to the same bits, and from its own checkpoint only."""
+
+import signal
+
+import pytest
+import torch
+
+from skeletal.harness.console.interrupt import Interrupted
+from skeletal.harness.store.pace import Pace
+from skeletal.harness.training import checkpoint
+from tests.harness.training.blobs import HalfMask, blobs, folder, mlp, run, same, timeless
+
+
+@pytest.mark.parametrize("stop_at", [(0, 1), (1, 3), (1, 4), (2, 0)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, capsys, stop_at, number):
+    whole = folder(tmp_path, "whole")
+    expected = mlp()
+    run(expected, blobs(), folder=whole, mask=HalfMask())
+
+    parts = folder(tmp_path, "parts")
+    data = blobs(before={stop_at: lambda: signal.raise_signal(number)})
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped:
+        run(mlp(), data, folder=parts, mask=HalfMask(), resume_command="skeletal train --resume it")
+    assert stopped.value.folder is parts
+    assert "skeletal train --resume it" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    saved = checkpoint.load(parts.path)
+    after = stop_at[1] + 1  # the step that was under way is finished
+    assert (saved["epoch"], saved["batch"]) == ((stop_at[0], after) if after < 5 else (stop_at[0] + 1, 0))
+
+    torch.manual_seed(99)  # a new process would have another state
+    resumed = mlp()
+    result = run(resumed, data, folder=parts, mask=HalfMask())
+    assert same(dict(expected.state_dict()), dict(resumed.state_dict()))
+    a, b = checkpoint.load(whole.path), checkpoint.load(parts.path)
+    for part in ("model", "optimizer", "scheduler", "rng", "epoch", "batch"):
+        assert same(a[part], b[part]), part
+    assert timeless(whole.metrics()) == timeless(parts.metrics())
+    assert result.test.top1 == whole.metrics()[-1]["test_top1"]
+
+
+class Rare(Pace):
+    """Writes the first checkpoint, and then only what has to be written."""
+
+    def due(self):
+        return self.saved is None
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_run_that_writes_few_checkpoints_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop):
+    whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
+    expected = mlp()
+    run(expected, blobs(), folder=whole)
+    monkeypatch.setattr("skeletal.harness.training.trainer.Pace", Rare)
+
+    def end():
+        if stop:
+            signal.raise_signal(signal.SIGINT)
+        else:
+            raise SystemExit
+
+    with pytest.raises(Interrupted if stop else SystemExit):
+        run(mlp(), blobs(before={(2, 1): end}), folder=parts)
+    saved = checkpoint.load(parts.path)
+    assert (saved["epoch"], saved["batch"]) == ((2, 2) if stop else (1, 0))
+    resumed = mlp()
+    run(resumed, blobs(), folder=parts)
+    assert same(dict(expected.state_dict()), dict(resumed.state_dict()))
+    assert timeless(whole.metrics()) == timeless(parts.metrics())
+    assert checkpoint.load(parts.path)["epoch"] == 3
+
+
+def test_a_killed_run_drops_the_epoch_it_had_begun(tmp_path):
+    whole, killed = folder(tmp_path, "whole"), folder(tmp_path, "killed")
+    run(mlp(), blobs(), folder=whole)
+
+    def kill():
+        raise SystemExit  # no handler of ours sees it, as with SIGKILL
+
+    data = blobs(before={(1, 2): kill})
+    with pytest.raises(SystemExit):
+        run(mlp(), data, folder=killed)
+    killed.append({"epoch": 1, "loss": "of a checkpoint that was never written"})
+    run(mlp(), data, folder=killed)
+    assert timeless(whole.metrics()) == timeless(killed.metrics())
+    assert same(checkpoint.load(whole.path)["optimizer"], checkpoint.load(killed.path)["optimizer"])
+
+
+def test_a_trained_run_only_repeats_its_result(tmp_path):
+    place = folder(tmp_path)
+    first = run(mlp(), blobs(), folder=place)
+
+    def never():
+        raise AssertionError("trained again")
+
+    again = run(mlp(), blobs(before={(0, 0): never}), folder=place)
+    assert (again.train, again.validation, again.test) == (first.train, first.validation, first.test)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    run(mlp(), blobs(), folder=folder(tmp_path))
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        run(mlp(), blobs(), folder=folder(tmp_path), seed=1)
+
+
+def test_lost_metrics_are_noticed(tmp_path):
+    place = folder(tmp_path)
+    run(mlp(), blobs(), folder=place)
+    (place.path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has 0 lines"):
+        run(mlp(), blobs(), folder=place)

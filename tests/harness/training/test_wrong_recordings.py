@@ -1,0 +1,92 @@
+"""A recording that does other than eager steps is found out before it trains anything."""
+
+import pytest
+
+from tests.harness.training.blobs import folder, same
+from tests.harness.training.recorded import Refuses, Uncaptured, run, static
+
+__all__ = ["static"]
+
+
+class Stale(Uncaptured):
+    """The first batch again and again, as with a counter that the recording has as a constant."""
+
+    def record(self, step):
+        static = step.__defaults__ and step.__closure__
+
+        def again():
+            (owner,) = (cell.cell_contents for cell in static if hasattr(cell.cell_contents, "seek"))
+            position = owner._position.clone()
+            owner.seek(0)
+            step()
+            owner.table[position] = owner.table[:1].clone()
+            owner._position.copy_(position + 1)
+
+        return again
+
+
+class Twice(Uncaptured):
+    """Moves the weights twice."""
+
+    def record(self, step):
+        def twice():
+            step()
+            step()
+
+        return twice
+
+
+class Never(Uncaptured):
+    """Does nothing."""
+
+    def record(self, step):
+        return lambda: None
+
+
+class Forgetful(Uncaptured):
+    """Leaves no scores."""
+
+    def record(self, step):
+        (owner,) = (cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "seek"))
+
+        def forgetting():
+            step()
+            owner.table.zero_()
+
+        return forgetting
+
+
+class WrongRate(Uncaptured):
+    """Steps by another learning rate."""
+
+    def record(self, step):
+        (owner,) = (cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "seek"))
+
+        def faster():
+            owner._rate.mul_(2)
+            step()
+            owner._rate.div_(2)
+
+        return faster
+
+
+@pytest.mark.parametrize(
+    ("recorder", "message"),
+    [
+        (Stale, "differs from eager ones .*step 2"),
+        (Twice, "differs from eager ones .*step 1"),
+        (Never, "differs from eager ones .*step 1"),
+        (Forgetful, "differs from eager ones .*its loss is 0"),
+        (WrongRate, "differs from eager ones .*step 1"),
+        (Refuses, "cannot be captured .*stream is capturing and much more"),
+    ],
+)
+def test_a_recording_that_is_wrong_is_not_trained_by(tmp_path, static, recorder, message):
+    expected = run()
+    static(recorder())
+    place = folder(tmp_path)
+    with pytest.warns(UserWarning, match=message):
+        model = run(folder=place)
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+    row = place.metrics()[0]
+    assert "step" not in row  # on a CPU there is no choice to tell of
