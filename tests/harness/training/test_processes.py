@@ -73,6 +73,8 @@ def work(rank, folder):
     found["again"] = run(f"{folder}/two")[1] == result
     found["evaluated"] = evaluated(place.path)
     found["launcher"] = launcher()
+    best = finding.find_mask(net(), data(), SETUP, replace(PRUNING, best_of=2), progress=False)
+    found["best of"] = dict(best), best.metadata["best_of"]
 
     # Only rank 1 is asked to stop, in the middle of an epoch; both do, and go on from there.
     found["stopped"] = outcome(lambda: trained(f"{folder}/cut", interrupted(net(), 7 if rank == 1 else 0)))
@@ -159,6 +161,13 @@ def test_all_ranks_return_the_same_and_a_finished_run_is_not_repeated(found):
     assert found[0]["again"] and found[1]["again"] is not None
     timeless = [{k: v for k, v in rank["run"][0].items() if "seconds" not in k} for rank in found]
     assert timeless[0] == timeless[1]
+
+
+def test_ranks_agree_on_the_best_of_two_masks(found):
+    (best, told), (same, told_too) = (rank["best of"] for rank in found)
+    best = skeletal.Mask(best)
+    assert best == skeletal.Mask(same) and told == told_too and len(told["losses"]) == 2
+    assert (best == skeletal.Mask.load(Path(found[0]["run"][1]) / "mask.safetensors")) == (told["chosen"] == 0)
 
 
 def test_evaluation_counts_every_example_once(found, single):
