@@ -13,7 +13,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone
 from skeletal.core.model.passes import Passes
 from skeletal.core.model.preserve import device_of, preserve_model
-from skeletal.core.progress import stage
+from skeletal.core.progress import say, stage
 from skeletal.engine.availability import available
 from skeletal.engine.compile import compile
 from skeletal.harness.data import Batch
@@ -66,6 +66,8 @@ def best_of(
     stopwatch = Stopwatch(device_of(model))
     losses, rate = _compare(model, masks, batches, meter)
     best = min(range(number), key=lambda k: losses[k])
+    shown = ", ".join(f"{loss:.4g}" for loss in losses)
+    say(f"mask {best + 1} of {number} stays: loss after {STEPS} steps of training {shown}")
     costs = [cost for mask in masks if (cost := Cost.read(mask.metadata.get("cost"))) is not None]
     whole = sum(costs, of_all_ranks(meter.cost + stopwatch.read()))
     chosen = masks[best]
