@@ -89,7 +89,7 @@ class Diagnosis(Tabular):
     def narrowest(self) -> Layer | None:
         """The layer with the fewest effective weights, of those that have any; the first of several.
 
-        Of what the mask alone tells, it ranks masks of one density best (docs/before-training.md).
+        How few they are ranks masks of one density well (docs/before-training.md).
         """
         return min((layer for layer in self.layers if layer.effective), key=lambda x: x.effective, default=None)
 

@@ -39,8 +39,8 @@ def best_of(
 ) -> Mask:
     """Find several masks, and keep the one whose network has the lowest loss at the end of 50 steps of training.
 
-    Of the numbers known before training it ranks masks best (docs/best-of.md). Validation and test images are not
-    looked at. Each rank trains by itself on its own batches; the mean over ranks counts.
+    docs/before-training.md has what that tells. Validation and test images are not looked at. Each rank trains by
+    itself on its own batches; the mean over ranks counts.
 
     Args:
         number: of masks.
