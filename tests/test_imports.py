@@ -22,7 +22,7 @@ FLOORS = """
     study/paper
     study/*
     harness/bench
-    harness/runs
+    harness/runs  harness/comparison
     harness/training
     harness/console
     harness/store  harness/models  harness/data  harness/output

@@ -8,10 +8,10 @@ import torch
 from matplotlib.image import imread
 
 import skeletal
+from skeletal.harness.comparison.compare import outcomes
+from skeletal.harness.comparison.row import row_of
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.runs import export
-from skeletal.harness.runs.compare import outcomes
-from skeletal.harness.runs.row import row_of
 from skeletal.harness.store.folders import RunFolder
 
 

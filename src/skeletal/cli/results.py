@@ -59,9 +59,9 @@ def compare(
     """
     if markdown + csv + latex + json > 1:
         raise ValueError("--markdown, --csv, --latex and --json exclude each other: choose one")
-    from skeletal.harness.runs import compare as comparing
-    from skeletal.harness.runs.budget import at_most
-    from skeletal.harness.runs.row import row_of
+    from skeletal.harness.comparison import compare as comparing
+    from skeletal.harness.comparison.budget import at_most
+    from skeletal.harness.comparison.row import row_of
     from skeletal.harness.store.search import runs_below
 
     folders = {folder.path.absolute(): folder for root in runs or (Path("runs"),) for folder in runs_below(root)}

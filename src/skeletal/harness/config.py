@@ -218,6 +218,8 @@ def resolve(record: Record, preset: str) -> Record:
         method, many = expanded(record.method)
         as_in = named("as-in", record.as_in, AS_IN)
         record = replace(record, method=spelled(method, (*ONE_SHOT, *ITERATIVE, IMP, "dense")), as_in=as_in)
+        if record.best_of > 1 and record.method in (IMP, "dense"):
+            raise ValueError(f"the method {record.method} finds no mask before training: leave --best-of out")
         if record.pattern is not None:
             record = replace(record, pattern=canonical(record.pattern))
             if record.method == IMP:

@@ -90,5 +90,16 @@ def test_a_method_that_looks_at_no_data_is_refused(data, method):
 def test_what_looks_at_each_step_takes_one_mask(tmp_path):
     with pytest.raises(ValueError, match="leave --best-of out"):
         measure(SETUP, asked(best_of=2), root=tmp_path)
-    with pytest.raises(ValueError, match="best_of is 0; it has to be at least 1"):
-        resolve(Pruning(best_of=0), "quick")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(best_of=0), "best_of is 0; it has to be at least 1"),
+        (dict(best_of=2, method="imp"), "imp finds no mask before training: leave --best-of out"),
+        (dict(best_of=2, method="dense"), "dense finds no mask before training: leave --best-of out"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(Pruning(**settings), "quick")

@@ -8,11 +8,11 @@ from typing import Any
 
 from skeletal.core.choices import require, same_name, spelled
 from skeletal.core.table import Table
+from skeletal.harness.comparison.row import COLUMNS, COSTS, Row, labels
 from skeletal.harness.ledger import readable
 from skeletal.harness.output.accuracy import plot_accuracy
 from skeletal.harness.output.pareto import on_front
 from skeletal.harness.output.tradeoff import Outcome, plot_tradeoff
-from skeletal.harness.runs.row import COLUMNS, COSTS, Row, labels
 
 LEGEND = "accuracy: test top-1, in percent; seconds: of training; sparsity: percent of prunable weights removed"
 COST_LEGEND = "macs: multiply-adds of kept weights, forward and backward; memory: peak of the process"

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from skeletal.harness.comparison.row import Row
 from skeletal.harness.ledger import Ledger
-from skeletal.harness.runs.row import Row
 from skeletal.harness.store.folders import RunFolder
 
 
