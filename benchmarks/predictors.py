@@ -103,7 +103,8 @@ def smallest_cut(effective):
 def smallest_rank(model, mask, images):
     """The effective rank (e to the entropy of singular values, Roy and Vetterli 2007) of hidden layers, the least."""
     owners = {id(parameter): module for module in model.modules() for parameter in module._parameters.values()}
-    layers = [owners[id(dict(model.named_parameters())[name])] for name in list(mask)[:-1]]
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    layers = [owners[id(model.get_parameter(name))] for name in list(mask)[:-1]]
     ranks = []
 
     def look(_, __, outputs):
@@ -112,7 +113,6 @@ def smallest_rank(model, mask, images):
         share = values / values.sum().clamp_min(1e-30)
         ranks.append(torch.special.entr(share).sum().exp().item() if values.sum() > 0 else 0.0)
 
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     masked = weights | {name: weights[name] * keep.to(weights[name].device) for name, keep in mask.items()}
     with preserve_model(model, training=True, seed=0), torch.no_grad():
         hooks = [layer.register_forward_hook(look) for layer in layers]

@@ -11,7 +11,9 @@ from tests.harness.training.recorded import BATCH, DATA, TRAINING, Uncaptured, n
 __all__ = ["static"]
 
 
-def test_the_compiled_network_is_taken_where_it_pays(tmp_path, static, monkeypatch):
+@pytest.fixture
+def calls(monkeypatch):
+    """The networks that were to be compiled, which come back as they are."""
     calls = []
 
     def compiled(model):
@@ -19,6 +21,10 @@ def test_the_compiled_network_is_taken_where_it_pays(tmp_path, static, monkeypat
         return lambda x: model(x)
 
     monkeypatch.setattr(choose_step, "compiled_by_torch", compiled)
+    return calls
+
+
+def test_the_compiled_network_is_taken_where_it_pays(tmp_path, static, calls, monkeypatch):
     expected = run()
     for compile, about in (("yes", "graph, compiled"), ("no", "graph"), ("auto", "graph")):  # 3 epochs do not pay
         static()
@@ -34,14 +40,7 @@ def test_the_compiled_network_is_taken_where_it_pays(tmp_path, static, monkeypat
     assert place.metrics()[0]["step"] == "graph (not compiled: 1000.00 ms a step, 1000.00 without)"
 
 
-def test_without_a_recording_the_compiled_network_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):
-    calls = []
-
-    def compiled(model):
-        calls.append(model)
-        return lambda x: model(x)
-
-    monkeypatch.setattr(choose_step, "compiled_by_torch", compiled)
+def test_without_a_recording_the_compiled_network_is_taken_where_it_is_asked_for(tmp_path, calls):
     expected = run()
     model = run(replace(TRAINING, compile="yes"), folder=folder(tmp_path))
     assert same(dict(model.state_dict()), dict(expected.state_dict())) and calls == [model]

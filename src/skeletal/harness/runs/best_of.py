@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import chain, islice
 from statistics import fmean
 
 import torch
@@ -95,12 +95,13 @@ def _compare(
 
 def _losses(model: nn.Module, mask: Mask, batches: Iterable[Batch], rate: float, meter: Meter) -> tuple[float, float]:
     """The loss before the first step, and its mean over the last ones; infinite where training diverges."""
-    batches = list(batches)
+    stream = iter(batches)
+    first = next(stream)
     found = []
     with preserve_model(model, training=True, seed=0):
-        network = _network(model, mask, batches[0][0])
+        network = _network(model, mask, first[0])
         optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
-        for inputs, targets in batches:
+        for inputs, targets in chain([first], stream):
             loss = nn.functional.cross_entropy(network(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
