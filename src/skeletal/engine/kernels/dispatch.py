@@ -1,28 +1,19 @@
-"""Which kernels a convolution uses: those for kept weights one by one, or those for blocks of them.
+"""What comes before and after a convolution's kernels, where those for kept weights one by one and those for blocks
+of them differ.
 
-Both take the same arguments, and are told apart by what comes first in the tables: one order of the weights, or what
-blocks have instead (see `WeightBlocks.packed`). The choice is made while they are compiled, so that no machine
-has to compile what it cannot run.
+They are told apart by what comes first in the tables: one order of the weights, or what blocks have instead (see
+`WeightBlocks.packed`). The choice is made while they are compiled, so that no machine has to compile what it cannot
+run.
 """
 
 from skeletal.engine.codegen.compiling import is_tuple, overload
 from skeletal.engine.codegen.fork import fork, held, part_of
-from skeletal.engine.kernels.blocks import convolve_blocks, fill_blocks, gather_gradients, gradients_of_blocks
-from skeletal.engine.kernels.sparse import add_up, convolve, gather, gradients
+from skeletal.engine.kernels.blocks import fill_blocks, gather_gradients
+from skeletal.engine.kernels.sparse import add_up, gather
 
 
 def arrange(boards, threads, values, order, weights):
     """Kept values as the kernels gather them, into `weights` as far as that reaches."""
-    raise NotImplementedError("for kernels only")
-
-
-def run_convolve(boards, threads, units, order, arguments):
-    """`sparse.convolve`, by several threads."""
-    raise NotImplementedError("for kernels only")
-
-
-def run_gradients(boards, threads, units, order, arguments):
-    """`sparse.gradients`, by several threads."""
     raise NotImplementedError("for kernels only")
 
 
@@ -42,24 +33,6 @@ def _arrange(boards, threads, values, order, weights):
         fork(boards, threads, count, part_of(fill_blocks, arguments), held(arguments))
 
     return in_blocks if is_tuple(order) else singly
-
-
-def _either(singly, in_blocks):
-    """How a call of one of two kernels is compiled."""
-
-    def run(boards, threads, units, order, arguments):
-        kernel = in_blocks if is_tuple(order) else singly
-
-        def call(boards, threads, units, order, arguments):
-            fork(boards, threads, units, part_of(kernel, arguments), held(arguments))
-
-        return call
-
-    return run
-
-
-overload(run_convolve)(_either(convolve, convolve_blocks))
-overload(run_gradients)(_either(gradients, gradients_of_blocks))
 
 
 @overload(add_all_up)

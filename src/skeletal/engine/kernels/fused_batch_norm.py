@@ -7,11 +7,13 @@ because the maps have evicted all that it needs from the cache, and there are do
 import math
 
 from skeletal.engine.codegen.compiling import compiled
-from skeletal.engine.codegen.fork import fork, held, part_of
+from skeletal.engine.codegen.fork import fork, held, part_of, part_of_either
 from skeletal.engine.codegen.packed_bf16 import LANES, array_at, lanes
 from skeletal.engine.kernels.arguments import Epilogue, Maps, NormGradient, Prologue, Source, Target
-from skeletal.engine.kernels.dispatch import add_all_up, arrange, run_convolve, run_gradients
+from skeletal.engine.kernels.blocks import convolve_blocks, gradients_of_blocks
+from skeletal.engine.kernels.dispatch import add_all_up, arrange
 from skeletal.engine.kernels.elementwise import reduce_gradient, scale_shift
+from skeletal.engine.kernels.sparse import convolve, gradients
 
 
 @compiled
@@ -139,7 +141,7 @@ def shared_forward(
         Prologue(*before), Target(out, out_block, _numbers_at(maps[2], kinds), grid), weights, tables[1:],
         Epilogue(scale, shift, other, relu, other[:0]), sums, examples, splits,
     )  # fmt: skip
-    run_convolve(boards, threads, units, order, convolving)
+    fork(boards, threads, units, part_of_either(convolve, convolve_blocks, order, convolving), held(convolving))
     if normalised == 1:
         factors(
             sums, count, from_batch, means, variances, rate, eps, weights_then, biases, values_like, found,
@@ -200,5 +202,6 @@ def shared_backward(
         tables[1:], parts, Target(array_at(grad_x, slots_like), x_block, _numbers_at(grad_x, kinds), x_grid),
         weights, tables_back[1:], array_at(passed, slots_like), relu_backward, examples, splits,
     )  # fmt: skip
-    run_gradients(boards, threads, units, tables[0], sending)
+    part = part_of_either(gradients, gradients_of_blocks, tables[0], sending)
+    fork(boards, threads, units, part, held(sending))
     add_all_up(boards, threads, parts, tables[0], array_at(grad_values, values_like))
