@@ -39,6 +39,7 @@ from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Setup, Training, resolve
 from skeletal.harness.data import Stream, resident
 from skeletal.harness.devices import pick_device, tuned
+from skeletal.harness.runs.best_of import early_losses
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.runs.load import setup_of
 from skeletal.harness.store.environment import environment
@@ -67,7 +68,7 @@ MEASURES = {
     "cut": "weights of the smallest cut between input and output",
     "paths": "number of paths from input to output",
     "rank": "smallest effective rank of a hidden layer's outputs",
-    "early": "loss, at the 50th step of training",
+    "early": "loss, mean over steps 41 to 50 of training",
 }
 LOWER_IS_BETTER = {"early"}
 
@@ -122,22 +123,6 @@ def smallest_rank(model, mask, images):
     return min(ranks)
 
 
-def early_loss(model, mask, batches, steps=50, last=10):
-    """The mean loss of the last few of some steps of SGD, as the recipe begins; the model is left as found."""
-    batches = list(islice(batches, steps))
-    losses = []
-    with preserve_model(model, training=True, seed=0):
-        skeleton = skeletal.compile(model, mask, batches[0], path="sparse")
-        optimizer = torch.optim.SGD(skeleton.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        for inputs, targets in batches:
-            loss = torch.nn.functional.cross_entropy(skeleton(inputs), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    return float(np.mean(losses[-last:])) if np.isfinite(losses).all() else 1e9
-
-
 def measures(model, mask, data, device, seed):
     """All of `MEASURES`, by name."""
     images, _ = next(iter(Stream(resident(data.train, device), 512, seed + 2_000_000)))
@@ -146,7 +131,8 @@ def measures(model, mask, data, device, seed):
         effective = effective_weights(model, mask, (images[:2], None))[0]
     found |= {"cut": smallest_cut(effective), "paths": paths(model, mask, images)}
     found["rank"] = smallest_rank(model, mask, images)
-    return found | {"early": early_loss(model, mask, Stream(resident(data.train, device), BATCH, seed + 3_000_000))}
+    batches = Stream(resident(data.train, device), BATCH, seed + 3_000_000)
+    return found | {"early": early_losses(model, mask, batches, rate=0.1, weight_decay=5e-4)[1]}
 
 
 def write(row, file):

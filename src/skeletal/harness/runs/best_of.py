@@ -85,7 +85,7 @@ def _compare(
         with stage("training the masks briefly", len(masks), unit="mask") as told:
             for mask in masks:
                 meter.turn_to(mask)
-                found.append(_losses(model, mask, islice(batches(), STEPS), rate, meter))
+                found.append(early_losses(model, mask, batches(), rate=rate, meter=meter))
                 told.update(len(found))
         losses = [fmean(of_rank) for of_rank in zip(*everyone([end for _, end in found]), strict=True)]
         if min(losses) < everyone(found[0][0])[0]:
@@ -93,20 +93,32 @@ def _compare(
     return losses, rate
 
 
-def _losses(model: nn.Module, mask: Mask, batches: Iterable[Batch], rate: float, meter: Meter) -> tuple[float, float]:
-    """The loss before the first step, and its mean over the last ones; infinite where training diverges."""
-    stream = iter(batches)
+def early_losses(
+    model: nn.Module,
+    mask: Mask,
+    batches: Iterable[Batch],
+    *,
+    rate: float,
+    weight_decay: float = 0.0,
+    meter: Meter | None = None,
+) -> tuple[float, float]:
+    """Losses of a skeleton's first 50 steps of SGD with momentum 0.9: before the first, and the mean of the last ten.
+
+    The second is infinite where training diverges. The model is left as found.
+    """
+    stream = islice(batches, STEPS)
     first = next(stream)
     found = []
     with preserve_model(model, training=True, seed=0):
         network = _network(model, mask, first[0])
-        optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=weight_decay)
         for inputs, targets in chain([first], stream):
             loss = nn.functional.cross_entropy(network(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            meter.add(Passes("gradient", len(targets)))
+            if meter is not None:
+                meter.add(Passes("gradient", len(targets)))
             found.append(loss.item())
     end = fmean(found[-LAST:])
     return found[0], end if math.isfinite(end) else math.inf
