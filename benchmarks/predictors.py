@@ -216,31 +216,35 @@ def shown(value, samples):
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
+def agreement(values, top1, *groups_of_pairs):
+    """How values go together with the accuracy: their rank correlation, and the pairs of each group ordered right."""
+    draws = np.random.default_rng(0).integers(len(top1), size=(2_000, len(top1)))
+    counts = np.array([np.bincount(draw, minlength=len(top1)) for draw in draws], np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # samples of equal masks have no correlation
+        cells = [shown(spearmanr(values, top1).statistic, [spearmanr(values[d], top1[d]).statistic for d in draws])]
+        for pairs in groups_of_pairs:
+            better, worse = values[pairs[:, 0]], values[pairs[:, 1]]
+            right = (better > worse) + 0.5 * (better == worse)
+            weights = counts[:, pairs[:, 0]] * counts[:, pairs[:, 1]]
+            cells.append(shown(right.mean(), (weights * right).sum(1) / weights.sum(1)) if len(pairs) else "-")
+    return cells
+
+
 def table(args):
     """How the numbers go together with the accuracy."""
     rows = [json.loads(line) for file in args.files for line in file.read_text().splitlines()]
     rows = [row for row in rows if args.densities is None or row["density"] in args.densities]
     top1 = np.array([row["top1"] for row in rows])
-    random = np.random.default_rng(0)
-    draws = random.integers(len(rows), size=(2_000, len(rows)))
     alike = pairs_of(rows, lambda row: (row["model"], row["data"], row["density"]))
     seeds = pairs_of(rows, lambda row: (row["model"], row["data"], row["density"], row["setting"]))
-    counts = np.array([np.bincount(draw, minlength=len(rows)) for draw in draws], np.float64)
     print(f"{len(rows)} masks, {len(alike)} pairs of the same density, {len(seeds)} that differ in the seed alone\n")
     print(markdown_head(["known before training", "rank correlation", "same density", "seed alone"]))
     for name, words in MEASURES.items():
         if any(row[name] is None for row in rows):
             continue
         values = np.array([row[name] for row in rows], np.float64) * (-1 if name in LOWER_IS_BETTER else 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # samples of equal masks have no correlation
-            cells = [shown(spearmanr(values, top1).statistic, [spearmanr(values[d], top1[d]).statistic for d in draws])]
-            for pairs in (alike, seeds):
-                better, worse = values[pairs[:, 0]], values[pairs[:, 1]]
-                right = (better > worse) + 0.5 * (better == worse)
-                weights = counts[:, pairs[:, 0]] * counts[:, pairs[:, 1]]
-                cells.append(shown(right.mean(), (weights * right).sum(1) / weights.sum(1)) if len(pairs) else "-")
-        print(markdown_row([words, *cells]))
+        print(markdown_row([words, *agreement(values, top1, alike, seeds)]))
 
 
 def main():

@@ -1,0 +1,67 @@
+"""Does a shorter training rank masks as the full one does?
+
+    python benchmarks/schedules.py RUNS [RUNS ...]
+
+Looks at the finished runs in some folders of run folders. Masks that were trained by several recipes (`skeletal run`
+or `skeletal train` with other --epochs, --decay, --batch-size, --lr) are compared: for each recipe, the rank
+correlation of its test accuracies with those of the longest one, over the masks that both trained, and how often it
+orders two masks of the same density alike (0.5 is chance; pairs that lie within a point by the longest are left out).
+In brackets 95% intervals over 2,000 bootstrap samples of masks.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from predictors import agreement, pairs_of
+
+import skeletal
+from skeletal.core.table import markdown_head, markdown_row
+from skeletal.harness.store.folders import MASK, RunFolder
+
+FEWEST = 4
+"""masks, of which a correlation says anything"""
+RECIPE = "epochs", "decay", "batch_size", "lr"
+
+
+def trained(roots):
+    """Of each network and data set: the accuracy of each mask by each recipe, and the masks' densities."""
+    found = defaultdict(lambda: defaultdict(dict))
+    densities = {}
+    for file in sorted(path for root in roots for path in root.glob("*/result.json")):
+        folder = RunFolder.at(file.parent)
+        told, result = folder.config, folder.result()
+        if "test" not in result or not (folder.path / MASK).exists() or told.get("update", "none") != "none":
+            continue
+        mask = skeletal.Mask.load(folder.path / MASK)
+        digest = mask.digest
+        densities[digest] = float(f"{mask.density:.2g}")
+        recipe = tuple((told | {"decay": told.get("decay", "steps")})[name] for name in RECIPE)
+        found[told["model"], told["data"]][recipe][digest] = result["test"]["top1"]
+    return found, densities
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of run folders")
+    found, densities = trained(parser.parse_args().runs)
+    for (model, data), recipes in found.items():
+        longest = max(recipes, key=lambda recipe: (recipe[0], len(recipes[recipe])))
+        truth = recipes[longest]
+        print(f"\n{model} on {data}; the longest: {dict(zip(RECIPE, longest, strict=True))}, {len(truth)} masks\n")
+        print(markdown_head([*RECIPE, "masks", "rank correlation", "same density"]))
+        for recipe, accuracies in sorted(recipes.items(), key=str):
+            shared = [digest for digest in truth if digest in accuracies]
+            if recipe == longest or len(shared) < FEWEST:
+                continue
+            rows = [{"top1": truth[digest], "density": densities[digest]} for digest in shared]
+            values = np.array([accuracies[digest] for digest in shared])
+            cells = agreement(
+                values, np.array(list(map(truth.get, shared))), pairs_of(rows, lambda row: row["density"])
+            )
+            print(markdown_row([*map(str, recipe), str(len(shared)), *cells]))
+
+
+if __name__ == "__main__":
+    main()
