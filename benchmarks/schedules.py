@@ -57,9 +57,8 @@ def main():
                 continue
             rows = [{"top1": truth[digest], "density": densities[digest]} for digest in shared]
             values = np.array([accuracies[digest] for digest in shared])
-            cells = agreement(
-                values, np.array(list(map(truth.get, shared))), pairs_of(rows, lambda row: row["density"])
-            )
+            top1 = np.array([truth[digest] for digest in shared])
+            cells = agreement(values, top1, pairs_of(rows, lambda row: row["density"]))
             print(markdown_row([*map(str, recipe), str(len(shared)), *cells]))
 
 
