@@ -143,17 +143,22 @@ def write(row, file):
     print(row["setting"], row["density"], row["seed"], *shown, f"test {row['top1']:.2f}%", flush=True)
 
 
+def finished(roots):
+    """Folder and mask of each finished run in some folders of run folders whose mask was found before training."""
+    for file in sorted(path for root in roots for path in root.glob("*/result.json")):
+        folder = RunFolder.at(file.parent)
+        stayed = folder.config.get("update", "none") == "none"
+        if stayed and "test" in folder.result() and (folder.path / MASK).exists():
+            yield folder, skeletal.Mask.load(folder.path / MASK)
+
+
 def judge(args):
     """A line for each finished run whose mask was found before training."""
     device = pick_device(args.device)
-    for file in sorted(path for root in args.runs for path in root.glob("*/result.json")):
-        folder = RunFolder.at(file.parent)
-        told, result = folder.config, folder.result()
-        if "test" not in result or not (folder.path / MASK).exists() or told.get("update", "none") != "none":
-            continue
-        mask = skeletal.Mask.load(folder.path / MASK)
+    for folder, mask in finished(args.runs):
         if mask.density > args.densest:
             continue
+        told, result = folder.config, folder.result()
         setup = setup_of(folder, args.data_dir, args.device)
         data = load_data(setup)
         method = mask.metadata["method"]

@@ -14,11 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from predictors import agreement, pairs_of
+from predictors import agreement, finished, pairs_of
 
-import skeletal
 from skeletal.core.table import markdown_head, markdown_row
-from skeletal.harness.store.folders import MASK, RunFolder
 
 FEWEST = 4
 """masks, of which a correlation says anything"""
@@ -29,16 +27,11 @@ def trained(roots):
     """Of each network and data set: the accuracy of each mask by each recipe, and the masks' densities."""
     found = defaultdict(lambda: defaultdict(dict))
     densities = {}
-    for file in sorted(path for root in roots for path in root.glob("*/result.json")):
-        folder = RunFolder.at(file.parent)
-        told, result = folder.config, folder.result()
-        if "test" not in result or not (folder.path / MASK).exists() or told.get("update", "none") != "none":
-            continue
-        mask = skeletal.Mask.load(folder.path / MASK)
-        digest = mask.digest
+    for folder, mask in finished(roots):
+        told, digest = folder.config, mask.digest
         densities[digest] = float(f"{mask.density:.2g}")
         recipe = tuple((told | {"decay": told.get("decay", "steps")})[name] for name in RECIPE)
-        found[told["model"], told["data"]][recipe][digest] = result["test"]["top1"]
+        found[told["model"], told["data"]][recipe][digest] = folder.result()["test"]["top1"]
     return found, densities
 
 
