@@ -18,7 +18,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from skeletal.engine.codegen.compiling import compiled, intrinsic, is_tuple
+from skeletal.engine.codegen.compiling import compiled, intrinsic
 
 _NUMBER = ir.IntType(64)
 _PART = ir.FunctionType(ir.VoidType(), [_NUMBER] * 4)
@@ -34,17 +34,11 @@ WORDS = 24
 @intrinsic
 def part_of(typing: Any, kernel: Any, arguments: Any) -> Any:
     """The address of a function that takes up arguments from where they are held, and runs a part of the kernel."""
-    return types.int64(kernel, arguments), _part(typing, kernel, arguments)
+    return types.int64(kernel, arguments), part_code(typing, kernel, arguments)
 
 
-@intrinsic
-def part_of_either(typing: Any, singly: Any, in_blocks: Any, order: Any, arguments: Any) -> Any:
-    """`part_of` the second kernel where `order` is a tuple, else of the first; the other one is not compiled."""
-    kernel = in_blocks if is_tuple(order) else singly
-    return types.int64(singly, in_blocks, order, arguments), _part(typing, kernel, arguments)
-
-
-def _part(typing: Any, kernel: Any, arguments: Any) -> Any:
+def part_code(typing: Any, kernel: Any, arguments: Any) -> Any:
+    """What `part_of` and intrinsics like it generate."""
     ours = kernel.get_call_type(typing, (*arguments.types, *[types.int64] * 3), {})
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:

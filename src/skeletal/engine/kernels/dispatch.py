@@ -1,15 +1,26 @@
-"""What comes before and after a convolution's kernels, where those for kept weights one by one and those for blocks
-of them differ.
+"""Where a convolution's kernels for kept weights one by one and those for blocks of them part ways: which one runs,
+and what comes before and after it.
 
 They are told apart by what comes first in the tables: one order of the weights, or what blocks have instead (see
 `WeightBlocks.packed`). The choice is made while they are compiled, so that no machine has to compile what it cannot
 run.
 """
 
-from skeletal.engine.codegen.compiling import is_tuple, overload
-from skeletal.engine.codegen.fork import fork, held, part_of
+from typing import Any
+
+from numba.core import types
+
+from skeletal.engine.codegen.compiling import intrinsic, is_tuple, overload
+from skeletal.engine.codegen.fork import fork, held, part_code, part_of
 from skeletal.engine.kernels.blocks import fill_blocks, gather_gradients
 from skeletal.engine.kernels.sparse import add_up, gather
+
+
+@intrinsic
+def part_of_either(typing: Any, singly: Any, in_blocks: Any, order: Any, arguments: Any) -> Any:
+    """`part_of` the second kernel where `order` is a tuple, else of the first; the other one is not compiled."""
+    kernel = in_blocks if is_tuple(order) else singly
+    return types.int64(singly, in_blocks, order, arguments), part_code(typing, kernel, arguments)
 
 
 def arrange(boards, threads, values, order, weights):

@@ -7,11 +7,11 @@ because the maps have evicted all that it needs from the cache, and there are do
 import math
 
 from skeletal.engine.codegen.compiling import compiled
-from skeletal.engine.codegen.fork import fork, held, part_of, part_of_either
+from skeletal.engine.codegen.fork import fork, held, part_of
 from skeletal.engine.codegen.packed_bf16 import LANES, array_at, lanes
 from skeletal.engine.kernels.arguments import Epilogue, Maps, NormGradient, Prologue, Source, Target
 from skeletal.engine.kernels.blocks import convolve_blocks, gradients_of_blocks
-from skeletal.engine.kernels.dispatch import add_all_up, arrange
+from skeletal.engine.kernels.dispatch import add_all_up, arrange, part_of_either
 from skeletal.engine.kernels.elementwise import reduce_gradient, scale_shift
 from skeletal.engine.kernels.sparse import convolve, gradients
 
