@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import skeletal
@@ -109,7 +109,7 @@ class Measurement:
     def wait(self) -> None:
         """For the GPU."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
 
     def milliseconds(self, step: Callable[[], object], warm_up: int = 10, steps: int = 100) -> float:
         """Of a step."""
@@ -131,11 +131,10 @@ class Measurement:
         split = data_sets.resident(self.data.train, self.device)
         images, labels = next(iter(split.batches(self.batch_size, train=True)))
         images = images.contiguous(memory_format=layout)
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, fused=fast and self.device.type == "cuda"
-        )
+        fused = True if fast and self.device.type == "cuda" else None  # None: torch chooses, as for public codes
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, fused=fused)
         weights = [weight for name, weight in model.named_parameters() if name in mask]
-        keep: list[Tensor] = [keep.to(weights[0]) for keep in mask.values()]
+        keep = [torch.empty_like(weight).copy_(mask[name]) for name, weight in model.named_parameters() if name in mask]
         network = self._autotuned(model) if compiled else model
 
         def step() -> None:

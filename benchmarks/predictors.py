@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 
 import skeletal
 from skeletal.core.diagnosis.effective import effective_weights
-from skeletal.core.model.preserve import preserve_model, with_parameters
+from skeletal.core.model.preserve import preserve_model, state_of, with_parameters
 from skeletal.core.pruning.criteria.flow import counting_state
 from skeletal.core.table import markdown_head, markdown_row
 from skeletal.harness.config import Setup, Training, resolve
@@ -75,7 +75,7 @@ LOWER_IS_BETTER = {"early"}
 
 def paths(model, mask, example):
     """The logarithm (base 10) of the number of paths of kept weights, summed over outputs and pixels."""
-    kept = {name: keep.double() for name, keep in mask.items()}
+    kept = {name: keep.to(example.device, torch.float64) for name, keep in mask.items()}
     with preserve_model(model, training=False, seed=0), torch.no_grad():
         state = counting_state(model, mask) | kept
         found = with_parameters(model, state, lambda: model(torch.ones_like(example[:1], dtype=torch.float64)))
@@ -114,7 +114,7 @@ def smallest_rank(model, mask, images):
         share = values / values.sum().clamp_min(1e-30)
         ranks.append(torch.special.entr(share).sum().exp().item() if values.sum() > 0 else 0.0)
 
-    masked = weights | {name: weights[name] * keep.to(weights[name].device) for name, keep in mask.items()}
+    masked = state_of(model) | {name: weights[name] * keep.to(weights[name].device) for name, keep in mask.items()}
     with preserve_model(model, training=True, seed=0), torch.no_grad():
         hooks = [layer.register_forward_hook(look) for layer in layers]
         with_parameters(model, masked, lambda: model(images))

@@ -66,7 +66,7 @@ def test_a_run_from_end_to_end_and_its_evaluation(tmp_path, bf16):
 def test_a_stopped_run_goes_on(tmp_path):
     whole, stopped = small(), small()
     shorter = replace(TRAINING, epochs=2)
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
         run(whole, blobs((3, 8, 8)), shorter, device="cuda")
         place = folder(tmp_path)
         halting = blobs((3, 8, 8), before={(1, 2): lambda: os.kill(os.getpid(), signal.SIGINT)})

@@ -271,6 +271,12 @@ def _of_update(training: Training) -> dict[str, Any]:
     return known
 
 
+def without_update(training: Training) -> Training:
+    """The same training of a mask that stays."""
+    unset = {f.name: None for f in fields(training) if f.name.startswith("update_")}
+    return replace(training, update="none", **unset)
+
+
 def without_later(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as an earlier version had them, where later ones change nothing."""
     return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}

@@ -82,6 +82,34 @@ def test_masks_and_losses_are_the_same_to_the_bit(monkeypatch, settings):
         assert recorder.recorded == 1 and recorder.replayed > 1
 
 
+class Notes(nn.Module):
+    """Notes something of every batch, which the next one meets."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen.add_(x.detach().abs().mean())
+        return x * (1 + self.seen)
+
+
+def test_what_a_layer_notes_of_a_batch_meets_the_next_one(monkeypatch):
+    def losses(engine):
+        model, seen = network().append(Notes()), []
+        batches = [(x / (k + 1), y) for k, (x, y) in enumerate(images(3))]
+        skeletal.prune(
+            model, batches, density=0.5, method="force", steps=2, batches_per_step=3, engine=engine,
+            on_step=lambda step: seen.append(step.loss),
+        )  # fmt: skip
+        assert model[-1].seen == 0
+        return seen
+
+    expected = losses(Derivatives)
+    monkeypatch.setattr(choose_step, "recorder_for", lambda device: Uncaptured())
+    assert losses(CapturedDerivatives) == expected
+
+
 @pytest.mark.parametrize(
     ("recorder", "message"), [(Refuses, "stream is capturing"), (Halves, "off by 0.5, where rounding explains 0.02")]
 )

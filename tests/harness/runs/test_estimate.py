@@ -108,7 +108,37 @@ def test_the_dense_network_has_no_mask_to_find(monkeypatch):
 
 
 def test_assumptions():
-    said = "; ".join(estimating._assumptions(replace(PRUNING, scoring_engine="sparse"), True, True))
+    said = "; ".join(estimating._assumptions(replace(PRUNING, scoring_engine="sparse"), TRAINING, True, True))
     assert "every pruning step costs" in said and "scoring stays dense" in said
     assert "as on one found in 3 steps" in said and "as long to decode" in said
-    assert len(list(estimating._assumptions(replace(PRUNING, method="snip", steps=1), False, False))) == 1
+    assert len(list(estimating._assumptions(replace(PRUNING, method="snip", steps=1), TRAINING, False, False))) == 1
+
+
+@pytest.mark.parametrize("update", ["set", "rigl", "gradual"])
+def test_a_mask_that_moves(monkeypatch, update):
+    monkeypatch.setattr(estimating, "create_model", net)
+    moving = replace(TRAINING, epochs=1, update=update, update_density=0.1 if update == "gradual" else None)
+    found = estimating.estimate(SETUP, replace(PRUNING, steps=1, batches_per_step=1), resolve(moving, "quick"))
+    assert found.train_seconds > 0 and f"to move the mask (--update {update}) takes no time" in found.assumed
+
+
+def test_the_best_of_several_masks_takes_as_many_times_as_long_and_the_comparison(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(estimating.time, "perf_counter", lambda: clock.now)
+
+    def find_mask(model, data, setup, pruning, *, progress, on_step):
+        assert pruning.best_of == 1
+        for _ in range(pruning.steps):
+            clock.now += 2.0
+            on_step(None)
+        return "mask"
+
+    monkeypatch.setattr(estimating, "find_mask", find_mask)
+    pruning = replace(PRUNING, steps=60, batches_per_step=1, best_of=3)
+    assert estimating._pruning(None, None, SETUP, pruning) == ("mask", pytest.approx(3 * 60 * 2.0 + 3 * 50 * 2.0))
+    assert "to compare 3 masks" in "; ".join(estimating._assumptions(pruning, TRAINING, False, False))
+
+
+def test_iterative_magnitude_pruning_is_several_trainings():
+    with pytest.raises(ValueError, match="imp is 4 trainings and one more: estimate one"):
+        estimating.estimate(SETUP, replace(PRUNING, method="imp", steps=4), TRAINING)

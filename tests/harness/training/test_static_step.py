@@ -12,6 +12,7 @@ from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.data.memory import Levels, made, plan_epoch
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
+from skeletal.harness.training.static_step import prepare_momentum
 from tests.harness.training.blobs import folder, same, timeless
 from tests.harness.training.recorded import BATCH, DATA, EXAMPLES, TRAINING, Uncaptured, mask_of, network, run, static
 
@@ -150,3 +151,15 @@ def test_how_a_step_is_taken_is_no_part_of_a_runs_identity(tmp_path):
     run(replace(TRAINING, epochs=2), folder=place)
     again = replace(TRAINING, epochs=2, graph="no", compile="yes")
     assert run(again, folder=place) is not None
+
+
+def test_momentum_gets_the_memory_order_of_its_weight_once():
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9)
+    momentum = torch.randn(4, 3, 2, 2)
+    optimizer.state[weight]["momentum_buffer"] = momentum
+    prepare_momentum(optimizer)
+    found = optimizer.state[weight]["momentum_buffer"]
+    assert found.stride() == weight.stride() and torch.equal(found, momentum)
+    prepare_momentum(optimizer)
+    assert optimizer.state[weight]["momentum_buffer"] is found  # at which recordings look

@@ -1,9 +1,14 @@
 """A recording that does other than eager steps is found out before it trains anything."""
 
-import pytest
+import warnings
 
+import pytest
+import torch
+from torch import nn
+
+from skeletal.core.errors import NonFiniteError
 from tests.harness.training.blobs import folder, same
-from tests.harness.training.recorded import Refuses, Uncaptured, run, static
+from tests.harness.training.recorded import Refuses, Uncaptured, network, run, static
 
 __all__ = ["static"]
 
@@ -90,3 +95,33 @@ def test_a_recording_that_is_wrong_is_not_trained_by(tmp_path, static, recorder,
     assert same(dict(model.state_dict()), dict(expected.state_dict()))
     row = place.metrics()[0]
     assert "step" not in row  # on a CPU there is no choice to tell of
+
+
+class Average(nn.Module):
+    """Replaces its buffer by another tensor in each step, as many public codes do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().abs().mean()
+        return x + self.mean
+
+
+def test_a_buffer_that_becomes_another_tensor_is_not_recorded(static):
+    expected = run(model=network().append(Average()))
+    recorder = static()
+    with pytest.warns(UserWarning, match="cannot be captured .*8.mean becomes another tensor"):
+        model = run(model=network().append(Average()))
+    assert not recorder.recorded and expected[-1].mean > 0
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+def test_a_loss_that_is_nan_in_both_is_no_difference(static):
+    recorder = static()
+    with warnings.catch_warnings(), pytest.raises(NonFiniteError, match="the training loss is nan"):
+        warnings.simplefilter("error")
+        run(model=network().append(nn.Threshold(1e30, torch.nan)))
+    assert recorder.recorded

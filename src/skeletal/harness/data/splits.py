@@ -166,6 +166,6 @@ class BalancedStream:
                     waiting[label].append(image)
             if all(len(found) == self.per_class for found in waiting):
                 balanced = torch.stack([image for found in waiting for image in found])
-                classes = torch.arange(self.num_classes).repeat_interleave(self.per_class)
+                classes = torch.arange(self.num_classes, device=labels.device).repeat_interleave(self.per_class)
                 yield self.share.of(balanced), self.share.of(classes)
                 waiting = [[] for _ in range(self.num_classes)]

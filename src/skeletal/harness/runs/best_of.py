@@ -106,7 +106,8 @@ def early_losses(
 
     The second is infinite where training diverges. The model is left as found.
     """
-    stream = islice(batches, STEPS)
+    device = device_of(model)
+    stream = ((inputs.to(device), targets.to(device)) for inputs, targets in islice(batches, STEPS))
     first = next(stream)
     found = []
     with preserve_model(model, training=True, seed=0):

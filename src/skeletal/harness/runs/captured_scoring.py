@@ -34,7 +34,10 @@ class _Pass:
     loss: Tensor
 
     def run(self, batch: tuple[Tensor, Tensor], state: Tensors, leaves: Tensors) -> float:
-        """Leave gradients in `leaves`, as copies that nobody writes to, and return the loss."""
+        """Leave gradients in `leaves`, as copies that nobody writes to, and return the loss.
+
+        What layers note of a batch, for the next one, goes back into `state`, unless the loss is not finite.
+        """
         with torch.no_grad():
             for there, here in zip(self.batch, batch, strict=True):
                 there.copy_(here, non_blocking=True)
@@ -43,7 +46,10 @@ class _Pass:
         self.replay()
         for name, leaf in self.leaves.items():
             leaves[name].grad = None if leaf.grad is None else _copy(leaf.grad)
-        return self.loss.item()
+        if math.isfinite(loss := self.loss.item()):
+            for name, there in self.state.items():
+                state[name].copy_(there)
+        return loss
 
 
 class CapturedDerivatives(Derivatives):

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -18,20 +18,22 @@ from torch import nn
 from skeletal.core.masks.mask import Mask
 from skeletal.core.progress import stage
 from skeletal.core.pruning.algorithm import Step
-from skeletal.harness.config import Pruning, Setup, Training
-from skeletal.harness.data import Data, Split, resident
+from skeletal.harness.config import IMP, Pruning, Setup, Training, without_update
+from skeletal.harness.data import Batch, Data, Split, resident
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.devices import pick_device
-from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.runs import best_of
+from skeletal.harness.runs.finding import DENSE, WORTH, create_model, find_mask, load_data
 from skeletal.harness.stopwatch import peak_memory
-from skeletal.harness.store import statefile
+from skeletal.harness.store import pace, statefile
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.engines import engine_for
 from skeletal.harness.training.evaluate import evaluate
 from skeletal.harness.training.train import steps_per_epoch, train
+from skeletal.harness.training.trainer import AT_ONCE
 
-STEPS = 3  # of pruning, that are run
+STEPS = 3  # of pruning, that are run; on a GPU as many as are worth recording
 ENOUGH = 3.0  # seconds of training that are worth extrapolating from
 
 
@@ -66,9 +68,11 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
     steps. Leaves nothing behind: what it writes goes to a temporary folder. All three records must be resolved.
 
     Raises:
-        ValueError: as `run`, for settings that cannot be run.
+        ValueError: as `run`, for settings that cannot be run; and for imp, which is many trainings.
 
     """
+    if pruning.method == IMP:
+        raise ValueError(f"imp is {pruning.steps} trainings and one more: estimate one of them, with --method dense")
     device = pick_device(setup.device)
     started = time.perf_counter()
     data = load_data(setup)
@@ -96,16 +100,20 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
         disk=disk,
         device=str(device),
         engine=cost.engine.name,
-        assumed=tuple(_assumptions(pruning, cost.engine.compiled, isinstance(data.train, FolderSplit))),
+        assumed=tuple(_assumptions(pruning, training, cost.engine.compiled, isinstance(data.train, FolderSplit))),
     )
 
 
-def _assumptions(pruning: Pruning, compiled: bool, workers: bool) -> Iterator[str]:
+def _assumptions(pruning: Pruning, training: Training, compiled: bool, workers: bool) -> Iterator[str]:
     yield "this machine stays as busy as it was in these seconds"
     if pruning.method != DENSE and (pruning.steps or 1) > 1:
         yield "every pruning step costs what the first ones did"
         if pruning.scoring_engine == "sparse":
             yield "scoring stays dense; the sparse scoring engine makes late steps cheaper"
+    if pruning.best_of > 1:
+        yield f"to compare {pruning.best_of} masks, a step of training takes as long as one of scoring"
+    if training.update != "none":
+        yield f"to move the mask (--update {training.update}) takes no time"
     if compiled:
         yield f"the engine is as fast on the run's mask as on one found in {min(STEPS, pruning.steps or 1)} steps"
     if workers:
@@ -118,13 +126,14 @@ def _pruning(model: nn.Module, data: Data, setup: Setup, pruning: Pruning) -> tu
     If all of them take only a moment, all are run.
     """
     steps, batches = pruning.steps or 1, pruning.batches_per_step or 1
-    few = replace(pruning, on_collapse="keep")
+    first = WORTH if pick_device(setup.device).type == "cuda" and steps * batches >= WORTH else STEPS
+    few = replace(pruning, on_collapse="keep", best_of=1)
     ends: list[float] = []
 
     def on_step(_: Step) -> None:
         ends.append(time.perf_counter())
 
-    def timed(count: int, upto: int = STEPS) -> tuple[Mask, float, float]:
+    def timed(count: int, upto: int = first) -> tuple[Mask, float, float]:
         """The mask, the seconds of everything, and those of a step, from `count` batches in each step."""
         ends.clear()
         started = time.perf_counter()
@@ -135,13 +144,16 @@ def _pruning(model: nn.Module, data: Data, setup: Setup, pruning: Pruning) -> tu
         return mask, total, median(between) if between else total
 
     mask, total, step = timed(1)  # including what only the first step costs
-    if batches == 1 and steps > STEPS and steps * step < ENOUGH:  # where the first steps say least about the others
-        return timed(1, steps)[:2]
+    many, of_one = pruning.best_of, step
+    comparing = many * best_of.STEPS * of_one if many > 1 else 0.0
+    if batches == 1 and steps > first and steps * step < ENOUGH:  # where the first steps say least about the others
+        mask, total, _ = timed(1, steps)
+        return mask, many * total + comparing
     seconds = total + (steps - len(ends)) * step
     if batches > 1:
         of_one = timed(1)[2] if steps == 1 else step
         seconds += steps * (batches - 1) * max(timed(2)[2] - of_one, 0)
-    return mask, seconds
+    return mask, many * seconds + comparing
 
 
 def epoch_seconds(first_steps: Callable[[int], float], steps: int) -> tuple[float, float]:
@@ -193,7 +205,10 @@ class _Training:
         tests = 1 + (sum((epoch + 1) % every == 0 for epoch in range(epochs - 1)) if every else 0)
         epoch, self.step = epoch_seconds(self._first_steps, steps)
         validation, test = self._evaluation(self.data.validation), self._evaluation(self.data.test)
-        return self.setup_seconds + epochs * (epoch + validation + self._saving()) + tests * test
+        saving = self._saving()
+        if self.device.type == "cuda":  # where a run does not write one after every short epoch
+            saving = min(saving, (epoch + validation) / pace.SHARE)
+        return self.setup_seconds + epochs * (epoch + validation + saving) + tests * test
 
     def _first_steps(self, count: int) -> float:
         """Of that many steps in the second epoch of a run; the first one warms up."""
@@ -205,7 +220,7 @@ class _Training:
             validation=_first(data.validation, size),
             test=_first(data.test, size),
         )
-        training = replace(self.training, epochs=2, test_every=0, tensorboard=False, log=())
+        training = without_update(replace(self.training, epochs=2, test_every=0, tensorboard=False, log=()))
         train(self.model, short, training, mask=self.mask, folder=folder, seed=self.setup.seed,
               device=self.setup.device, progress=False)  # fmt: skip
         self.folder = folder
@@ -213,18 +228,19 @@ class _Training:
 
     def _evaluation(self, split: Split) -> float:
         """Of a split, from the second half of a few batches."""
-        batches = math.ceil(len(split) / self.batch_size)
+        size = self.batch_size * (AT_ONCE if self.device.type == "cuda" else 1)
+        batches = math.ceil(len(split) / size)
         if not batches:
             return 0.0
         few = min(batches, 3)
-        part = resident(_first(split, few * self.batch_size), self.device)
-        times = [self._timed(partial(self._score, part)) for _ in range(2)]
+        part = resident(_first(split, few * size), self.device)
+        times = [self._timed(partial(self._score, part.batches(size, train=False))) for _ in range(2)]
         return times[1] * batches / few
 
-    def _score(self, part: Split) -> None:
+    def _score(self, batches: Iterable[Batch]) -> None:
         evaluate(
-            self.engine.network, part.batches(self.batch_size, train=False), device=self.device,
-            bf16=self.training.bf16, channels_last=self.training.channels_last,
+            self.engine.network, batches, device=self.device, bf16=self.training.bf16,
+            channels_last=self.training.channels_last,
         )  # fmt: skip
 
     def _saving(self) -> float:

@@ -46,7 +46,7 @@ class StaticStep:
         self._rate = torch.zeros((), device=device)
         self.table = torch.zeros(self.steps, 3, device=device)
         """loss, top-1 and top-5 counts of each batch of the epoch"""
-        _start_momentum(run.optimizer)
+        prepare_momentum(run.optimizer)
 
     def size(self, batch: int) -> int:
         """How many examples a batch has."""
@@ -125,15 +125,20 @@ def _rate_on_device(optimizer: torch.optim.SGD, rate: Tensor) -> Iterator[None]:
         group.update(before)
 
 
-def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    # SGD's first step makes the momentum of the gradient; from zeros every step is the same one, with the same result.
+def prepare_momentum(optimizer: torch.optim.SGD) -> None:
+    """Momentum for every weight, in the weight's memory order, as the fused optimizer wants it.
+
+    SGD's first step makes it of the gradient; from zeros every step is the same one, with the same result. A checkpoint
+    may hold it in another order. What is in order stays where it is, as recordings may know it.
+    """
     (group,) = optimizer.param_groups
     if group["momentum"]:
         for weight in group["params"]:
             if weight.requires_grad:
                 state = optimizer.state[weight]
-                if state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
+                momentum, ordered = state.get("momentum_buffer"), torch.zeros_like(weight)
+                if momentum is None or momentum.stride() != ordered.stride():
+                    state["momentum_buffer"] = ordered if momentum is None else ordered.copy_(momentum)
 
 
 def _tensors(plan: EpochPlan) -> tuple[Tensor, ...]:
@@ -152,6 +157,11 @@ class Snapshot:
     """Everything that a step changes, to be put back into the same memory: weights, buffers, momentum, random state."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._buffers = [
+            (f"{path}.{name}".removeprefix("."), module, name, buffer)
+            for path, module in network.named_modules()
+            for name, buffer in module._buffers.items()
+        ]
         momentum: list[Any] = [state.get("momentum_buffer") for state in optimizer.state.values()]
         self._there = [*network.parameters(), *network.buffers(), *(value for value in momentum if value is not None)]
         self._kept = [tensor.detach().clone() for tensor in self._there]
@@ -159,9 +169,15 @@ class Snapshot:
         self._optimizer, self._device = optimizer, device
         self._random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
+    def replaced(self) -> str | None:
+        """The name of a buffer that is another tensor by now: `self.mean = ...`, where a recording needs `copy_`."""
+        return next((path for path, module, name, was in self._buffers if module._buffers.get(name) is not was), None)
+
     @torch.no_grad()
     def put_back(self) -> None:
         """Put weights, buffers and momentum back."""
+        for _, module, name, buffer in self._buffers:
+            module._buffers[name] = buffer
         for there, kept in zip(self._there, self._kept, strict=True):
             there.copy_(kept)
 
