@@ -20,7 +20,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from skeletal.core.diagnosis.effective import effective_weights
 from skeletal.core.model.preserve import preserve_model, state_of, with_parameters
 from skeletal.core.pruning.criteria.flow import counting_state
 from skeletal.core.table import markdown_head, markdown_row
-from skeletal.harness.config import Setup, Training, resolve
+from skeletal.harness.config import IMP, Pruning, Setup, Training, resolve
 from skeletal.harness.data import Stream, resident
 from skeletal.harness.devices import pick_device, tuned
 from skeletal.harness.runs.best_of import early_losses
@@ -70,6 +70,8 @@ MEASURES = {
     "rank": "smallest effective rank of a hidden layer's outputs",
     "early": "loss, mean over steps 41 to 50 of training",
 }
+ALWAYS = "steps", "batches_per_step", "bn_mode"
+"""settings that the name of a mask's setting has, even where they are the usual ones"""
 LOWER_IS_BETTER = {"early"}
 
 
@@ -148,7 +150,12 @@ def finished(roots):
     for file in sorted(path for root in roots for path in root.glob("*/result.json")):
         folder = RunFolder.at(file.parent)
         stayed = folder.config.get("update", "none") == "none"
-        if stayed and "test" in folder.result() and (folder.path / MASK).exists():
+        if (
+            stayed
+            and folder.config.get("method") != IMP
+            and "test" in folder.result()
+            and (folder.path / MASK).exists()
+        ):
             yield folder, skeletal.Mask.load(folder.path / MASK)
 
 
@@ -162,7 +169,9 @@ def judge(args):
         setup = setup_of(folder, args.data_dir, args.device)
         data = load_data(setup)
         method = mask.metadata["method"]
-        many = {name: told[name] for name in ("steps", "batches_per_step", "bn_mode") if name in told}
+        usual = asdict(resolve(Pruning(method=method), "cifar10")) | dict.fromkeys(ALWAYS)
+        many = {f.name: told[f.name] for f in fields(Pruning) if f.name in told and told[f.name] != usual[f.name]}
+        many = {name: value for name, value in many.items() if name not in ("density", "prune_batch_size")}
         row = {"setting": ", ".join([method, *(f"{name} {value}" for name, value in many.items())])}
         row |= {name: told[name] for name in ("model", "data", "seed", "epochs")}
         row |= {"density": told.get("density") or float(f"{mask.density:.2g}")}
@@ -212,7 +221,7 @@ def pairs_of(rows, key):
         groups[key(row)].append(number)
     found = [pair for group in groups.values() for pair in itertools.combinations(group, 2)]
     ordered = (sorted(pair, key=lambda number: -rows[number]["top1"]) for pair in found)
-    return np.array([pair for pair in ordered if rows[pair[0]]["top1"] - rows[pair[1]]["top1"] > 1]).reshape(-1, 2)
+    return np.array([pair for pair in ordered if rows[pair[0]]["top1"] - rows[pair[1]]["top1"] > 1], int).reshape(-1, 2)
 
 
 def shown(value, samples):
@@ -229,10 +238,13 @@ def agreement(values, top1, *groups_of_pairs):
         warnings.simplefilter("ignore")  # samples of equal masks have no correlation
         cells = [shown(spearmanr(values, top1).statistic, [spearmanr(values[d], top1[d]).statistic for d in draws])]
         for pairs in groups_of_pairs:
+            if not len(pairs):
+                cells.append("-")
+                continue
             better, worse = values[pairs[:, 0]], values[pairs[:, 1]]
             right = (better > worse) + 0.5 * (better == worse)
             weights = counts[:, pairs[:, 0]] * counts[:, pairs[:, 1]]
-            cells.append(shown(right.mean(), (weights * right).sum(1) / weights.sum(1)) if len(pairs) else "-")
+            cells.append(shown(right.mean(), (weights * right).sum(1) / weights.sum(1)))
     return cells
 
 

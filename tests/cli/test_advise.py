@@ -30,9 +30,19 @@ def test_advice_as_text_with_a_picture(cli):
     assert refused.status == 1 and "no finished runs of these methods and of the dense network" in refused.err
 
 
+def test_what_it_leaves_is_no_training(cli):
+    assert cli("advise", *FEW).status == 0
+    assert "no runs in runs" in cli("compare", "runs").err
+    shown = cli("show", "runs")
+    assert shown.status == 0 and "Traceback" not in shown.err
+    trained = cli("run", "--method", "snip", "--density", 0.1, "--epochs", 1, "--batch-size", 512, "--device", "cpu")
+    assert trained.status == 0 and cli("compare", "runs").out.count("snip") == 2  # in the heading, and as a row
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--best-of", 2], "advice follows one mask down to each density"),
         (["--density", 0.1], "name them with --densities"),
         (["--sparsity", 0.9], "name them with --densities"),
         (["--densities", 1.5], "density is 1.5"),

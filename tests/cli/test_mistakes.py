@@ -131,6 +131,67 @@ def test_a_network_with_a_slash_in_its_name_is_unknown_and_the_nearest_are_named
     assert "resnet18" in shown.err.partition("did you mean")[2]
 
 
+OWN = """
+import torch
+from torch import nn
+
+def tuples(num_classes):
+    class Two(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1)), x
+    return Two(64, num_classes)
+
+def asks(num_classes, width):
+    return nn.Linear(64, num_classes)
+
+def other_classes():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+def half(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes).half())
+
+def nowhere(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes, device="meta"))
+
+def scripted(num_classes):
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes)))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("tuples", "mine:tuples gives a tuple for an image of (1, 8, 8), not logits (1, 10)"),
+        ("asks", "missing a required argument: 'width'"),
+        ("other_classes", "gives (1, 7) for an image"),
+        ("half", "whose 1.weight is of torch.float16"),
+        ("nowhere", "whose 1.weight is on the meta device"),
+        ("scripted", "this is a ScriptModule"),
+    ],
+)
+def test_a_network_of_ones_own(cli, function, message, monkeypatch, tmp_path):
+    Path("mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    shown = cli("run", "--model", f"mine:{function}", "--method", "snip", "--density", "0.5", "--epochs", "1")
+    assert shown.status == 1 and message in shown.err and "Traceback" not in shown.err
+
+
+def test_a_module_that_cannot_be_imported(cli, monkeypatch, tmp_path):
+    Path("broken.py").write_text("def net(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    shown = cli("run", "--model", "broken:net")
+    assert shown.status == 1 and "the module of 'broken:net' cannot be imported: SyntaxError" in shown.err
+
+
+def test_a_folder_is_no_place_for_a_mask_and_nothing_is_searched_for_it(cli):
+    for options in ([], ["--overwrite"]):
+        shown = cli("prune", "--out", ".", *options)
+        assert shown.status == 1 and ". is a folder: give --out a file, such as mask.safetensors" in shown.err
+        assert "pruning" not in shown.err
+
+
 def test_a_defect_of_ours_is_not_dressed_up_as_the_users(cli, monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError

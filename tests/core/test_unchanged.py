@@ -116,3 +116,14 @@ def test_nothing_stays_in_what_hooks_write_to(function):
     for _ in range(2):
         FUNCTIONS[function](model, mask)
         assert not (called.seen or method.seen or closed or given or TABLE)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("pattern", [None, "fan-in"])
+def test_spectral_norm_which_writes_when_its_weight_is_read(kind, pattern):
+    layer = kind(4, 8, 3, padding=1)
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(layer), nn.Flatten(), nn.Linear(512, 5)).eval()
+    batches = [(torch.randn(8, 4, 8, 8), torch.randint(5, (8,)))]
+    before = everything_about(model)
+    skeletal.prune(model, batches, density=0.3, method="random", pattern=pattern)
+    assert_same(before, everything_about(model))

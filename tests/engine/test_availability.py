@@ -57,6 +57,7 @@ BROKEN = {
     "is empty": ("", "do not load: ModuleNotFoundError: No module named 'numba."),
     "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended in SIGSEGV"),
     "runs out of memory": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended in SIGKILL"),
+    "is interrupted": ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", "ended in SIGHUP"),
     "exits": ("import os; os._exit(3)", "its check failed: exit status 3"),
 }  # fmt: skip
 
@@ -87,7 +88,8 @@ def test_says_what_is_wrong_in_one_line(call, way, tmp_path):
     assert found[0] == "False" and len(found) == 2
     assert reason in found[1] and "numba" in found[1]
     # Who was killed, or ended without an answer, may have a better day.
-    assert len(list(tmp_path.glob("cache/skeletal/engine-*.json"))) == (way not in ("runs out of memory", "exits"))
+    lasts = way not in ("runs out of memory", "is interrupted", "exits")
+    assert len(list(tmp_path.glob("cache/skeletal/engine-*.json"))) == lasts
 
 
 def test_is_checked_once(call, tmp_path):
@@ -96,6 +98,17 @@ def test_is_checked_once(call, tmp_path):
     assert (tmp_path / "calls").read_text() == "x"
     call(ASK, f"# another numba\n{count}")
     assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_ctrl_c_of_a_terminal_does_not_reach_the_check(call, tmp_path):
+    """It goes to all processes of the foreground, of which the run knows what to do with it."""
+    code = f"""
+import os, signal
+open({str(tmp_path / "group")!r}, "w").write(str(os.getpgrp()))
+raise ImportError("no")
+"""
+    call(f"import os; open({str(tmp_path / 'ours')!r}, 'w').write(str(os.getpgrp()))\n{ASK}", code)
+    assert (tmp_path / "ours").read_text() != (tmp_path / "group").read_text()
 
 
 def test_one_process_checks_both_types(call, tmp_path):

@@ -189,7 +189,7 @@ def _() -> object:
         thread.join()
         raise ValueError("the first has seen enough")
 
-    with mock.patch("skeletal.harness.runs.experiment._prepare", meanwhile):
+    with mock.patch("skeletal.harness.runs.experiment.prepare", meanwhile):
         command(*arguments)
     return told[0]
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from itertools import islice, takewhile
@@ -27,6 +28,9 @@ from skeletal.cli.study import study
 from skeletal.core.progress import shown, stage
 from skeletal.core.version import __version__
 from skeletal.harness.output.bars import for_person
+
+_PACKAGE = Path(__file__).parents[1]
+"""whose own errors of type say what to do"""
 
 app = App(
     name="skeletal",
@@ -151,7 +155,10 @@ def _is_for_the_user(error: Exception) -> bool:
     from skeletal.core.extras import MissingExtraError
     from skeletal.core.model.distributed import PeerError
 
-    return isinstance(error, ValueError | OSError | CollapsedError | MissingExtraError | PeerError)
+    if isinstance(error, ValueError | OSError | CollapsedError | MissingExtraError | PeerError):
+        return True
+    places = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, TypeError) and bool(places) and Path(places[-1].filename).is_relative_to(_PACKAGE)
 
 
 def _told_by_another(error: Exception) -> bool:

@@ -91,7 +91,8 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
             file = path / MASK
             if folder.finished and not json:
                 result = folder.result()
-                print(summary(result), end="\n\n")
+                if "test" in result:  # else it was not trained: what `advise` or `study measure` leaves
+                    print(summary(result), end="\n\n")
                 if (costs := cost_table(Ledger.read(result.get("cost")))).rows:
                     print(costs.shown(markdown=markdown), end="\n\n")
             if not file.exists():

@@ -64,7 +64,8 @@ def compare(
     from skeletal.harness.comparison.row import row_of
     from skeletal.harness.store.search import runs_below
 
-    folders = {folder.path.absolute(): folder for root in runs or (Path("runs"),) for folder in runs_below(root)}
+    found = (folder for root in runs or (Path("runs"),) for folder in runs_below(root))
+    folders = {folder.path.absolute(): folder for folder in found if "kind" not in folder.config}  # trainings alone
     if not folders:
         raise ValueError(f"no runs in {', '.join(map(str, runs or ('runs',)))}")
     rows = comparing.chosen(map(row_of, folders.values()), filter or ())

@@ -126,6 +126,8 @@ def prune(
     if print_config:
         return print_settings(preset, setup, pruning)
     setup, pruning = resolved(preset, setup, pruning)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give --out a file, such as {out / 'mask.safetensors'}")
     if out.exists() and not overwrite:
         raise ValueError(f"{out} already exists: choose another --out, or pass --overwrite")
     if not out.parent.is_dir():

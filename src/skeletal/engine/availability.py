@@ -24,6 +24,8 @@ from skeletal.engine.host import processor, remember, remembered
 _SECONDS = 900
 """for the check of one type: many times what compiling takes on a busy machine"""
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skeletal.engine.self_check import main; main()"
+_CRASHES = "SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT", "SIGTRAP"
+"""what code that a CPU cannot run ends in; other signals come from somebody else"""
 _PACKAGES = "numba", "llvmlite", "numpy", "torch"
 _SETTINGS = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT", "NUMBA_OPT", "NUMBA_ENABLE_AVX"
 
@@ -77,7 +79,10 @@ def _check(kinds: list[str]) -> list[tuple[str | None, bool]]:
     """For each type of maps, what a check in another process has found, and whether it would find the same again."""
     command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), *kinds]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS * len(kinds))
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS * len(kinds),
+            start_new_session=True,  # so that Ctrl-C reaches the run, which knows what to do, and not the check
+        )  # fmt: skip
         answers, ended = done.stdout, _ended(done)
     except subprocess.TimeoutExpired as late:
         answers = (late.stdout or b"").decode()
@@ -96,7 +101,7 @@ def _ended(check: subprocess.CompletedProcess[str]) -> tuple[str, bool]:
     """What became of a check that gave no answer, and whether another one would end the same way."""
     if check.returncode < 0:
         name = signal.Signals(-check.returncode).name
-        return f"compiling or running its kernels ended in {name} ({_versions()})", name not in ("SIGKILL", "SIGTERM")
+        return f"compiling or running its kernels ended in {name} ({_versions()})", name in _CRASHES
     last = (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
     return f"its check failed: {last} ({_versions()})", False
 

@@ -277,6 +277,11 @@ def without_update(training: Training) -> Training:
     return replace(training, update="none", **unset)
 
 
+def with_later(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings with those that `without_later` has left out."""
+    return LATER | settings
+
+
 def without_later(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as an earlier version had them, where later ones change nothing."""
     return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,3 +104,45 @@ def test_what_looks_at_each_step_takes_one_mask(tmp_path):
 def test_what_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         resolve(Pruning(**settings), "quick")
+
+
+def comparing_only(monkeypatch, ends, **metadata):
+    """The choice among masks whose first and last losses are given, by rate."""
+    masks = [
+        skeletal.Mask({"w": torch.tensor([k, True, not k], dtype=torch.bool)}, {"method": "force", **of_mask})
+        for k, of_mask in enumerate(metadata.get("of_masks", [{}] * len(ends[0.1])))
+    ]
+    calls = []
+
+    def early_losses(model, mask, batches, *, rate, meter):
+        list(islice(batches, 1))
+        calls.append(rate)
+        return ends[rate][calls.count(rate) - 1]
+
+    monkeypatch.setattr(comparing, "early_losses", early_losses)
+    meter = SimpleNamespace(cost=Cost(), turn_to=lambda mask: None)
+    batches = lambda: [(torch.zeros(10, 1), torch.arange(10))]  # noqa: E731
+    return comparing.best_of(len(masks), masks.__getitem__, torch.nn.Linear(1, 1), batches, meter), calls
+
+
+def test_a_rate_that_ruins_all_networks_is_not_learning(monkeypatch):
+    """From 12 to the loss of a constant output is no step forward, wherever it began."""
+    ends = {0.1: [(12.0, 2.25), (9.0, 2.3)], 0.01: [(12.0, 2.04), (9.0, 1.93)]}
+    chosen, calls = comparing_only(monkeypatch, ends)
+    assert chosen.metadata["best_of"] == {"losses": [2.04, 1.93], "rate": 0.01, "chosen": 1} and len(calls) == 4
+
+
+def test_a_mask_without_a_path_stays_only_where_none_has_one(monkeypatch):
+    ends = {0.1: [(2.3, 1.0), (2.3, 2.0)]}
+    chosen, _ = comparing_only(monkeypatch, ends, of_masks=[{"connected": False}, {"connected": True}])
+    assert chosen.metadata["best_of"]["chosen"] == 1
+    chosen, _ = comparing_only(monkeypatch, ends, of_masks=[{"connected": False}, {"connected": False}])
+    assert chosen.metadata["best_of"]["chosen"] == 0
+
+
+def test_where_nothing_learns_it_warns(monkeypatch):
+    ends = {0.1: [(2.3, math.inf)] * 2, 0.01: [(2.3, math.inf), (2.3, 2.29)], 0.001: [(2.3, 2.3)] * 2}
+    with pytest.warns(UserWarning, match="no network of the 2 masks learns within 50 steps"):
+        chosen, _ = comparing_only(monkeypatch, ends)
+    told = chosen.metadata["best_of"]
+    assert told == {"losses": [None, 2.29], "rate": 0.01, "chosen": 1}

@@ -77,13 +77,13 @@ def test_an_epoch_is_extrapolated_from_two_parts_of_it(steps, step):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    before = estimating.create_model, experiment.create_model
-    estimating.create_model = experiment.create_model = net
+    before = experiment.create_model
+    experiment.create_model = net
     try:
         found = estimating.estimate(SETUP, PRUNING, TRAINING)
         return found, *experiment.run(SETUP, PRUNING, TRAINING, root=tmp_path_factory.mktemp("runs"), progress=False)
     finally:
-        estimating.create_model, experiment.create_model = before
+        experiment.create_model = before
 
 
 def test_disk_is_that_of_the_run(both):
@@ -102,7 +102,7 @@ def test_seconds_and_memory_are_of_the_right_kind(both):
 
 
 def test_the_dense_network_has_no_mask_to_find(monkeypatch):
-    monkeypatch.setattr(estimating, "create_model", net)
+    monkeypatch.setattr(experiment, "create_model", net)
     found = estimating.estimate(SETUP, replace(PRUNING, method="dense"), replace(TRAINING, epochs=1))
     assert found.prune_seconds == 0 and len(found.assumed) == 1
 
@@ -116,8 +116,9 @@ def test_assumptions():
 
 @pytest.mark.parametrize("update", ["set", "rigl", "gradual"])
 def test_a_mask_that_moves(monkeypatch, update):
-    monkeypatch.setattr(estimating, "create_model", net)
-    moving = replace(TRAINING, epochs=1, update=update, update_density=0.1 if update == "gradual" else None)
+    monkeypatch.setattr(experiment, "create_model", net)
+    density = 0.1 if update == "gradual" else None
+    moving = replace(TRAINING, epochs=1, update=update, update_every=2, update_density=density)
     found = estimating.estimate(SETUP, replace(PRUNING, steps=1, batches_per_step=1), resolve(moving, "quick"))
     assert found.train_seconds > 0 and f"to move the mask (--update {update}) takes no time" in found.assumed
 
@@ -142,3 +143,9 @@ def test_the_best_of_several_masks_takes_as_many_times_as_long_and_the_compariso
 def test_iterative_magnitude_pruning_is_several_trainings():
     with pytest.raises(ValueError, match="imp is 4 trainings and one more: estimate one"):
         estimating.estimate(SETUP, replace(PRUNING, method="imp", steps=4), TRAINING)
+
+
+def test_what_a_run_refuses_is_refused():
+    moving = resolve(replace(TRAINING, update="rigl", update_every=1000), "quick")
+    with pytest.raises(ValueError, match="never moves in 18"):
+        estimating.estimate(SETUP, PRUNING, moving)

@@ -49,6 +49,23 @@ def test_without_a_recording_the_compiled_network_is_taken_where_it_is_asked_for
     assert calls == [model]
 
 
+def test_where_compiling_fails_the_network_is_trained_without(tmp_path, monkeypatch):
+    def raises(model):
+        def fails(x):
+            model[1].running_mean.add_(1)  # half-way through
+            raise RuntimeError("no C++ compiler found")
+
+        return fails
+
+    expected = run()
+    monkeypatch.setattr(choose_step, "compiled_by_torch", raises)
+    with pytest.warns(UserWarning, match=r"without torch.compile \(no C\+\+ compiler found\)"):
+        model = run(replace(TRAINING, compile="yes"), folder=folder(tmp_path))
+    assert same(dict(expected.state_dict()), dict(model.state_dict()))
+    about = folder(tmp_path).metrics()[0]["step"]
+    assert about == "eager: no CUDA device (not compiled: no C++ compiler found)"
+
+
 @pytest.mark.parametrize("kind", ["wrong", "raises"])
 def test_a_compiler_that_fails_costs_no_more_than_its_time(tmp_path, static, monkeypatch, kind):
     def wrong(model):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from skeletal.core.masks.mask import Mask
 from skeletal.engine import autotune
+from skeletal.engine.availability import Availability
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.runs import experiment, finding, review
@@ -114,6 +116,23 @@ def test_auto_takes_for_each_layer_what_was_faster(tmp_path, mixed):
     paths = checkpoint.load(folder(tmp_path).path)["engine"]["paths"]
     assert paths == {"0": "sparse", "3": "sparse", "8": "dense"}
     assert {shape[0] for shape in mixed} == {16}  # the batch size of training
+
+
+@pytest.mark.parametrize("mask", [None, "unavailable"])
+def test_a_run_whose_engine_came_to_dense_goes_on_as_it_was_asked_for(tmp_path, monkeypatch, mask):
+    if mask is not None:
+        monkeypatch.setattr("skeletal.engine.available", lambda maps: Availability("it does not work here"))
+    options = {} if mask is None else {"mask": half()}
+    place = folder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = run(convnet(), blobs(IMAGES), SPARSE, **options)
+        with pytest.raises(Interrupted):
+            run(convnet(), stopping((1, 2)), SPARSE, folder=place, **options)
+        assert checkpoint.load(place.path)["engine"] == {"asked": "sparse"}
+        monkeypatch.undo()  # even where the engine works by now: the optimizer's state is a dense network's
+        found = run(convnet(), blobs(IMAGES), SPARSE, folder=place, **options)
+    assert found.engine == expected.engine == "dense" and found.test == expected.test
 
 
 @pytest.mark.parametrize(("begun", "asked"), [(SPARSE, TRAINING), (TRAINING, SPARSE)], ids=["dense", "sparse"])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -91,5 +92,37 @@ def test_runs_without_the_dense_network_are_refused(tmp_path):
 
 def test_recipes_are_not_mixed(tmp_path):
     leave(tmp_path, 50, FORCE, seed=1, training=resolve(Training(epochs=1), "quick"))
-    with pytest.raises(ValueError, match=r"different recipes .*epochs 1, .* and epochs 30"):
+    with pytest.raises(ValueError, match=r"different recipes .epochs 1 and epochs 30"):
         trained(tmp_path)
+
+
+def test_runs_of_another_kind_are_passed_over(tmp_path):
+    first = resolve(Pruning(method="snip", density=0.1), "quick")
+    moving = resolve(Training(update="set"), "quick")
+    leave(tmp_path, 1, training=resolve(Training(update="gradual", update_density=0.1), "quick"))
+    leave(tmp_path, 1, first, training=moving)
+    for change in ({"pattern": "channels"}, {"best_of": 2}, {"micro_batch": 8}):
+        leave(tmp_path, 1, replace(first, **change))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text('{"architectures": ["Bert"]}')
+    found = trained(tmp_path)
+    assert found.dense == 96 and found.accuracies["snip"][0.1] == [95]
+
+
+@pytest.mark.parametrize("change", [{"decay": "one-cycle"}, {"bf16": True}, {"momentum": 0.5}, {"milestones": (0.9,)}])
+def test_other_recipes_are_not_mixed(tmp_path, change):
+    leave(tmp_path, 90, resolve(Pruning(method="snip", density=0.1), "quick"), training=replace(TRAINING, **change))
+    with pytest.raises(ValueError, match=f"different recipes .*{next(iter(change))}"):
+        trained(tmp_path)
+
+
+def test_snip_on_one_batch_and_on_many_are_two_methods(tmp_path):
+    many = resolve(Pruning(method="snip-mb"), "quick")
+    advice = Advice(SETUP, (SNIP, many), (0.1,), (0,))
+    assert advice.names == ("snip, batches_per_step=1", "snip, batches_per_step=60")
+    leave(tmp_path, 96.0)
+    leave(tmp_path, 80, replace(SNIP, density=0.1))
+    leave(tmp_path, 90, replace(many, density=0.1))
+    lines = {name: [line(0.1, 0.5)] for name in advice.names}
+    found = hindsight(advice, lines, {name: recommend(each) for name, each in lines.items()}, tmp_path)
+    assert [verdict.accuracy for verdict in found.verdicts.values()] == [80, 90]

@@ -49,6 +49,9 @@ def alone(of, density):
         (pruning("snip", pattern="2:4"), False),
         (pruning("random-uniform"), False),
         (pruning("random-erk"), False),
+        (pruning("npb"), False),
+        (pruning("phew"), False),
+        (pruning("force-floor"), False),
     ],
     ids=lambda value: getattr(value, "method", value),
 )

@@ -43,6 +43,7 @@ def write(path: str | Path, mask: Tensors, metadata: dict[str, Any]) -> None:
 
     Raises:
         TypeError: the metadata holds something that JSON cannot.
+        MaskError: a name or an entry that `read` would refuse, as it means something else to us.
 
     """
     packed = {name: pack(keep) for name, keep in mask.items()}
@@ -51,6 +52,11 @@ def write(path: str | Path, mask: Tensors, metadata: dict[str, Any]) -> None:
         "shapes": {name: list(keep.shape) for name, keep in mask.items()},
         "metadata": json.loads(json.dumps(metadata)),  # as it will be read: keys become text
     }
+    try:
+        _check_layers(header["shapes"], packed)
+        _check_metadata(header["metadata"], header["shapes"])
+    except ValueError as error:
+        raise MaskError(f"this mask cannot be saved: {error}") from None
     header["sha256"] = _digest(header, packed)
     content = save(packed, metadata={_KEY: json.dumps(header)})
     write_atomically(path, content)
@@ -103,13 +109,17 @@ def _unpack_all(header: dict[str, Any], packed: Tensors) -> tuple[Tensors, dict[
     shapes, metadata = header.get("shapes"), header.get("metadata")
     if not isinstance(shapes, dict) or not isinstance(metadata, dict) or shapes.keys() != packed.keys():
         raise ValueError("its header does not list the layers it holds")
-    for name, shape in shapes.items():
-        _check_layer(name, shape, packed[name])
+    _check_layers(shapes, packed)
     ordered = {name: packed[name] for name in shapes}
     if header.get("sha256") != _digest(header, ordered):
         raise ValueError("its content does not match its checksum")
-    _check_metadata(metadata, sum(math.prod(shape) for shape in shapes.values()))
+    _check_metadata(metadata, shapes)
     return {name: unpack(ordered[name], tuple(shapes[name])) for name in shapes}, metadata
+
+
+def _check_layers(shapes: dict[str, Any], packed: Tensors) -> None:
+    for name, shape in shapes.items():
+        _check_layer(name, shape, packed[name])
 
 
 def _check_layer(name: str, shape: Any, bits: Tensor) -> None:
@@ -129,7 +139,8 @@ def _check_layer(name: str, shape: Any, bits: Tensor) -> None:
         raise ValueError(f"layer {name} {shape} has more bits than weights")
 
 
-def _check_metadata(metadata: dict[str, Any], total: int) -> None:
+def _check_metadata(metadata: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+    total = sum(math.prod(shape) for shape in shapes.values())
     for key, kind in _KINDS.items():
         value = metadata.get(key)
         if value is not None and (type(value) is not kind or (isinstance(value, str) and not value.isprintable())):

@@ -32,6 +32,14 @@ class Layout:
         return units.reshape(like.shape)
 
 
+def _stored_weight(module: nn.Module) -> Tensor | None:
+    """The parameter that a layer's weight is, or is computed from; reading `module.weight` may write to buffers."""
+    if (weight := module._parameters.get("weight")) is not None:
+        return weight
+    computed: Any = getattr(module, "parametrizations", {})
+    return computed["weight"]._parameters.get("original") if "weight" in computed else None
+
+
 def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     """The layouts of a model's parameters, by name.
 
@@ -45,9 +53,9 @@ def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     for module in model.modules():
         layer: Any = module
         if isinstance(module, _ConvTransposeNd):
-            swapped[id(layer.weight)] = Layout(transposed=True, groups=layer.groups)
+            swapped[id(_stored_weight(module))] = Layout(transposed=True, groups=layer.groups)
         elif is_transposed_linear(module):
-            swapped[id(layer.weight)] = Layout(transposed=True)
+            swapped[id(_stored_weight(module))] = Layout(transposed=True)
     for name in names:
         if parameters[name].dim() < 2:
             raise ValueError(

@@ -51,7 +51,9 @@ def prefers_channels_last(model: nn.Module, precision: str) -> bool:
     if device not in ("cpu", "cuda"):
         return False
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions or any(module.weight.dtype != torch.float32 for module in convolutions):
+    # Not `module.weight`: where it is parametrized, as in spectral norm, reading it computes it, and writes to buffers.
+    weights = [parameter for module in convolutions for parameter in module.parameters()]
+    if not weights or any(weight.dtype != torch.float32 for weight in weights):
         return False
     pointwise = sum(set(module.kernel_size) == {1} for module in convolutions)
     return precision == "bfloat16" or (device == "cpu" and 2 * pointwise >= len(convolutions))

@@ -138,14 +138,14 @@ def _by_name(model: nn.Module, parameters: dict[str, nn.Parameter], names: list[
 
 
 def count_biases(model: nn.Module, weights: dict[str, nn.Parameter]) -> int:
-    """How many biases the layers of these weights have: for the second of the field's three denominators."""
+    """How many biases the layers of these weights have, beside them: the field's second denominator has both."""
     ours = {id(weight) for weight in weights.values()}
     biases = {}
     for module in model.modules():
         multiply, add = _of_recurrent(module) or weights_and_biases(module)
         if any(id(module._parameters.get(name)) in ours for name in multiply):
             biases |= {id(b): b.numel() for name in add if (b := module._parameters.get(name)) is not None}
-    return sum(biases.values())
+    return sum(count for bias, count in biases.items() if bias not in ours)
 
 
 def left_out(model: nn.Module, weights: dict[str, nn.Parameter]) -> list[str]:

@@ -9,6 +9,7 @@ from skeletal.core.errors import CollapseWarning, warn_caller
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import ranks
 from skeletal.core.model.weights import count_biases, left_out
+from skeletal.core.patterns.names import CHANNELS, block
 from skeletal.core.pruning.settings import Settings
 from skeletal.core.version import __version__
 
@@ -68,3 +69,20 @@ def warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
     else:
         return
     warn_caller(message, CollapseWarning)
+
+
+def warn_if_layers_differ(settings: Settings) -> None:
+    """Warn if a method that gives each layer a number of weights meets a pattern that chooses groups over all layers.
+
+    Warns:
+        UserWarning: at the line that called `prune`.
+
+    """
+    if settings.pattern is None or not settings.row.by_count:
+        return
+    if (name := settings.pattern.name) == CHANNELS or block(name):
+        warn_caller(
+            f"{settings.method} gives each layer its number of weights by the scores of single ones; the pattern {name}"
+            " chooses groups by their mean score, so layers keep other numbers: look at them, or take another method",
+            UserWarning,
+        )

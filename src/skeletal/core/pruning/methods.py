@@ -18,23 +18,25 @@ class Method:
     one_shot: bool = False
     """one step by definition"""
     needs_data: bool = True
+    by_count: bool = False
+    """scores depend on how many weights are to be kept, so that a lower density's say nothing of a higher one"""
 
 
 METHODS: dict[str, Method] = {
     "random": Method(scores.noise, steps=1, one_shot=True, needs_data=False),
     "magnitude": Method(scores.magnitude, steps=1, one_shot=True, needs_data=False),
-    "random-uniform": Method(scores.uniform_noise, steps=1, one_shot=True, needs_data=False),
-    "random-erk": Method(scores.erk_noise, steps=1, one_shot=True, needs_data=False),
+    "random-uniform": Method(scores.uniform_noise, steps=1, one_shot=True, needs_data=False, by_count=True),
+    "random-erk": Method(scores.erk_noise, steps=1, one_shot=True, needs_data=False, by_count=True),
     "snip": Method(scores.connection_sensitivity, steps=1, one_shot=True),
     "grasp": Method(scores.gradient_preservation, steps=1, one_shot=True),
     "force": Method(scores.connection_sensitivity, steps=60),
-    "force-floor": Method(scores.floored_sensitivity, steps=60),
+    "force-floor": Method(scores.floored_sensitivity, steps=60, by_count=True),
     "force-regrow": Method(scores.regrowing_sensitivity, steps=60, nested=False),
     "grasp-it": Method(scores.gradient_norm, steps=60),
     "grasp-iterative": Method(scores.gradient_preservation, steps=60),
     "synflow": Method(scores.flow, steps=100),
-    "phew": Method(scores.heavy_walks, steps=1, one_shot=True),
-    "npb": Method(scores.balance, steps=1, one_shot=True),
+    "phew": Method(scores.heavy_walks, steps=1, one_shot=True, by_count=True),
+    "npb": Method(scores.balance, steps=1, one_shot=True, by_count=True),
     "prospr": Method(scores.prospect, steps=1, one_shot=True),
     "ntk-sap": Method(scores.kernel_spectrum, steps=100),
     "px": Method(scores.kernel_bound, steps=100),

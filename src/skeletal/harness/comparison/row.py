@@ -1,9 +1,11 @@
 """A run as one row of a comparison: what was asked for, what it reached, and what that cost."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from skeletal.core.masks.mask import Mask
+from skeletal.harness.config import Pruning
 from skeletal.harness.ledger import Ledger
 from skeletal.harness.store.folders import MASK, RunFolder
 
@@ -12,8 +14,9 @@ COSTS = ("finding_macs", "training_macs", "total_macs", "dense_macs", "memory")
 COLUMNS = (
     "model", "data", "method", "density", "sparsity", "seed", "epochs", "accuracy", "seconds", *COSTS, "folder",
 )  # fmt: skip
-_NO_DIFFERENCE = {*COLUMNS, "density_asked", "epochs_asked", "test_every"}
-"""columns, and settings that change no result"""
+_NO_DIFFERENCE = {*COLUMNS, "density_asked", "epochs_asked", "test_every", "mask"}
+"""columns, settings that change no result, and the digest of a mask, whose settings stand beside it"""
+_FINDING = {f.name for f in fields(Pruning)}
 
 
 def row_of(folder: RunFolder) -> Row:
@@ -29,9 +32,13 @@ def row_of(folder: RunFolder) -> Row:
     config = folder.config
     result = folder.result() if folder.finished else {}
     method, density = result.get("method", config.get("method")), result.get("density", config.get("density"))
-    if density is None and method != "dense" and (folder.path / MASK).exists():  # trained with a mask from a file
+    found_with: Row = {}
+    if config.get("mask") is not None and (folder.path / MASK).exists():  # from a file, which says how it was found
         mask = Mask.load(folder.path / MASK)
         method, density = mask.metadata.get("method", "mask"), mask.density
+        found_with = {name: mask.metadata[name] for name in _FINDING if name in mask.metadata}
+        if mask.metadata.get("seed", config.get("seed")) != config.get("seed"):
+            found_with["mask_seed"] = mask.metadata["seed"]
     density = 1.0 if method == "dense" else density
     row = {
         "model": config.get("model"),
@@ -46,7 +53,7 @@ def row_of(folder: RunFolder) -> Row:
         **_costs(Ledger.read(result.get("cost"))),
         "folder": str(folder.path),
     }
-    settings = {name: value for name, value in config.items() if name not in row}
+    settings = {name: value for name, value in (found_with | config).items() if name not in row}
     return row | {"epochs_asked": config.get("epochs"), "density_asked": config.get("density", density)} | settings
 
 

@@ -100,7 +100,8 @@ def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
     looked_for = ", or ".join(LAYOUTS[layout].LOOKS_FOR for layout in spec.layouts)
     return DataNotFoundError(
         f"{spec.name} is not here. Looked in{places}\nfor {looked_for}.\nTo get it: {spec.get}\n"
-        "Or say where it is: --data-dir." + (" Or --download." if spec.name in _IN_TORCHVISION else "")
+        "Or say where it is: --data-dir."
+        + (f" Or let `skeletal run --data {spec.name} --download` get it." if spec.name in _IN_TORCHVISION else "")
     )
 
 

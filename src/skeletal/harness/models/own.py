@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -23,7 +24,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
     Modules are also looked for in the working folder.
 
     Raises:
-        ValueError: there is no such module or function; says where it was looked for.
+        ValueError: there is no such module or function, or the module cannot be imported; says why, and where it was
+            looked for.
 
     """
     module_name, _, attribute = name.partition(":")
@@ -38,6 +40,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
         raise ValueError(
             f"no module {module_name!r} for the network {name!r}: put it in {here}, or install it"
         ) from error
+    except Exception as error:  # a stranger's code
+        raise ValueError(f"the module of {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -46,10 +50,23 @@ def builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _build(name: str, function: Callable[..., Any], **sizes: int) -> nn.Module:
-    parameters = inspect.signature(function).parameters.values()
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     taken = {parameter.name for parameter in parameters}
-    model = function(**{key: size for key, size in sizes.items() if takes_all or key in taken})
+    given = {key: size for key, size in sizes.items() if takes_all or key in taken}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ValueError(
+            f"{name}{signature} cannot be called ({error}): it gets num_classes, in_channels and image_size, so give"
+            " other arguments a default"
+        ) from error
+    model = function(**given)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} gives {type(model).__name__}, not a torch.nn.Module")
+    for weight, value in model.named_parameters():
+        if value.is_meta or value.dtype != torch.float32:
+            what = "on the meta device" if value.is_meta else f"of {value.dtype}"
+            raise ValueError(f"{name} gives a network whose {weight} is {what}: give one in float32, on the CPU")
     return model

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from statistics import fmean
 
@@ -26,6 +27,8 @@ LAST = 10
 """steps at the end, whose mean loss is what counts"""
 RATES = (0.1, 0.01, 0.001)
 """learning rates: the first with which any of the networks learns"""
+LEARNED = 0.95
+"""a loss below this share of where it began, and of what the best constant output has, is learned"""
 SPARSE = 0.05
 """the highest density at which the sparse engine trains, on a CPU"""
 
@@ -39,8 +42,9 @@ def best_of(
 ) -> Mask:
     """Find several masks, and keep the one whose network has the lowest loss at the end of 50 steps of training.
 
-    docs/before-training.md has what that tells. Validation and test images are not looked at. Each rank trains by
-    itself on its own batches; the mean over ranks counts.
+    docs/before-training.md has what that tells. A mask without a path from input to output stays only where none has
+    one. Validation and test images are not looked at. Each rank trains by itself on its own batches; the mean over
+    ranks counts.
 
     Args:
         number: of masks.
@@ -50,8 +54,11 @@ def best_of(
         meter: counts the passes of training.
 
     Returns:
-        The mask; under "best_of" in its metadata: `losses` of all, at which learning `rate`, and which it is. Its cost
-        is that of finding and comparing all.
+        The mask; under "best_of" in its metadata: `losses` of all (None where training diverged), at which learning
+        `rate`, and which it is. Its cost is that of finding and comparing all.
+
+    Warns:
+        UserWarning: none of the networks learns at any of the rates, so that their losses tell nothing.
 
     Raises:
         ValueError: two masks are the same, as the method looks at no data.
@@ -65,32 +72,58 @@ def best_of(
             raise ValueError(f"{method} finds the same mask on other batches: there is no best of {number}, ask for 1")
     stopwatch = Stopwatch(device_of(model))
     losses, rate = _compare(model, masks, batches, meter)
-    best = min(range(number), key=lambda k: losses[k])
+    best = min(range(number), key=lambda k: (masks[k].metadata.get("connected") is False, losses[k]))
     shown = ", ".join(f"{loss:.4g}" for loss in losses)
     say(f"mask {best + 1} of {number} stays: loss after {STEPS} steps of training {shown}")
     costs = [cost for mask in masks if (cost := Cost.read(mask.metadata.get("cost"))) is not None]
     whole = sum(costs, of_all_ranks(meter.cost + stopwatch.read()))
     chosen = masks[best]
     chosen.metadata["cost"] = whole.record()
-    chosen.metadata["best_of"] = {"losses": losses, "rate": rate, "chosen": best}
+    finite = [loss if math.isfinite(loss) else None for loss in losses]
+    chosen.metadata["best_of"] = {"losses": finite, "rate": rate, "chosen": best}
     return chosen
 
 
 def _compare(
     model: nn.Module, masks: list[Mask], batches: Callable[[], Iterable[Batch]], meter: Meter
 ) -> tuple[list[float], float]:
-    losses, rate = [], RATES[0]
+    of_rates: dict[float, list[float]] = {}
+    seen: list[torch.Tensor] = []
+
+    def noted() -> Iterator[Batch]:
+        for inputs, targets in batches():
+            seen.append(targets.cpu())
+            yield inputs, targets
+
     for rate in RATES:
         found = []
         with stage("training the masks briefly", len(masks), unit="mask") as told:
             for mask in masks:
                 meter.turn_to(mask)
-                found.append(early_losses(model, mask, batches(), rate=rate, meter=meter))
+                found.append(early_losses(model, mask, noted(), rate=rate, meter=meter))
                 told.update(len(found))
-        losses = [fmean(of_rank) for of_rank in zip(*everyone([end for _, end in found]), strict=True)]
-        if min(losses) < everyone(found[0][0])[0]:
-            break
-    return losses, rate
+        starts, ends = (_over_ranks([loss[at] for loss in found]) for at in (0, 1))
+        of_rates[rate] = ends
+        constant = fmean(everyone(_of_constant_output(torch.cat(seen))))
+        if any(end < LEARNED * min(start, constant) for start, end in zip(starts, ends, strict=True)):
+            return ends, rate
+    warnings.warn(
+        f"no network of the {len(masks)} masks learns within {STEPS} steps, at learning rates of"
+        f" {', '.join(map(str, RATES))}: which one is best is chance",
+        stacklevel=4,
+    )
+    rate = min(RATES, key=lambda rate: min(of_rates[rate]))
+    return of_rates[rate], rate
+
+
+def _over_ranks(losses: list[float]) -> list[float]:
+    return [fmean(of_ranks) for of_ranks in zip(*everyone(losses), strict=True)]
+
+
+def _of_constant_output(labels: torch.Tensor) -> float:
+    """The cross-entropy of the best output that looks at no image: the entropy of the classes, in nats."""
+    counts = torch.bincount(labels).double()
+    return float(torch.special.entr(counts / counts.sum()).sum())
 
 
 def early_losses(

@@ -24,7 +24,8 @@ from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs import best_of
-from skeletal.harness.runs.finding import DENSE, WORTH, create_model, find_mask, load_data
+from skeletal.harness.runs.experiment import prepare
+from skeletal.harness.runs.finding import DENSE, WORTH, find_mask
 from skeletal.harness.stopwatch import peak_memory
 from skeletal.harness.store import pace, statefile
 from skeletal.harness.store.folders import MASK, RunFolder
@@ -75,9 +76,8 @@ def estimate(setup: Setup, pruning: Pruning, training: Training) -> Estimate:
         raise ValueError(f"imp is {pruning.steps} trainings and one more: estimate one of them, with --method dense")
     device = pick_device(setup.device)
     started = time.perf_counter()
-    data = load_data(setup)
+    data, model = prepare(setup, training, 1.0 if pruning.method == DENSE else pruning.density or 1.0)
     steps = steps_per_epoch(training, data)
-    model = create_model(setup, data)
     data_seconds = time.perf_counter() - started
     with warnings.catch_warnings(), TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # of masks found in three steps

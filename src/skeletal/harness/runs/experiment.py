@@ -120,7 +120,7 @@ def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, nam
     place = _place(setup, pruning, training, root, name)
     if pruning.method == IMP:
         rewind_epoch(pruning, training.epochs or 0)
-    data, model = _prepare(setup, training, 1.0 if pruning.method == DENSE else pruning.density or 1.0)
+    data, model = prepare(setup, training, 1.0 if pruning.method == DENSE else pruning.density or 1.0)
     if pruning.method == IMP:
         return last_round(_opened(place, model, data, setup, training, None), pruning, progress=progress)
     if pruning.method != DENSE:
@@ -164,7 +164,7 @@ def train_masked(
     folder = RunFolder.find(*place)
 
     def work() -> dict[str, Any]:
-        data, model = _prepare(setup, training, 1.0 if mask is None else mask.density)
+        data, model = prepare(setup, training, 1.0 if mask is None else mask.density)
         if mask is not None:
             for what, ours in (("network", setup.model), ("seed", setup.seed)):
                 theirs = mask.metadata.get(what, ours)
@@ -216,7 +216,7 @@ FEW_UPDATES = 10
 """below it, gradual pruning cuts so much at once that accuracy is lost (docs/which-method.md)"""
 
 
-def _prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.Module]:
+def prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.Module]:
     """Data and network; bad settings are refused here, before hours of pruning."""
     pick_device(setup.device)
     data = load_data(setup)

@@ -11,6 +11,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import listening
+from skeletal.core.model.preserve import preserve_model
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.methods import METHODS
@@ -24,6 +25,7 @@ from skeletal.harness.data import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.ledger import of_all_ranks
 from skeletal.harness.meter import Meter, uses_of
+from skeletal.harness.models.own import is_function
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.best_of import best_of
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
@@ -45,14 +47,34 @@ def load_data(setup: Setup) -> Data:
 
 
 def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
-    """The network of a setup at its initialization, fitted to the data set's classes, channels and size."""
-    return models.create(
+    """The network of a setup at its initialization, fitted to the data set's classes, channels and size.
+
+    Raises:
+        ValueError: there is no such network, or one of the user's own gives no logits for these classes.
+
+    """
+    model = models.create(
         setup.model,
         num_classes=data.num_classes,
         in_channels=data.channels,
         image_size=data.image_size,
         seed=setup.seed,
     )
+    if is_function(setup.model) and isinstance(data, Data):
+        _check_outputs(setup.model, model, data)
+    return model
+
+
+def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
+    """What a network of the user's own gives, before anything counts on it."""
+    with preserve_model(model, training=False, seed=0), torch.no_grad():
+        outputs = model(data.blank())
+    found = str(tuple(outputs.shape)) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
+    if found != str((1, data.num_classes)):
+        raise ValueError(
+            f"{name} gives {found} for an image of {tuple(data.blank().shape[1:])}, not logits"
+            f" {(1, data.num_classes)}, one for each class of {data.name}"
+        )
 
 
 def pruning_batches(data: Data, setup: Setup, pruning: Pruning, seed: int) -> Iterable[data_sets.Batch]:

@@ -94,6 +94,8 @@ def _place(
     setup: Setup, pruning: Pruning, root: Path, name: str | None, batches: int
 ) -> tuple[Path, str, dict[str, Any]]:
     require("method", pruning.method, [*METHODS, DENSE])
+    if pruning.best_of > 1:
+        raise ValueError("what is measured is one mask, not the best of several: leave --best-of out")
     dense = pruning.method == DENSE
     method = [DENSE] if dense else [pruning.method, f"{pruning.density:g}"]
     what = {"method": DENSE, "bn_mode": pruning.bn_mode or "train"} if dense else identity(pruning)

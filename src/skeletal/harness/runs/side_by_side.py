@@ -58,12 +58,13 @@ def run_many(
                 claimed[number].close()
                 yield number, error
         numbers = list(tasks)
+        beside = {"seconds_shared_by": len(tasks)} if len(tasks) > 1 else {}  # they contain the turns of all
         for position, outcome in train_many(list(tasks.values())):
             number = numbers[position]
             task = tasks.pop(number)
             if isinstance(outcome, TrainResult):
                 assert task.folder is not None, "every run has a folder"
-                result = result_of(runs[number].setup, task, outcome)
+                result = result_of(runs[number].setup, task, outcome) | beside
                 task.folder.finish(result)
                 outcome = result
             claimed[number].close()

@@ -4,20 +4,23 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.model.batches import cross_entropy
 from skeletal.core.model.distributed import ranks
 from skeletal.core.model.weights import prunable_weights
 from skeletal.harness.config import Training
 from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.store.statefile import in_short
 from skeletal.harness.training.checkpoint import RunState
+from skeletal.harness.training.evaluate import to_device
 from skeletal.harness.training.graph import GraphRecorder, MismatchError, Recorder, Recording, compare, record
 from skeletal.harness.training.processes import Team
-from skeletal.harness.training.static_step import StaticStep, StaticSteps
+from skeletal.harness.training.static_step import Snapshot, StaticStep, StaticSteps
 from skeletal.harness.training.step import Batching, EagerSteps, Steps
 
 # Measured on H100 and H200 with VGG-19 and ResNet-50: see docs/gpu.md.
@@ -98,7 +101,28 @@ def _eager(run: RunState, batching: Batching, team: Team, training: Training, re
     on_gpu = run.device.type == "cuda"
     if training.compile != "yes" or run.engine.compiled:  # by us, into kernels that torch.compile does not know
         return Way(EagerSteps(run, batching, team), f"eager: {reason}" if on_gpu else None)
-    return Way(EagerSteps(run, batching, team, compiled_by_torch(run.engine.network)), f"eager, compiled: {reason}")
+    network = compiled_by_torch(run.engine.network)
+    try:
+        _try(run, batching, network)
+    except Exception as error:  # of the compiler, or the C++ compiler it needs
+        warnings.warn(f"the network is trained without torch.compile ({in_short(error)})", stacklevel=5)
+        return Way(EagerSteps(run, batching, team), f"eager: {reason} (not compiled: {in_short(error)})")
+    return Way(EagerSteps(run, batching, team, network), f"eager, compiled: {reason}")
+
+
+def _try(run: RunState, batching: Batching, network: Callable[[Tensor], Tensor]) -> None:
+    """Compile a network by passing a batch through it, forward and backward; the run is left as it was."""
+    before = Snapshot(run.engine.network, run.optimizer, run.device)
+    batches = batching.split.batches(
+        batching.batch_size, train=True, seed=batching.seed, epoch=run.epoch, start=run.batch
+    )
+    try:
+        for inputs, targets in islice(batches, 1):
+            with batching.autocast():
+                outputs = network(to_device(inputs, run.device, batching.channels_last))
+            cross_entropy(outputs.float(), targets.to(run.device)).backward()
+    finally:
+        before.restore()
 
 
 def _checked(run: RunState, batching: Batching, network: Callable[[Tensor], Tensor], recorder: Recorder) -> Recording:

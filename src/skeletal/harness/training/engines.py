@@ -14,7 +14,6 @@ from skeletal.core.model.distributed import everyone, rank, together
 from skeletal.core.progress import stage
 
 ENGINES = ("auto", "dense", "sparse")
-_DENSE = {"asked": "dense"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,13 @@ class Engine:
     network: nn.Module
     """the model itself, or a compiled one in its place, which has the model's names and `state_dict`"""
     choice: dict[str, Any]
-    """plain data, for a checkpoint: "asked", and for a compiled network which way was chosen, layer by layer"""
+    """plain data, for a checkpoint: what was "asked", whatever it came to, and for a compiled network which way was
+    chosen, layer by layer"""
 
     @property
     def name(self) -> str:
         """What a person reads: "dense", "sparse", or "auto: " and what that came to."""
-        asked = self.choice["asked"]
+        asked = self.choice["asked"] if self.compiled else "dense"
         return f"auto: {self.choice['chosen']}" if asked == "auto" else asked
 
     @property
@@ -38,9 +38,10 @@ class Engine:
         return "paths" in self.choice
 
 
-def _refuse_another(asked: str, earlier: dict[str, Any], device: torch.device) -> None:
+def _refuse_another(asked: str, earlier: dict[str, Any], mask: Mask | None, device: torch.device) -> None:
     begun = earlier["asked"]
-    if asked not in ("auto", begun):
+    comes_to_dense = "paths" not in earlier and (asked == "dense" or mask is None or device.type != "cpu")
+    if asked not in ("auto", begun) and not comes_to_dense:
         raise ValueError(
             f"this run began with --engine {begun}, and the optimizer's state in its checkpoint fits no other:"
             f" continue with --engine {begun}, or"
@@ -83,18 +84,19 @@ def engine_for(
 
     """
     if earlier is not None:
-        _refuse_another(asked, earlier, device)
+        _refuse_another(asked, earlier, mask, device)
         asked = earlier["asked"]
-    if mask is None or asked == "dense":
-        return Engine(model, _DENSE)
+    dense = Engine(model, {"asked": asked})
+    if mask is None or asked == "dense" or (earlier is not None and "paths" not in earlier):
+        return dense
     if device.type != "cpu":
         if asked == "auto":  # whichever is faster, and there is only one
-            return Engine(model, _DENSE)
+            return dense
         warnings.warn(
             f"the sparse engine is for CPUs: {device.type} computes with dense, masked weights, as --engine dense does",
             stacklevel=3,
         )
-        return Engine(model, _DENSE)
+        return dense
     from skeletal.engine import available
 
     with autocast():
@@ -103,7 +105,7 @@ def engine_for(
         if earlier is not None and "paths" in earlier:
             raise ValueError(f"this run began with the sparse engine, which does not work here: {works}")
         warnings.warn(f"training dense, masked weights: the sparse engine does not work here: {works}", stacklevel=3)
-        return Engine(model, _DENSE)
+        return dense
     with stage("preparing the sparse engine"):
         return _compiled(model, mask, asked, example(), autocast, earlier)
 

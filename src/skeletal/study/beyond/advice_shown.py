@@ -32,7 +32,7 @@ class Advised(Tabular):
     @classmethod
     def of(cls, advice: Advice, root: Path) -> "Advised":
         """What the jobs of a sweep have found; all of them have to be finished, in `root`."""
-        lines = {pruning.method: advice.lines(pruning, root) for pruning in advice.prunings}
+        lines = {name: advice.lines(pruning, root) for name, pruning in zip(advice.names, advice.prunings, strict=True)}
         return cls(lines, f"{advice.setup.model} on {advice.setup.data}, at initialization")
 
     @cached_property
@@ -143,9 +143,9 @@ def _draw(figure: Any, found: Mapping[str, Sequence[Line]], advised: Mapping[str
     )
     for axes, (label, value) in zip(panels, drawn, strict=True):
         for position, (method, lines) in enumerate(found.items()):
-            look = curve_style(method, position)
+            look = curve_style(method.partition(",")[0], position)
             shown = [(line.density, value(line)) for line in lines if value(line) > 0 or axes is panels[2]]
-            axes.plot(*zip(*shown, strict=True), label=method, linewidth=1.5, markersize=4, **look)
+            axes.plot([x for x, _ in shown], [y for _, y in shown], label=method, linewidth=1.5, markersize=4, **look)
             at = [value(line) for line in lines if line.density == advised[method].density]
             if at and (at[0] > 0 or axes is panels[2]):
                 ring = {"color": look["color"], "markersize": 12, "fillstyle": "none", "markeredgewidth": 2}
@@ -155,7 +155,7 @@ def _draw(figure: Any, found: Mapping[str, Sequence[Line]], advised: Mapping[str
         axes.set_xlabel("density (fraction of weights kept)")
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
-        if axes is not panels[2]:
+        if axes is not panels[2] and any(value(line) > 0 for lines in found.values() for line in lines):
             axes.set_yscale("log")
     panels[2].axhline(EFFECTIVE, color="black", linestyle="--", linewidth=0.8)
     panels[2].set_ylim(-0.03, 1.03)

@@ -138,10 +138,23 @@ class Advice:
             require("method", pruning.method, METHODS)
         if not self.prunings or not self.seeds or not self.densities:
             raise ValueError("advice needs at least one method, one density and one seed")
+        if any(pruning.best_of > 1 for pruning in self.prunings):
+            raise ValueError(
+                "advice follows one mask down to each density, not the best of several: leave --best-of out"
+            )
         wrong = [density for density in self.densities if not 0 < density <= 1]
         if wrong:
             raise ValueError(f"density is {wrong[0]}; it is the fraction of weights kept, above 0 and at most 1")
         object.__setattr__(self, "densities", tuple(sorted(set(self.densities), reverse=True)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each method is called: by its number of batches, too, where it stands here twice (SNIP and SNIP-MB)."""
+        methods = [pruning.method for pruning in self.prunings]
+        return tuple(
+            method if methods.count(method) == 1 else f"{method}, batches_per_step={pruning.batches_per_step}"
+            for method, pruning in zip(methods, self.prunings, strict=True)
+        )
 
     def jobs(self) -> list[Job]:
         """The dense network measured, and a sweep of each method, for each seed."""

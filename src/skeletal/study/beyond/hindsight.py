@@ -3,19 +3,23 @@
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
 from skeletal.core.table import Table
+from skeletal.harness.config import Pruning, with_later
 from skeletal.harness.runs.experiment import identity
-from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.search import runs_below
 from skeletal.study.beyond.advise import Advice, Line, Recommendation
 
 TOLERANCE = 3.0
 """a skeleton this many points of test accuracy below the dense network counts as degraded"""
 MEASURES = ("saliency", "worth", "gradient_norm", "effective")
+
+_RECIPE = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "milestones", "decay", "bf16")
+"""settings of a training that change what a mask comes to"""
 
 Accuracies = dict[str, dict[float, list[float]]]
 """top-1 in percent, by method and density, one for each seed; the dense network's is "dense" at 1.0"""
@@ -78,9 +82,10 @@ def hindsight(
         advice: whose settings the runs must share, except densities and seeds.
         found: its lines by method.
         advised: its recommendations by method.
-        trained: a folder of run folders; others in it are ignored.
+        trained: a folder that contains run folders; others in it, and what else lies there, are ignored.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ValueError: there are no such runs, none of the dense network, or they were trained by different recipes.
 
     """
@@ -128,17 +133,19 @@ def rank_correlations(pairs: Sequence[tuple[Line, float]]) -> dict[str, float]:
 def _accuracies(advice: Advice, trained: Path) -> Accuracies:
     found: Accuracies = {}
     recipes = set()
-    for file in sorted(trained.glob("*/config.json")):
-        folder = RunFolder.at(file.parent)
-        if not folder.finished or not (place := _place(advice, folder.config)):
+    for folder in runs_below(trained):
+        config = with_later(folder.config)
+        if not folder.finished or not (place := _place(advice, config)):
             continue
         result = folder.result()
         if "test" in result:
-            recipes.add(tuple((key, folder.config[key]) for key in ("epochs", "lr", "batch_size", "weight_decay")))
+            recipes.add(tuple(str(config.get(name)) for name in _RECIPE))
             method, density = place
             found.setdefault(method, {}).setdefault(density, []).append(result["test"]["top1"])
     if len(recipes) > 1:
-        told = " and ".join(", ".join(f"{key} {value}" for key, value in recipe) for recipe in sorted(recipes))
+        differ = [at for at in range(len(_RECIPE)) if len({recipe[at] for recipe in recipes}) > 1]
+        each = (", ".join(f"{_RECIPE[at]} {recipe[at]}" for at in differ) for recipe in sorted(recipes))
+        told = " and ".join(each)
         raise ValueError(f"the runs in {trained} were trained by different recipes ({told}): compare one at a time")
     if "dense" not in found or len(found) < 2:
         missing = "of the dense network" if len(found) > 1 else "of these methods and of the dense network"
@@ -150,15 +157,19 @@ def _accuracies(advice: Advice, trained: Path) -> Accuracies:
 
 
 def _place(advice: Advice, config: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Method and density of a run of the advice's network, data and settings."""
-    if (config.get("model"), config.get("data")) != (advice.setup.model, advice.setup.data):
+    """Name and density of a run of the advice's network, data and settings, if its mask stayed; `config` is whole."""
+    setup = with_later(identity(advice.setup))
+    if config["update"] != "none" or any(config.get(name) != setup[name] for name in ("model", "data", "image_size")):
         return None
     if config.get("method") == "dense":
         return "dense", 1.0
-    for pruning in advice.prunings:
-        wanted = {key: value for key, value in identity(pruning).items() if key != "density"}
-        if wanted.items() <= {key: config.get(key) for key in wanted}.items() and config.get("density"):
-            return pruning.method, config["density"]
+    for name, pruning in zip(advice.names, advice.prunings, strict=True):
+        wanted = with_later(identity(pruning))
+        same = all(
+            config.get(f.name) == wanted.get(f.name) for f in fields(Pruning) if f.name in wanted.keys() - {"density"}
+        )
+        if same and config.get("density"):
+            return name, config["density"]
     return None
 
 

@@ -19,21 +19,19 @@ from skeletal.harness.runs.measure import BATCHES, measured
 from skeletal.harness.store.folders import RunFolder
 from skeletal.study.paper.jobs import SearchJob
 
-# Their scores depend on how many weights are to be kept.
-_BY_COUNT = ("random-uniform", "random-erk")
-
 
 def one_run_serves(pruning: Pruning) -> bool:
     """Whether one run, down to the lowest density, gives the masks of all densities on its way.
 
     A method of one step scores once, whatever the density: the masks are those of separate runs. With the exponential
     schedule every step keeps the same fraction (Eq. 9), so a run of T steps to density d is, at d' > d, one of
-    T log d' / log d steps to d': a separate run would only take more of them. Masks with a pattern need a run each.
+    T log d' / log d steps to d': a separate run would only take more of them. Masks with a pattern need a run each,
+    and so do methods whose scores depend on how many weights are to be kept.
     """
     if pruning.pattern is not None:
         return False
     row = METHODS[pruning.method]
-    return pruning.method not in _BY_COUNT and (row.one_shot or (row.nested and pruning.schedule == "exponential"))
+    return not row.by_count and (row.one_shot or (row.nested and pruning.schedule == "exponential"))
 
 
 @dataclass(frozen=True)

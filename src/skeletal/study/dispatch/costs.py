@@ -62,6 +62,8 @@ class Costs:
         self._around: dict[tuple[Any, ...], list[float]] = {}
         here = _machine(environment())
         for file in sorted(root.glob("*/result.json")):
+            if not (file.parent / "environment.json").is_file():
+                continue  # another program's
             config, ran = (
                 json.loads((file.parent / name).read_bytes()) for name in ("config.json", "environment.json")
             )
@@ -70,7 +72,7 @@ class Costs:
 
     def _learn(self, config: dict[str, Any], result: dict[str, Any]) -> None:
         where, method = (config.get("model"), config.get("data")), config.get("method")
-        if "seconds_per_epoch" in result:
+        if "seconds_per_epoch" in result and "seconds_shared_by" not in result:  # with runs trained beside it
             for key in ((*where, method, config.get("density")), where):
                 self._per_epoch.setdefault(key, []).append(result["seconds"] / result["epochs"])
         if "wall_seconds" in result:
