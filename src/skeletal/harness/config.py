@@ -273,7 +273,7 @@ def _of_update(training: Training) -> dict[str, Any]:
 
 def without_update(training: Training) -> Training:
     """The same training of a mask that stays."""
-    unset = {f.name: None for f in fields(training) if f.name.startswith("update_")}
+    unset: dict[str, Any] = {f.name: None for f in fields(training) if f.name.startswith("update_")}
     return replace(training, update="none", **unset)
 
 

@@ -34,11 +34,11 @@ WORDS = 24
 @intrinsic
 def part_of(typing: Any, kernel: Any, arguments: Any) -> Any:
     """The address of a function that takes up arguments from where they are held, and runs a part of the kernel."""
-    return types.int64(kernel, arguments), part_code(typing, kernel, arguments)
+    return address_of_part(typing, kernel, arguments, (kernel, arguments))
 
 
-def part_code(typing: Any, kernel: Any, arguments: Any) -> Any:
-    """What `part_of` and intrinsics like it generate."""
+def address_of_part(typing: Any, kernel: Any, arguments: Any, taken: tuple[Any, ...]) -> Any:
+    """What `part_of`, or an intrinsic like it that takes arguments of the types `taken`, returns to numba."""
     ours = kernel.get_call_type(typing, (*arguments.types, *[types.int64] * 3), {})
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -55,7 +55,7 @@ def part_code(typing: Any, kernel: Any, arguments: Any) -> Any:
         inside.ret_void()
         return builder.ptrtoint(part, _NUMBER)
 
-    return code
+    return types.int64(*taken), code
 
 
 @intrinsic

@@ -8,10 +8,8 @@ run.
 
 from typing import Any
 
-from numba.core import types
-
 from skeletal.engine.codegen.compiling import intrinsic, is_tuple, overload
-from skeletal.engine.codegen.fork import fork, held, part_code, part_of
+from skeletal.engine.codegen.fork import address_of_part, fork, held, part_of
 from skeletal.engine.kernels.blocks import fill_blocks, gather_gradients
 from skeletal.engine.kernels.sparse import add_up, gather
 
@@ -20,7 +18,7 @@ from skeletal.engine.kernels.sparse import add_up, gather
 def part_of_either(typing: Any, singly: Any, in_blocks: Any, order: Any, arguments: Any) -> Any:
     """`part_of` the second kernel where `order` is a tuple, else of the first; the other one is not compiled."""
     kernel = in_blocks if is_tuple(order) else singly
-    return types.int64(singly, in_blocks, order, arguments), part_code(typing, kernel, arguments)
+    return address_of_part(typing, kernel, arguments, (singly, in_blocks, order, arguments))
 
 
 def arrange(boards, threads, values, order, weights):
