@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 import skeletal
 from skeletal.harness.comparison.compare import outcomes
-from skeletal.harness.comparison.row import row_of
+from skeletal.harness.comparison.row import labels, row_of
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.runs import export
 from skeletal.harness.store.folders import RunFolder
@@ -88,6 +88,23 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(cli):
         "force, pattern=channels": (pytest.approx(0.095), 80.5),
     }
     assert "force, pattern=channels" in cli("compare", "runs").out
+
+
+def test_runs_with_masks_from_files_are_seeds_of_each_other_as_they_were_found(cli):
+    train = ["--epochs", 1, "--batch-size", 512, "--device", "cpu", "--engine", "dense", "--out", "masked"]
+    for seed, steps in ((0, 2), (1, 2), (0, 3)):
+        mask = f"{seed}-{steps}.safetensors"
+        options = ["--method", "force", "--density", 0.2, "--seed", seed, "--device", "cpu"]
+        assert cli("prune", *options, "--steps", steps, "--out", mask).status == 0
+        assert cli("train", "--mask", mask, "--seed", seed, *train).status == 0
+    found = [row_of(RunFolder.at(place)) for place in sorted(Path("masked").iterdir())]
+    by_label = {}
+    for row, label in zip(found, labels(found), strict=True):
+        by_label.setdefault(label, set()).add(row["seed"])
+    assert by_label == {"force, steps=2": {0, 1}, "force, steps=3": {0}}
+    assert cli("train", "--mask", "0-2.safetensors", "--seed", 5, *train).status == 0  # on other weights than its own
+    found = [row_of(RunFolder.at(place)) for place in sorted(Path("masked").iterdir())]
+    assert "force, mask_seed=0, steps=2" in labels(found)
 
 
 @pytest.mark.parametrize(

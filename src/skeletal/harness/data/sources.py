@@ -101,7 +101,7 @@ def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
     return DataNotFoundError(
         f"{spec.name} is not here. Looked in{places}\nfor {looked_for}.\nTo get it: {spec.get}\n"
         "Or say where it is: --data-dir."
-        + (f" Or let `skeletal run --data {spec.name} --download` get it." if spec.name in _IN_TORCHVISION else "")
+        + (f" Or let skeletal run --data {spec.name} --download get it." if spec.name in _IN_TORCHVISION else "")
     )
 
 

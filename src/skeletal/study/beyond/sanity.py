@@ -168,6 +168,8 @@ class SanityChecks:
         require("method", self.pruning.method, METHODS)
         if self.pruning.pattern is not None:
             raise ValueError(f"sanity checks shuffle single weights: leave pattern={self.pruning.pattern!r} out")
+        if self.pruning.best_of > 1:
+            raise ValueError("sanity checks look at how one mask was found: leave --best-of out")
         if len(set(self.seeds)) < 2:
             raise ValueError(f"seeds are {self.seeds}: a mask on other weights needs at least two different ones")
         if self.shuffles < 1:
