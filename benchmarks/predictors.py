@@ -238,13 +238,10 @@ def agreement(values, top1, *groups_of_pairs):
         warnings.simplefilter("ignore")  # samples of equal masks have no correlation
         cells = [shown(spearmanr(values, top1).statistic, [spearmanr(values[d], top1[d]).statistic for d in draws])]
         for pairs in groups_of_pairs:
-            if not len(pairs):
-                cells.append("-")
-                continue
             better, worse = values[pairs[:, 0]], values[pairs[:, 1]]
             right = (better > worse) + 0.5 * (better == worse)
             weights = counts[:, pairs[:, 0]] * counts[:, pairs[:, 1]]
-            cells.append(shown(right.mean(), (weights * right).sum(1) / weights.sum(1)))
+            cells.append(shown(right.mean(), (weights * right).sum(1) / weights.sum(1)) if len(pairs) else "-")
     return cells
 
 

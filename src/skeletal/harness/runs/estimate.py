@@ -30,9 +30,8 @@ from skeletal.harness.stopwatch import peak_memory
 from skeletal.harness.store import pace, statefile
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.engines import engine_for
-from skeletal.harness.training.evaluate import evaluate
+from skeletal.harness.training.evaluate import batch_to_score, evaluate
 from skeletal.harness.training.train import steps_per_epoch, train
-from skeletal.harness.training.trainer import AT_ONCE
 
 STEPS = 3  # of pruning, that are run; on a GPU as many as are worth recording
 ENOUGH = 3.0  # seconds of training that are worth extrapolating from
@@ -228,7 +227,7 @@ class _Training:
 
     def _evaluation(self, split: Split) -> float:
         """Of a split, from the second half of a few batches."""
-        size = self.batch_size * (AT_ONCE if self.device.type == "cuda" else 1)
+        size = batch_to_score(self.batch_size, self.device)
         batches = math.ceil(len(split) / size)
         if not batches:
             return 0.0

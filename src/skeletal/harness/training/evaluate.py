@@ -11,6 +11,9 @@ from skeletal.core.model.batches import cross_entropy
 from skeletal.core.model.distributed import everyone
 from skeletal.core.model.preserve import preserve_mode
 
+AT_ONCE = 4
+"""training batches that a GPU evaluates at once"""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -97,6 +100,14 @@ def to_device(inputs: Tensor, device: torch.device, channels_last: bool) -> Tens
     """Move a batch to `device`; images, which have four dimensions, also into the memory order asked for."""
     images = channels_last and inputs.dim() == 4
     return inputs.to(device, non_blocking=True, memory_format=torch.channels_last if images else torch.preserve_format)
+
+
+def batch_to_score(batch_size: int, device: torch.device) -> int:
+    """How many examples a network scores at once that trains on `batch_size`.
+
+    Without gradients there is memory for more images, and a GPU has fewer launches to wait for.
+    """
+    return batch_size * (AT_ONCE if device.type == "cuda" else 1)
 
 
 @torch.no_grad()

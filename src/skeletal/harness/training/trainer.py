@@ -31,7 +31,7 @@ from skeletal.harness.training.account import Account
 from skeletal.harness.training.checkpoint import RunState, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
 from skeletal.harness.training.engines import Engine, engine_for_all
-from skeletal.harness.training.evaluate import Scores, evaluate
+from skeletal.harness.training.evaluate import Scores, batch_to_score, evaluate
 from skeletal.harness.training.moving import Moving, leave_mask, mask_in, rule_of
 from skeletal.harness.training.processes import Team, generator_seed
 from skeletal.harness.training.rate import scheduler
@@ -40,8 +40,6 @@ from skeletal.harness.training.task import Task, TrainResult, steps_per_epoch
 
 LONG = 1000
 """a training of at least this many steps deserves a word on how to shorten it"""
-AT_ONCE = 4
-"""training batches that a GPU evaluates at once"""
 
 
 class Trainer:
@@ -211,8 +209,7 @@ class Trainer:
     def _scores(self, name: str, split: Split) -> Scores:
         task = self._task
         began = time.perf_counter()
-        # Without gradients there is memory for more images at once, and a GPU has fewer launches to wait for.
-        size = task.batch_size * (AT_ONCE if task.device.type == "cuda" else 1)
+        size = batch_to_score(task.batch_size, task.device)
         with self._display.scoring(name), trying_all(False):
             scores = evaluate(
                 self._run.engine.network,
