@@ -59,7 +59,7 @@ ROWS = {
     "compiled 4": "the same of one of four together, compiled",
     "force": "FORCE, 300 steps, bfloat16",
 }
-EPOCHS = 8
+EPOCHS = 5
 ENDS: dict[Path, list[float]] = {}
 """when the epochs of a run ended"""
 
@@ -218,7 +218,7 @@ class Measurement:
             whole, seconds, how = self.whole(Path(root), 1)
             yield "epoch", seconds, how
             yield "whole 1", whole, how
-            several = (2, 4) if seconds < 1.5 or self.tiny else (2,)  # four of a large network gain no more
+            several = (2, 4) if seconds < 1.5 or self.tiny else ()  # a large network fills a GPU alone
             for count in several:
                 yield f"whole {count}", self.whole(Path(root), count)[0], ""
             if self.device.type == "cuda":
