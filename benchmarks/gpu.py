@@ -59,7 +59,7 @@ ROWS = {
     "compiled 4": "the same of one of four together, compiled",
     "force": "FORCE, 300 steps, bfloat16",
 }
-EPOCHS = 5
+EPOCHS = 8
 ENDS: dict[Path, list[float]] = {}
 """when the epochs of a run ended"""
 

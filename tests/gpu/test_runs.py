@@ -63,6 +63,7 @@ def test_the_best_of_several(density, sampling):
     assert mask.metadata["best_of"]["chosen"] in (0, 1)
 
 
+@pytest.mark.filterwarnings("ignore:no network of the 2 masks learns")  # the images are noise
 @pytest.mark.parametrize("best_of", [1, 2])
 def test_a_mask_for_image_folders(tmp_path, best_of):
     draw = np.random.default_rng(0)
