@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -173,7 +173,7 @@ class Measurement:
             return self.milliseconds(lambda: next(steps), warm_up=20, steps=200)
 
     @contextmanager
-    def _trainer(self, **changes: Any) -> Iterator[Trainer]:
+    def _trainer(self, **changes: Any) -> Generator[Trainer]:
         with (
             tuned(self.device),
             own_stream(self.device),

@@ -1,6 +1,6 @@
 """What the tests of the sparse engine share: convolutions of every shape, memory full of rubbish, invariants."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
@@ -84,14 +84,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @contextmanager
-def small_windows() -> Iterator[None]:
+def small_windows() -> Generator[None]:
     """Tiling the input channels into parts as only wide layers do."""
     with mock.patch.object(plan, "_WINDOW", 256), mock.patch.object(plan, "_WORTH", 1):
         yield
 
 
 @contextmanager
-def rubbish() -> Iterator[None]:
+def rubbish() -> Generator[None]:
     """Memory of the arena is full of NaN: whoever does not write all of it is found out."""
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -102,7 +102,7 @@ def rubbish() -> Iterator[None]:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Generator[None]:
     """As many threads as that."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -1,6 +1,6 @@
 """Packages that only some parts need, and what to install for them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -9,7 +9,7 @@ class MissingExtraError(ModuleNotFoundError):
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
+def extra(name: str) -> Generator[None]:
     """Inside the `with` block, import packages that the extra `name` of pyproject.toml brings.
 
     Raises:

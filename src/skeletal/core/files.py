@@ -1,14 +1,14 @@
 """Files that appear whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 
 @contextmanager
-def failing_at(path: str | Path) -> Iterator[None]:
+def failing_at(path: str | Path) -> Generator[None]:
     """Let an `OSError` say which file it is about, which a failed write (a full disk) does not."""
     try:
         yield
@@ -21,7 +21,7 @@ def failing_at(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: str | Path) -> Generator[IO[bytes]]:
     """A binary file that appears at `path` when the block ends, whole and on disk, or not at all.
 
     Raises:

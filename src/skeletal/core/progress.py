@@ -7,7 +7,7 @@ So nothing is passed down through functions that have nothing to report.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TextIO
@@ -77,7 +77,7 @@ class Progress:
     @contextmanager
     def stage(
         self, what: str, total: int | None = None, *, unit: str = "", done: int = 0, bar: bool = True
-    ) -> Iterator[Stage]:
+    ) -> Generator[Stage]:
         """Do a piece of work inside the `with` block; see `stage`."""
         stage = Stage(self, what, total, unit, done, bar)
         self.begin(stage)
@@ -232,7 +232,7 @@ def for_here() -> Progress:
 
 
 @contextmanager
-def shown(on: bool, make: Callable[[], Progress] = for_here) -> Iterator[Progress]:
+def shown(on: bool, make: Callable[[], Progress] = for_here) -> Generator[Progress]:
     """Report what is done inside the `with` block, or report nothing.
 
     Args:

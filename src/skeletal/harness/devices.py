@@ -1,7 +1,7 @@
 """Which device a name means, and how to compute there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -40,7 +40,7 @@ def multiplies_bfloat16() -> bool:
 
 
 @contextmanager
-def tuned(device: torch.device) -> Iterator[None]:
+def tuned(device: torch.device) -> Generator[None]:
     """Let cuDNN try which convolution is fastest for each shape, unless determinism was asked for."""
     cudnn = torch.backends.cudnn
     free = device.type == "cuda" and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
@@ -49,7 +49,7 @@ def tuned(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
+def own_stream(device: torch.device) -> Generator[None]:
     """Compute on a stream other than the default one, which allows no recording; on a CPU do nothing."""
     if device.type != "cuda":
         yield

@@ -29,6 +29,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
 
 def test_data_dir_comes_before_its_subfolder(tmp_path):
     assert data.where("cifar10", tmp_path) == [tmp_path, tmp_path / "cifar10"]
+    assert data.where("cifar10", str(tmp_path)) == [tmp_path, tmp_path / "cifar10"]
     assert data.where("digits") == []
 
 

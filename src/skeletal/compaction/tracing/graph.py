@@ -1,6 +1,6 @@
 """One graph for every way to call a network: in both modes, with or without autocast and optional arguments."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile, zip_longest
 from typing import Any
@@ -73,7 +73,7 @@ def _graph_in(
 
 
 @contextmanager
-def _autocast() -> Iterator[None]:
+def _autocast() -> Generator[None]:
     """Autocast to bfloat16, as seen by code that checks for it; on GPUs, too, present or not."""
     before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
     try:

@@ -8,7 +8,7 @@ and Intel's OpenMP copy the register at every parallel region.)
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 import torch
@@ -28,7 +28,7 @@ def _dismiss_workers() -> None:
 
 
 @contextmanager
-def flush_denormals() -> Iterator[None]:
+def flush_denormals() -> Generator[None]:
     """Treat numbers below the smallest normal float (1.2e-38 in float32) as 0 inside the `with` block.
 
     Covers the calling thread and the OpenMP workers it uses. Nested blocks cost nothing. If the processor

@@ -6,7 +6,7 @@ too: no rank waits for a message that will never come. With one process, all of 
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -59,7 +59,7 @@ def _meet(value: Value, failure: str) -> list[tuple[str, Value]]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together() -> Generator[None]:
     """Report an error in the block to the other ranks, at the meeting where they wait; each then raises a `PeerError`.
 
     May be nested, and may decorate a function: an error is reported once. An error that rank 0 also has is marked with

@@ -1,6 +1,6 @@
 """Passes through a network, told where they are made to whoever keeps count; to nobody, if nobody does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def passed(passes: Passes) -> None:
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: Listener) -> Generator[None]:
     """Have all passes that are made inside the `with` block told to a function."""
     before = _listener.set(listener)
     try:

@@ -1,6 +1,6 @@
 """Use a caller's model, and leave it and the random state as they were found."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 @contextmanager
-def preserve_random_state(model: nn.Module) -> Iterator[None]:
+def preserve_random_state(model: nn.Module) -> Generator[None]:
     """Restore the global random states of torch, Python and numpy."""
     before = RandomState()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
@@ -28,7 +28,7 @@ def preserve_random_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserve_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+def preserve_mode(model: nn.Module, *, training: bool) -> Generator[None]:
     """Train or eval mode; every module gets its own mode back, because parts of a network may have been frozen.
 
     Sets flags without calling `train()`: a model's own `train` may do more, such as merge adapters into weights. Below
@@ -58,14 +58,14 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 
 @contextmanager
-def differentiable() -> Iterator[None]:
+def differentiable() -> Generator[None]:
     """Gradients, whatever the caller has switched off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
-def preserve_attributes(model: nn.Module) -> Iterator[None]:
+def preserve_attributes(model: nn.Module) -> Generator[None]:
     """Restore what is attached to a model besides parameters and buffers, even if only copies of it have run.
 
     Copies share what the model's hooks and functions write to: closures and tables outside of it.
@@ -78,7 +78,7 @@ def preserve_attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[None]:
+def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Generator[None]:
     """Set train or eval mode and seed every global random generator; restore everything afterwards.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
@@ -90,7 +90,7 @@ def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Iterator[N
 
 
 @contextmanager
-def preserve_values(model: nn.Module) -> Iterator[None]:
+def preserve_values(model: nn.Module) -> Generator[None]:
     """Restore parameters and buffers, for forward passes that run on a model's own."""
     tensors = [*model.parameters(), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -19,7 +19,7 @@ _LONG = 6
 
 
 @contextmanager
-def recomputing(model: nn.Module) -> Iterator[None]:
+def recomputing(model: nn.Module) -> Generator[None]:
     """Let a model's parts keep only their inputs for the backward pass (`torch.utils.checkpoint`).
 
     Parts are the outermost blocks of a kind that occurs more than once, such as a residual network's or a

@@ -31,7 +31,7 @@ from skeletal.harness.data.splits import Stream as Stream
 
 def load(
     name: str,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     *,
     validation: float = 0.1,
     seed: int = 0,

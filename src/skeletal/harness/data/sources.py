@@ -24,7 +24,7 @@ _IN_TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
 
-def where(name: str, data_dir: Path | None = None) -> list[Path]:
+def where(name: str, data_dir: Path | str | None = None) -> list[Path]:
     """Return the places looked in for a data set, in order; none for `digits`, one for the path of a folder.
 
     With `data_dir`: that folder, then `data_dir/<name>`. Without: `data/<name>` and `data` below the working
@@ -36,7 +36,7 @@ def where(name: str, data_dir: Path | None = None) -> list[Path]:
     if name == "digits":
         return []
     if data_dir is not None:
-        return [data_dir, data_dir / name]
+        return [Path(data_dir), Path(data_dir) / name]
     shared = (Path("data"), Path.home() / ".cache" / "skeletal")
     places = [place for base in shared for place in (base / name, base)]
     if name == "imagenet":
@@ -46,7 +46,7 @@ def where(name: str, data_dir: Path | None = None) -> list[Path]:
     return places
 
 
-def find(spec: Spec, data_dir: Path | None = None) -> tuple[str, Path] | None:
+def find(spec: Spec, data_dir: Path | str | None = None) -> tuple[str, Path] | None:
     """Return the layout and the folder of the first match; looks at names and schemas, decodes nothing."""
     for place in where(spec.name, data_dir):
         for layout in spec.layouts:
@@ -77,7 +77,7 @@ def read(layout: str, folder: Path, spec: Spec, skip_corrupt: bool = False) -> A
     return _read(layout, folder, spec, skip_corrupt, (folder.resolve(), _stamp(layout, folder)))
 
 
-def found(data_dir: Path | None = None) -> dict[str, Path | Literal["embedded"] | None]:
+def found(data_dir: Path | str | None = None) -> dict[str, Path | Literal["embedded"] | None]:
     """Return for each data set the folder it would be read from, "embedded", or None where it is missing."""
     places: dict[str, Path | Literal["embedded"] | None] = {}
     for name, spec in SPECS.items():
@@ -89,7 +89,7 @@ def found(data_dir: Path | None = None) -> dict[str, Path | Literal["embedded"] 
     return places
 
 
-def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
+def missing(spec: Spec, data_dir: Path | str | None) -> DataNotFoundError:
     """Return the error for a data set that was not found."""
     places = "".join(
         f"\n  {place}{'' if place.is_dir() else '  (no such folder)'}" for place in where(spec.name, data_dir)
@@ -105,7 +105,7 @@ def missing(spec: Spec, data_dir: Path | None) -> DataNotFoundError:
     )
 
 
-def fetch(name: str, data_dir: Path | None = None) -> None:
+def fetch(name: str, data_dir: Path | str | None = None) -> None:
     """Download CIFAR-10, CIFAR-100 or Fashion-MNIST through torchvision, if it is not here yet.
 
     Files go to `data_dir`, or else to `data` in the working folder, in torchvision's layout.

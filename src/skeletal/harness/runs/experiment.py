@@ -40,7 +40,7 @@ _NOT_IDENTITY = (
 
 
 def _place(
-    setup: Setup, pruning: Pruning, training: Training, root: Path, name: str | None
+    setup: Setup, pruning: Pruning, training: Training, root: Path | str, name: str | None
 ) -> tuple[Path, str, dict[str, Any]]:
     dense = pruning.method == DENSE
     require("method", pruning.method, [*METHODS, IMP, DENSE])
@@ -55,7 +55,7 @@ def _place(
     if pruning.pattern is not None:
         method.insert(1, pruning.pattern.replace(":", "of"))
     config = identity(setup, training) | ({"method": DENSE} if dense else identity(pruning))
-    return root, name or run_name(setup, *method), config
+    return Path(root), name or run_name(setup, *method), config
 
 
 def _named_after(method: list[str], training: Training) -> list[str]:
@@ -66,7 +66,9 @@ def _named_after(method: list[str], training: Training) -> list[str]:
     return [f"{method[0]}-{training.update}", *density]
 
 
-def run_folder(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None = None) -> RunFolder:
+def run_folder(
+    setup: Setup, pruning: Pruning, training: Training, *, root: Path | str, name: str | None = None
+) -> RunFolder:
     """Where `run` leaves, or would leave, what it finds with these settings; creates nothing."""
     return RunFolder.find(*_place(setup, pruning, training, root, name))
 
@@ -77,7 +79,7 @@ def run(
     pruning: Pruning,
     training: Training,
     *,
-    root: Path,
+    root: Path | str,
     name: str | None = None,
     wait: bool = False,
     progress: bool = True,
@@ -115,7 +117,9 @@ def run(
         return folder, folder.once(timed(work), wait=wait)
 
 
-def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, name: str | None, progress: bool) -> Task:
+def begin(
+    setup: Setup, pruning: Pruning, training: Training, *, root: Path | str, name: str | None, progress: bool
+) -> Task:
     """Find the mask of a run that is claimed, and make its folder; what is left to be trained."""
     place = _place(setup, pruning, training, root, name)
     if pruning.method == IMP:
@@ -130,11 +134,13 @@ def begin(setup: Setup, pruning: Pruning, training: Training, *, root: Path, nam
     return _opened(place, model, data, setup, training, mask)
 
 
-def _masked_place(setup: Setup, training: Training, mask: Mask | None, root: Path) -> tuple[Path, str, dict[str, Any]]:
+def _masked_place(
+    setup: Setup, training: Training, mask: Mask | None, root: Path | str
+) -> tuple[Path, str, dict[str, Any]]:
     method = [DENSE] if mask is None else [_method(mask), f"{mask.density:.4g}"]
     method = _named_after(method, training)
     config = identity(setup, training) | {"mask": None if mask is None else mask.digest}
-    return root, run_name(setup, *method), config
+    return Path(root), run_name(setup, *method), config
 
 
 def masked_folder(setup: Setup, training: Training, mask_path: Path | None, *, root: Path) -> RunFolder:
@@ -147,9 +153,9 @@ def masked_folder(setup: Setup, training: Training, mask_path: Path | None, *, r
 def train_masked(
     setup: Setup,
     training: Training,
-    mask_path: Path | None,
+    mask_path: Path | str | None,
     *,
-    root: Path,
+    root: Path | str,
     wait: bool = False,
     progress: bool = True,
 ) -> tuple[RunFolder, dict[str, Any]]:

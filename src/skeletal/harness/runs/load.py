@@ -52,7 +52,7 @@ def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
     """
     path = Path(path)
     folder = RunFolder.at(path)
-    setup = setup_of(folder, None if data_dir is None else Path(data_dir))
+    setup = setup_of(folder, data_dir)
     shapes = shapes_of(setup)
     network, mask = trained(folder, setup, shapes)
     if not folder.finished:
@@ -61,10 +61,11 @@ def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
     return Run(path, network.eval(), mask, folder.config, folder.result(), folder.metrics(), shape)
 
 
-def setup_of(folder: RunFolder, data_dir: Path | None = None, device: str = "auto") -> Setup:
+def setup_of(folder: RunFolder, data_dir: Path | str | None = None, device: str = "auto") -> Setup:
     """The network and the data of a run, here."""
     settings = {name: folder.config[name] for name in ("model", "data", "seed")}
-    return Setup(**settings, image_size=folder.config.get("image_size"), data_dir=data_dir, device=device)
+    place = None if data_dir is None else Path(data_dir)
+    return Setup(**settings, image_size=folder.config.get("image_size"), data_dir=place, device=device)
 
 
 def shapes_of(setup: Setup) -> Data | Spec:

@@ -21,6 +21,8 @@ from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import ENGINES, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
 
+SPLITS = ("train", "validation", "test")
+
 
 def _trained_by(path: Path) -> dict[str, Any] | None:
     state = checkpoint.load(path)
@@ -29,7 +31,12 @@ def _trained_by(path: Path) -> dict[str, Any] | None:
 
 @together()
 def evaluate_run(
-    path: Path, *, split: str = "test", data_dir: Path | None = None, device: str = "auto", engine: str = "auto"
+    path: Path | str,
+    *,
+    split: str = "test",
+    data_dir: Path | str | None = None,
+    device: str = "auto",
+    engine: str = "auto",
 ) -> Scores:
     """Score the trained network of a run folder again, after making sure that it is as sparse as its mask.
 
@@ -43,14 +50,16 @@ def evaluate_run(
     Raises:
         FileNotFoundError: no run there, or it has not finished training.
         MaskError: a pruned weight is not zero.
+        ValueError: there is no such split or engine.
 
     """
     require("engine", engine, ENGINES)
+    require("split", split, SPLITS)
     folder = RunFolder.at(path)
     config, setup = folder.config, setup_of(folder, data_dir, device)
     data = load_data(setup)
     model, mask = trained(folder, setup, data)
-    part = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    part: data_sets.Split = getattr(data, split)
     target = pick_device(device)
     here = data_sets.shared(data_sets.resident(part, target))
     batches = here.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
@@ -62,7 +71,7 @@ def evaluate_run(
         device=target,
         example=lambda: next(iter(batches))[0],
         autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=config["bf16"]),
-        earlier=_trained_by(path) if engine == "auto" and target.type == "cpu" else None,
+        earlier=_trained_by(folder.path) if engine == "auto" and target.type == "cpu" else None,
     ).network
     with stage(f"scoring on {split} images"):
         return evaluate(network, batches, device=target, shared=True, **options)

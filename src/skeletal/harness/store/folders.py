@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -73,7 +73,7 @@ class RunFolder:
     """the resolved settings, as JSON gives them back"""
 
     @classmethod
-    def open(cls, root: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+    def open(cls, root: Path | str, name: str, config: dict[str, Any]) -> "RunFolder":
         """Find or create the folder of the run called `name` with the settings `config`.
 
         Raises:
@@ -91,7 +91,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def find(cls, root: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+    def find(cls, root: Path | str, name: str, config: dict[str, Any]) -> "RunFolder":
         """Where that run's folder is or would be; creates nothing. Raises as `open` does."""
         if name in ("", ".", "..") or PurePath(name).name != name:
             raise ValueError(f"a run needs a plain folder name, got {name!r}")
@@ -106,7 +106,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def at(cls, path: Path) -> "RunFolder":
+    def at(cls, path: Path | str) -> "RunFolder":
         """The run folder at a path.
 
         Raises:
@@ -114,6 +114,7 @@ class RunFolder:
             ValueError: it was written by another version of its format, or is damaged.
 
         """
+        path = Path(path)
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path} is not a run folder: it has no config.json")
         if not is_run(path):
@@ -145,7 +146,7 @@ class RunFolder:
         return self.path.with_name(f".{self.path.name}.lock")
 
     @contextmanager
-    def claim(self, *, wait: bool = False) -> Iterator[None]:
+    def claim(self, *, wait: bool = False) -> Generator[None]:
         """Keep every other process from working on this run inside the `with` block; whether the folder exists or not.
 
         The lock is `flock`'s, on `.<folder>.lock` beside the folder: it is released when its process dies, however it

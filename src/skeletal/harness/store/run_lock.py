@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def claim(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def claim(lock: Path, what: str, *, wait: bool = False) -> Generator[None]:
     """Hold `lock`, a file that is made for it and removed after, inside the `with` block.
 
     A thread that already holds it claims it again at no cost.

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -87,7 +87,7 @@ class GraphRecorder:
 
 
 @contextmanager
-def _drawing_from(state: Any, generator: Any) -> Iterator[None]:
+def _drawing_from(state: Any, generator: Any) -> Generator[None]:
     """Let the device's random layers draw from another state of its generator."""
     before = generator.graphsafe_get_state()
     generator.graphsafe_set_state(state)

@@ -6,7 +6,7 @@ size is that of all together, and the learning rate is not scaled.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ def launched() -> int:
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def group() -> Generator[None]:
     """Join the other processes that a launcher has started; only rank 0 prints to stdout.
 
     Messages between CPUs go through gloo, between GPUs through NCCL. Without a launcher, or in a process group of the

@@ -5,7 +5,7 @@ is computed on its stream, the next run's is launched on another. Each run has i
 and stream, and is what it would be alone. On a CPU they only take turns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -87,7 +87,7 @@ class _Turns:
             return next(self._steps)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self) -> Generator[None]:
         outside = torch.get_rng_state()
         if self._cpu_state is not None:
             torch.set_rng_state(self._cpu_state)
@@ -99,7 +99,7 @@ class _Turns:
             torch.set_rng_state(outside)
 
     @contextmanager
-    def _on_gpu(self) -> Iterator[None]:
+    def _on_gpu(self) -> Generator[None]:
         if self._stream is None:
             yield
             return

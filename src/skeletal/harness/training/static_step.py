@@ -6,7 +6,7 @@ what the batch scored goes into a row of a table. So one recording, a CUDA graph
 recording the same function runs kernel after kernel, with the same results.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,7 +114,7 @@ class StaticSteps:
 
 
 @contextmanager
-def _rate_on_device(optimizer: torch.optim.SGD, rate: Tensor) -> Iterator[None]:
+def _rate_on_device(optimizer: torch.optim.SGD, rate: Tensor) -> Generator[None]:
     """Let the optimizer read its learning rate from the device, by the one implementation that can: the fused one."""
     (group,) = optimizer.param_groups
     before = {name: group[name] for name in ("lr", "fused")}

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -172,7 +172,7 @@ def _stop(jobs: Sequence[Any]) -> None:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def _environment(**variables: str) -> Generator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -186,7 +186,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _interrupts_ignored() -> Generator[None]:
     """Processes started here do not see Ctrl-C, which a terminal sends to all: we tell them, and they stop in order."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -196,7 +196,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _sigterm_interrupts() -> Generator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 

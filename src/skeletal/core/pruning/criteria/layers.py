@@ -1,6 +1,6 @@
 """Run a network with the layers that are to be pruned replaced."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ Forward = Callable[[Tensor], Tensor]
 @contextmanager
 def layers_replaced(
     model: nn.Module, weights: Container[str], forward_of: Callable[[Any, str], Forward], method: str
-) -> Iterator[None]:
+) -> Generator[None]:
     """Let `forward_of(layer, name of its weight)` run in place of each linear layer and convolution of the weights.
 
     Raises:
