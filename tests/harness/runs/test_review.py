@@ -14,5 +14,5 @@ def test_evaluation_repeats_what_training_found(tmp_path):
     assert evaluate_run(str(folder.path)).top1 == result["test"]["top1"]
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         evaluate_run(tmp_path)
-    with pytest.raises(ValueError, match="unknown split 'val'.*validation"):
+    with pytest.raises(ValueError, match=r"unknown split 'val'.*validation"):
         evaluate_run(folder.path, split="val")

@@ -83,6 +83,20 @@ def test_a_compiler_that_fails_costs_no_more_than_its_time(tmp_path, static, mon
     assert folder(tmp_path).metrics()[0]["step"].startswith("graph (not compiled: ")
 
 
+def test_where_rounding_drowns_a_step_nothing_is_compiled_that_could_not_be_checked(
+    tmp_path, static, calls, monkeypatch
+):
+    coarse = replace(TRAINING, compile="yes", bf16=True)
+    monkeypatch.setattr(choose_step, "MOST", 1e-6)
+    static()
+    run(coarse, folder=folder(tmp_path))
+    said = "graph (not compiled: rounding to bfloat16 alone moves a step by 0.0 of its length)"
+    assert folder(tmp_path).metrics()[0]["step"] == said and not calls
+    static()
+    run(replace(coarse, bf16=False), folder=folder(tmp_path, "exact"))
+    assert folder(tmp_path, "exact").metrics()[0]["step"] == "graph, compiled"
+
+
 def test_compiling_is_expected_to_pay_in_long_runs_of_large_networks():
     model = network()  # three layers: three seconds to compile
     assert choose_step.pays(TRAINING, model, step_seconds=0.01, steps_left=3001)

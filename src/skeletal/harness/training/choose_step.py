@@ -18,7 +18,16 @@ from skeletal.harness.data.memory import MemorySplit
 from skeletal.harness.store.statefile import in_short
 from skeletal.harness.training.checkpoint import RunState
 from skeletal.harness.training.evaluate import to_device
-from skeletal.harness.training.graph import GraphRecorder, MismatchError, Recorder, Recording, compare, record
+from skeletal.harness.training.graph import (
+    MOST,
+    Comparison,
+    GraphRecorder,
+    MismatchError,
+    Recorder,
+    Recording,
+    compare,
+    record,
+)
 from skeletal.harness.training.processes import Team
 from skeletal.harness.training.static_step import Snapshot, StaticStep, StaticSteps
 from skeletal.harness.training.step import Batching, EagerSteps, Steps
@@ -58,11 +67,11 @@ def choose(run: RunState, batching: Batching, team: Team, training: Training, st
         return _eager(run, batching, team, training, reason)
     network = run.engine.network
     try:
-        recording = _checked(run, batching, network, recorder)
+        recording, close = _checked(run, batching, network, recorder)
     except Exception as error:  # nobody knows in advance what a stranger's network does
         _warn("taken kernel by kernel", error)
         return _eager(run, batching, team, training, f"not captured ({in_short(error)})")
-    compiled, about = _compiled(run, batching, training, recorder, recording, steps_left)
+    compiled, about = _compiled(run, batching, training, recorder, recording, close.rounding, steps_left)
     recording = compiled or recording
     return Way(StaticSteps(run, recording.step, recording.of), f"graph{about}")
 
@@ -125,22 +134,31 @@ def _try(run: RunState, batching: Batching, network: Callable[[Tensor], Tensor])
         before.restore()
 
 
-def _checked(run: RunState, batching: Batching, network: Callable[[Tensor], Tensor], recorder: Recorder) -> Recording:
+def _checked(
+    run: RunState, batching: Batching, network: Callable[[Tensor], Tensor], recorder: Recorder
+) -> tuple[Recording, Comparison]:
     recording = record(run, StaticStep(run, batching, network), recorder)
-    compare(run, batching, recording)
-    return recording
+    return recording, compare(run, batching, recording)
 
 
 def _compiled(
-    run: RunState, batching: Batching, training: Training, recorder: Recorder, plain: Recording, steps_left: int
+    run: RunState,
+    batching: Batching,
+    training: Training,
+    recorder: Recorder,
+    plain: Recording,
+    rounding: float,
+    steps_left: int,
 ) -> tuple[Recording | None, str]:
     """The step with the network compiled by torch, if it pays, and is right, and faster; words for the record."""
     automatic = training.compile == "auto"
     seconds = plain.seconds(run) if automatic else math.inf
     if not pays(training, run.engine.network, seconds, steps_left):
         return None, ""
+    if rounding > MOST:  # other kernels round otherwise, and no comparison could tell theirs from a wrong step
+        return None, f" (not compiled: rounding to bfloat16 alone moves a step by {rounding:.1f} of its length)"
     try:
-        recording = _checked(run, batching, compiled_by_torch(run.engine.network), recorder)
+        recording, _ = _checked(run, batching, compiled_by_torch(run.engine.network), recorder)
     except Exception as error:  # of the compiler, the C compiler it needs, or what they have made
         _warn("captured without torch.compile", error)
         return None, f" (not compiled: {in_short(error)})"

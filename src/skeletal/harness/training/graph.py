@@ -151,7 +151,21 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
     return Recording(step, replays, recorder)
 
 
-def compare(run: RunState, batching: Batching, recording: Recording) -> float:
+@dataclass(frozen=True)
+class Comparison:
+    """Recorded steps beside eager ones; both numbers are relative to an eager step's change of the weights."""
+
+    difference: float
+    """the greatest between a recorded and an eager step"""
+    rounding: float
+    """the greatest between an eager step and the same without autocast"""
+
+    def and_(self, other: "Comparison") -> "Comparison":
+        """The greatest of both."""
+        return Comparison(max(self.difference, other.difference), max(self.rounding, other.rounding))
+
+
+def compare(run: RunState, batching: Batching, recording: Recording) -> Comparison:
     """Compare the first recorded steps of a full batch, and one of a short last batch, with eager ones.
 
     The measure is the change of all weights together: the distance of the two changes over the length of the eager one.
@@ -159,7 +173,7 @@ def compare(run: RunState, batching: Batching, recording: Recording) -> float:
     Under bf16 autocast a change may differ by twice its rounding error, its distance from the change in float32.
 
     Returns:
-        The greatest difference; the run is left as it was.
+        How close they are; the run is left as it was.
 
     Raises:
         MismatchError: a difference beyond rounding, in the weights or in what a batch has scored.
@@ -169,7 +183,7 @@ def compare(run: RunState, batching: Batching, recording: Recording) -> float:
     passes = {0: min(COMPARED, step.steps if step.size(0) == step.last_size else step.steps - 1)}
     if step.last_size != step.size(0):
         passes[step.steps - 1] = 1
-    worst = 0.0
+    worst = Comparison(0.0, 0.0)
     try:
         for first, count in passes.items():
             starts, expected = [before], []
@@ -182,7 +196,7 @@ def compare(run: RunState, batching: Batching, recording: Recording) -> float:
             ]
             found = _recorded(run, recording, starts[:-1], first)
             for number, (start, theirs, truth, mine) in enumerate(zip(starts, expected, exact, found, strict=False)):
-                worst = max(worst, _checked(f"step {number + 1} from batch {first}", start, theirs, truth, mine))
+                worst = worst.and_(_checked(f"step {number + 1} from batch {first}", start, theirs, truth, mine))
     finally:
         before.restore()
     return worst
@@ -200,12 +214,13 @@ def _state(run: RunState) -> Snapshot:
     return Snapshot(run.engine.network, run.optimizer, run.device)
 
 
-def _checked(which: str, start: Snapshot, theirs: _After, truth: _After, mine: _After) -> float:
-    """The difference of a recorded step from an eager one; `truth` is the eager one without autocast."""
+def _checked(which: str, start: Snapshot, theirs: _After, truth: _After, mine: _After) -> Comparison:
+    """A recorded step beside an eager one; `truth` is the eager one without autocast."""
     if not (theirs.scores[0].isfinite() or mine.scores[0].isfinite()):
-        return 0.0  # both diverge, which the run itself has to say
+        return Comparison(0.0, 0.0)  # both diverge, which the run itself has to say
     where = start.weights_kept()
-    limit = min(MOST, max(FLOAT32_ROUNDING, 2 * _difference(where, theirs.weights, truth.weights)))
+    rounding = _difference(where, theirs.weights, truth.weights)
+    limit = min(MOST, max(FLOAT32_ROUNDING, 2 * rounding))
     difference = _difference(where, theirs.weights, mine.weights)
     apart = (mine.scores - theirs.scores).abs()
     if not (difference <= limit and apart[0] <= limit * max(1.0, abs(float(theirs.scores[0])))):
@@ -213,7 +228,7 @@ def _checked(which: str, start: Snapshot, theirs: _After, truth: _After, mine: _
             f"{which} is off by {difference:.2g} of an eager step's change of the weights, where rounding explains"
             f" {limit:.2g}, and its loss is {float(mine.scores[0]):g}, not {float(theirs.scores[0]):g}"
         )
-    return difference
+    return Comparison(difference, rounding)
 
 
 def _eager(run: RunState, batching: Batching, start: Snapshot, batch: int) -> _After:
