@@ -85,6 +85,16 @@ def test_runs_are_listed_once(tmp_path):
     assert PLAN.results(tmp_path) == [], "nothing has run"
 
 
+@pytest.mark.parametrize("method, ranked", [("phew", False), ("npb", False), ("force-floor", True), ("synflow", True)])
+def test_only_methods_that_rank_all_weights_fill_snips_layers(tmp_path, method, ranked):
+    asked = resolve(Pruning(method=method, density=0.05, prune_batch_size=64), "quick")
+    asked = asked if asked.steps == 1 else replace(asked, steps=3)
+    found = sanity.masks(SETUP, asked, 1)
+    assert ("SNIP's layers" in found) == ranked
+    listed = {job.mask.name for job in replace(PLAN, pruning=asked, shuffles=1).jobs(tmp_path) if job.mask is not None}
+    assert len(listed) == len(found)
+
+
 def row(check, seed, accuracy):
     return {"check": check, "seed": seed, "weights": seed, "accuracy": accuracy}
 

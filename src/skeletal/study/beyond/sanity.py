@@ -66,6 +66,12 @@ def _find(
     return mask, ranking
 
 
+def _ranks_all(method: str) -> bool:
+    """Whether a method's run ranks all weights; PHEW or NPB say which they choose, and nothing of the others."""
+    row = METHODS[method]
+    return not (row.by_count and row.one_shot)
+
+
 def masks(setup: Setup, pruning: Pruning, shuffles: int) -> dict[str, Mask]:
     """All masks of one seed that a check needs, by name."""
     data = finding.load_data(setup)
@@ -82,11 +88,13 @@ def masks(setup: Setup, pruning: Pruning, shuffles: int) -> dict[str, Mask]:
         metadata = {key: value for key, value in found.metadata.items() if key not in ("seed", "connected")}
         return Mask(tensors, metadata | {"method": name.replace(" ", "-").replace("'", "")})
 
+    ranked = _ranks_all(pruning.method)
+    layers = {"SNIP's layers": named("snips-layers", ranking.keep_within_layers(snip))} if ranked else {}
     return {
         ORIGINAL: named(pruning.method, found),
         **{f"shuffled {i}": named(f"{pruning.method}-shuffled", found.shuffled(i)) for i in range(1, shuffles + 1)},
         "SNIP's positions": named("snips-positions", snips.keep_within_layers(found)),
-        "SNIP's layers": named("snips-layers", ranking.keep_within_layers(snip)),
+        **layers,
         "SNIP": named("snip", snip),
         "random": named("random", random),
         "other data": named(f"{pruning.method}-other-data", elsewhere),
@@ -213,8 +221,9 @@ class SanityChecks:
     def _checks(self, root: Path) -> list[tuple[str, int, int, Path | None]]:
         """Name, seed it belongs to, seed of the weights, mask."""
         shuffled = [f"shuffled {i}" for i in range(1, self.shuffles + 1)]
-        names = [ORIGINAL, *shuffled, "SNIP's positions", "SNIP's layers", "SNIP", "random"]
-        names += ["other data", "one weight fewer"]
+        names = [ORIGINAL, *shuffled, "SNIP's positions", "SNIP", "random", "other data", "one weight fewer"]
+        if _ranks_all(self.pruning.method):
+            names.insert(2 + self.shuffles, "SNIP's layers")
         found: list[tuple[str, int, int, Path | None]] = []
         for seed, following in self._following():
             found += [(name, seed, seed, self._masks(seed).file(root, name)) for name in names]
