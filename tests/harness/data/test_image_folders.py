@@ -43,6 +43,14 @@ def test_an_image_folder_keeps_the_contract(folder):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_folder_that_has_moved_is_found_by_its_new_place(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for place in (folder, folder.parent):
+        assert len(data.load(folder.name, place, workers=0).test) == 4
+    with pytest.raises(data.DataNotFoundError, match="no data set and no folder"):
+        data.load(folder.name, tmp_path, workers=0)
+
+
 def test_equal_images_of_a_folder_are_cropped_each_in_its_own_way(tmp_path):
     image = pixels(40, 40, 3)
     for part, count in (("train", 4), ("val", 1)):

@@ -8,6 +8,7 @@ from tests.harness.data.layouts import encoded, pixels, raw, write_image, write_
 
 
 def test_a_set_is_read_once_until_a_file_changes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "nowhere")  # is nobody's business
     for part in ("train", "test"):
         write_parquet(tmp_path / f"{part}.parquet", [encoded(pixels(32, 32, 3))] * 3, [0, 1, 2])
     reads = []

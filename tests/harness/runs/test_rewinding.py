@@ -115,7 +115,9 @@ def test_a_round_that_prunes_nothing_is_the_dense_training_to_the_bit(tmp_path):
     mask = skeletal.prune(mlp(), density=1.0, method="random")
     for row in whole.metrics()[:2]:
         again.append(row)
-    statefile.save(again.path, pruned(state, mask, [name for name, _ in other.named_parameters()]))
+    rewound = pruned(state, mask, [name for name, _ in other.named_parameters()])
+    assert rewound["seconds"] == 0 < state["seconds"], "a round costs what it takes itself"
+    statefile.save(again.path, rewound)
     torch.manual_seed(99)
     found = train(other, blobs(), training, mask=mask, folder=again, device="cpu", progress=False)
     assert same(dict(model.state_dict()), dict(other.state_dict()))
@@ -168,6 +170,35 @@ def test_the_last_rounds_train_on_the_engine(tmp_path):
     assert sum(int((dense[0][name] ^ keep).sum()) for name, keep in sparse[0].items()) <= 4  # all but ties of rounding
     torch.testing.assert_close(sparse[1].state_dict(), dense[1].state_dict(), rtol=0.01, atol=0.01)
     sparse[0].check(sparse[1])
+
+
+def normed():
+    """Without biases, as the paper's networks: batch norm alone tells whether a channel without inputs is dead."""
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.Flatten(), nn.Linear(32, 3),
+    )  # fmt: skip
+
+
+def test_a_last_round_on_the_engine_goes_on_to_the_same_bits(tmp_path):
+    training, few = replace(GENTLE, engine="sparse"), replace(IMP, density=0.15, steps=1)
+    mask, model = rounds(folder(tmp_path, "whole"), blobs(IMAGES), training, few, normed)
+    assert min(int(keep.flatten(1).any(1).sum()) for keep in mask.values() if keep.dim() == 4) < 8, "a channel is empty"
+    data, place, seen = blobs(IMAGES), folder(tmp_path, "parts"), []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        else:
+            data.train.before[2, 1] = stop
+
+    data.train.before[2, 1] = stop
+    with pytest.raises(Interrupted):
+        rounds(place, data, training, few, normed)
+    again = rounds(place, blobs(IMAGES), training, few, normed)
+    assert again[0] == mask and same(dict(again[1].state_dict()), dict(model.state_dict()))
 
 
 def test_rounds_and_epochs_are_the_papers():

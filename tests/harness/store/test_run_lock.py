@@ -85,6 +85,19 @@ def test_another_process_is_named_and_refused(root, other):
     assert folder(root).running
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_somebody_elses_claim_is_seen(root, other, monkeypatch, readable):
+    opened = os.open
+
+    def open_of_others(path, flags, *mode):
+        if flags & (os.O_RDWR | os.O_WRONLY) or not readable:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(run_lock.os, "open", open_of_others)
+    assert run_lock.is_claimed(folder(root)._lock)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_was_killed_holds_nothing(root, other, number):
     other.send_signal(number)

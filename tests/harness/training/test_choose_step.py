@@ -16,11 +16,20 @@ def calls(monkeypatch):
     """The networks that were to be compiled, which come back as they are."""
     calls = []
 
-    def compiled(model):
-        calls.append(model)
-        return lambda x: model(x)
+    class Compiled:
+        """As torch's: with a `__len__`, which fails where the network has none: neither true nor false."""
 
-    monkeypatch.setattr(choose_step, "compiled_by_torch", compiled)
+        def __init__(self, model):
+            calls.append(model)
+            self._model = model
+
+        def __call__(self, x):
+            return self._model(x)
+
+        def __len__(self):
+            raise TypeError("Network does not support len()")
+
+    monkeypatch.setattr(choose_step, "compiled_by_torch", Compiled)
     return calls
 
 

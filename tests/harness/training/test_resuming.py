@@ -1,6 +1,7 @@
 """A run that was stopped or killed goes on to the same bits, and from its own checkpoint only."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.pace import Pace
 from skeletal.harness.training import checkpoint
-from tests.harness.training.blobs import HalfMask, blobs, folder, mlp, run, same, timeless
+from tests.harness.training.blobs import TRAINING, HalfMask, blobs, folder, mlp, run, same, timeless
 
 
 @pytest.mark.parametrize("stop_at", [(0, 1), (1, 3), (1, 4), (2, 0)])
@@ -103,6 +104,16 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     run(mlp(), blobs(), folder=folder(tmp_path))
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         run(mlp(), blobs(), folder=folder(tmp_path), seed=1)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_checkpoint_of_settings_that_came_later_is_refused(tmp_path, backwards):
+    first, second = [replace(TRAINING, decay="one-cycle", sync_bn=False), TRAINING][:: -1 if backwards else 1]
+    run(mlp(), blobs(), first, folder=folder(tmp_path))
+    model = mlp()
+    with pytest.raises(ValueError, match=r"other settings \(decay\)"):
+        run(model, blobs(), second, folder=folder(tmp_path))
+    assert same(dict(model.state_dict()), dict(mlp().state_dict())), "a refused checkpoint leaves the network alone"
 
 
 def test_lost_metrics_are_noticed(tmp_path):

@@ -60,7 +60,7 @@ def load(
     if not Path(name).is_dir():
         name = spelled(name, SPECS)
     if name not in SPECS:
-        root = folder.find(Path(name))
+        root = next((place for place in sources.where(name, data_dir) if folder.find(place)), None)
         if root is None:
             raise sources.unknown(name)
         return folder.read(root, name, **options)

@@ -1,7 +1,7 @@
 """Where each data set may lie, where it does lie, and what to say when it does not."""
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -29,10 +29,11 @@ def where(name: str, data_dir: Path | str | None = None) -> list[Path]:
 
     With `data_dir`: that folder, then `data_dir/<name>`. Without: `data/<name>` and `data` below the working
     folder, then the same below `~/.cache/skeletal`, then for Fashion-MNIST Debian's folder. An image folder
-    does not say what it holds, so `imagenet` is then looked for only under its own name.
+    does not say what it holds, so `imagenet` is then looked for only under its own name. The path of a folder is
+    looked for below `data_dir`, then as it is; `data_dir` may also be the folder itself.
     """
     if name not in SPECS:
-        return [Path(name)]
+        return [Path(name)] if data_dir is None else [Path(data_dir) / name, Path(name), Path(data_dir)]
     if name == "digits":
         return []
     if data_dir is not None:
@@ -58,8 +59,12 @@ def find(spec: Spec, data_dir: Path | str | None = None) -> tuple[str, Path] | N
 def _stamp(layout: str, folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of a set's files: different if any of them has changed."""
     files = folder.rglob("*") if layout == "tiny" else folder.iterdir()
-    stats = ((str(file), file.stat()) for file in files)
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    stamps = []
+    for file in files:
+        with suppress(OSError):  # a link beside the files that leads nowhere
+            stat = file.stat()
+            stamps.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return tuple(sorted(stamps))
 
 
 @lru_cache(maxsize=2)

@@ -63,9 +63,14 @@ def load_run(path: Path | str, data_dir: Path | str | None = None) -> Run:
 
 def setup_of(folder: RunFolder, data_dir: Path | str | None = None, device: str = "auto") -> Setup:
     """The network and the data of a run, here."""
+    if "model" not in folder.config:
+        raise ValueError(f"{folder.path} is a part of a run, such as a round of imp: give the folder of the whole run")
     settings = {name: folder.config[name] for name in ("model", "data", "seed")}
     place = None if data_dir is None else Path(data_dir)
-    return Setup(**settings, image_size=folder.config.get("image_size"), data_dir=place, device=device)
+    for name in ("image_size", "skip_corrupt"):  # which runs of other data sets or earlier versions lack
+        if name in folder.config:
+            settings[name] = folder.config[name]
+    return Setup(**settings, data_dir=place, device=device)
 
 
 def shapes_of(setup: Setup) -> Data | Spec:

@@ -81,9 +81,11 @@ def is_claimed(lock: Path) -> bool:
     if fcntl is None:
         return False
     try:
-        file = os.open(lock, os.O_RDWR)
+        file = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except PermissionError:  # of somebody else's, who removes it when the run ends
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

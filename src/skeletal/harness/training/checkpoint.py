@@ -13,6 +13,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
 from skeletal.core.model.tensors import not_finite
 from skeletal.engine.optimizer_state import from_dense, to_dense
+from skeletal.harness.config import with_later
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.store.statefile import KEPT, REMEDY, engine_of, in_short, load, path_in, save
@@ -77,6 +78,12 @@ def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, stat
         numbers = {name: i for i, name in enumerate(parameters)}
         state = state | {"state": {numbers[name]: entries for name, entries in state["state"].items()}}
     optimizer.load_state_dict(state)
+
+
+def changed(settings: dict[str, Any], state: dict[str, Any]) -> list[str]:
+    """Names of the settings that a checkpoint was not trained with."""
+    theirs = with_later(state["settings"])
+    return [name for name, value in with_later(settings).items() if theirs.get(name) != value]
 
 
 @dataclass
@@ -210,10 +217,9 @@ class RunState:
         if state is None:
             return
         self.rows = self.folder.metrics()
-        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
-        if changed:
+        if names := changed(self.settings, state):
             raise ValueError(
-                f"the checkpoint in {self.folder.path} has other settings ({', '.join(changed)}); "
+                f"the checkpoint in {self.folder.path} has other settings ({', '.join(names)}); "
                 "open another run folder, or delete the checkpoint to train from the beginning"
             )
         if len(self.rows) != state["epoch"]:

@@ -85,8 +85,9 @@ class EagerSteps:
     def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's mean loss and outputs, after the backward pass."""
         run = self._run
+        network = run.engine.network if self._network is None else self._network
         with self._batching.autocast():
-            outputs = (self._network or run.engine.network)(inputs)
+            outputs = network(inputs)
         outputs = outputs.float()
         loss = cross_entropy(outputs, targets)
         loss.backward()

@@ -28,7 +28,7 @@ from skeletal.harness.stopwatch import Stopwatch
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.store.pace import Pace
 from skeletal.harness.training.account import Account
-from skeletal.harness.training.checkpoint import RunState, engine_of, load
+from skeletal.harness.training.checkpoint import RunState, changed, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
 from skeletal.harness.training.engines import Engine, engine_for_all
 from skeletal.harness.training.evaluate import Scores, batch_to_score, evaluate
@@ -83,8 +83,9 @@ class Trainer:
         mask = mask_in(state, task.mask)
         if rule is not None and mask is None:
             raise ValueError(f"--update {training.update} moves a mask, and a dense training has none: give it one")
-        if state is not None and (rule is not None or "rewound" in state):
-            _take_weights(task.model, state)  # which tell a compiled network, too, what is dead
+        settings = task.settings()
+        if state is not None and not changed(settings, state):
+            _take_weights(task.model, state)  # a compiled network reads in them which channels are dead
         uses = uses_of(task.model, task.data.blank(), mask)
         engine = _engine(task, mask, state)
         trained = engine.network if rule is None else task.model
@@ -95,7 +96,6 @@ class Trainer:
             weight_decay=training.weight_decay or 0.0,
         )
         rate = scheduler(self._optimizer, training)
-        settings = task.settings()
         run = RunState(engine, self._optimizer, rate, mask, task.folder, settings, task.device)
         run.keep_epoch = task.keep_epoch
         if mask is not None and (rule is not None or not engine.compiled):
@@ -288,7 +288,7 @@ def _synchronize(model: nn.Module, device: torch.device, examples: int, batch_si
 
 
 def _take_weights(model: nn.Module, state: dict[str, Any]) -> None:
-    with suppress(RuntimeError):  # they do not fit: `restore` says so
+    with suppress(RuntimeError, KeyError, TypeError, AttributeError):  # they do not fit: `restore` says so
         model.load_state_dict(state["model"])
 
 
