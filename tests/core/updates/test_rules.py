@@ -128,6 +128,11 @@ def test_settings_that_make_no_sense_are_refused(make, message):
         make()
 
 
+def test_steps_between_updates_are_whole():
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        skeletal.SET(every=100.0)
+
+
 def test_a_rule_of_ones_own():
     @dataclass(frozen=True, kw_only=True)
     class Turn(Rule):

@@ -1,6 +1,7 @@
 """What a rule for moving masks is: when it moves them, and where to."""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,7 @@ class Rule(ABC):
 
     Raises:
         ValueError: a setting is out of its range.
+        TypeError: `every` is no whole number.
 
     """
 
@@ -62,7 +64,7 @@ class Rule(ABC):
     """whether a moment also has to bring the gradients of pruned weights"""
 
     def __post_init__(self) -> None:
-        if self.every < 1:
+        if operator.index(self.every) < 1:
             raise ValueError(f"every is {self.every}; it has to be at least 1 step")
         if not 0 < self.end <= 1:
             raise ValueError(f"end is {self.end}; it is a fraction of the training, above 0 and at most 1")
