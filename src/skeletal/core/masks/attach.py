@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Skeleton:
     A `deepcopy` of the model, or a pickled copy, carries no hooks: attach the mask to it, too. Of a weight that the
     model has exchanged for another parameter, the next step of an optimizer warns.
 
+    A weight has one skeleton at a time, the last that was attached; the one before goes on holding its other weights.
+
     With FSDP2 (`fully_shard`), each rank holds its own part at zero: prune first, shard, then attach, on every rank.
     """
 
@@ -38,51 +40,76 @@ class Skeleton:
         model = unwrap(model)
         parameters = matching_parameters(mask, model)
         _let_go_of_earlier(parameters, mask, model)
-        self._names, self._of, self._model = list(mask), type(model).__name__, weakref.ref(model)
+        self._of, self._model = type(model).__name__, weakref.ref(model)
         self._missed: set[str] = set()
-        self._held = [Held(parameters[name], keep) for name, keep in mask.items()]
+        self._taken: list[str] = []  # by a mask attached later
+        self._held = {name: Held(parameters[name], keep) for name, keep in mask.items()}
         self.pattern = pattern
         """of the mask, which single weights that come or go would break; None if it has none"""
         self.moving = False
         """whether something moves the mask while training; see `MaskUpdate`"""
-        for held in self._held:
+        for held in self._held.values():
             held.zero_stale_gradient()
             if optimizer is not None:
                 held.zero_state(optimizer)
         # The hook of all optimizers also covers those made later, and those inside a wrapper.
         me: weakref.ref[Any] = weakref.ref(self)
-        self._hooks: list[Any] = [register_optimizer_step_post_hook(lambda used, *_: _after_step(me, used))]
-        weakref.finalize(self, self._hooks[0].remove)
-        ours = {id(weight): held for weight, held in zip(parameters.values(), self._held, strict=True)}
+        self._hook: Any = register_optimizer_step_post_hook(lambda used, *_: _after_step(me, used))
+        weakref.finalize(self, self._hook.remove)
+        self._after_load: list[tuple[Held, Any]] = []
+        ours = {id(weight): self._held[name] for name, weight in parameters.items()}
         for module in model.modules():  # every module that holds a weight, since each can be loaded by itself
             for leaf, weight in module._parameters.items():
                 if (held := ours.get(id(weight))) is not None:
-                    self._hooks.append(module.register_load_state_dict_post_hook(_AfterLoad(self, module, leaf, held)))
+                    hook = module.register_load_state_dict_post_hook(_AfterLoad(self, module, leaf, held))
+                    self._after_load.append((held, hook))
 
     def detach(self) -> None:
         """Remove every hook. Pruned weights stay zero until something moves them."""
-        for held in self._held:
+        self._let_go(self._held)
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _let_go(self, names: Iterable[str]) -> None:
+        gone = [self._held[name] for name in names]
+        for held in gone:
             held.let_go()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        for held, hook in self._after_load:
+            if held in gone:
+                hook.remove()
+        self._after_load = [(held, hook) for held, hook in self._after_load if held not in gone]
+
+    def _give_up(self, weights: Container[int]) -> None:
+        """Leave weights, told by their ids, to a later skeleton: held here, or in the place of what is held here."""
+        model = self._model()
+        taken = [name for name, held in self._held.items() if id(_stands(held.weight(), name, model)) in weights]
+        if len(taken) == len(self._held):
+            self.detach()
+            return
+        self._let_go(taken)
+        self._taken += taken
+        for name in taken:
+            del self._held[name]
 
     @property
     def mask(self) -> Tensors:
         """Which weights are kept now."""
-        return {name: held.keep for name, held in zip(self._names, self._held, strict=True)}
+        return {name: held.keep for name, held in self._held.items()}
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters that are held, by name.
 
         Raises:
-            MaskError: the skeleton is detached, or its model is gone.
+            MaskError: the skeleton is detached, its model is gone, or another mask has taken some of its weights.
 
         """
-        found = {name: held.weight() for name, held in zip(self._names, self._held, strict=True)}
+        if self._taken:
+            raise MaskError(f"the skeleton does not hold {self._taken[0]} any more: another mask was attached to it")
+        found = {name: held.weight() for name, held in self._held.items()}
         alive = {name: weight for name, weight in found.items() if weight is not None}
-        if not self._hooks or len(alive) < len(found):
+        if self._hook is None or len(alive) < len(found):
             raise MaskError("the skeleton holds no weights any more: it was detached, or its model is gone")
         return alive
 
@@ -97,30 +124,30 @@ class Skeleton:
             optimizers: all that hold the weights.
 
         Raises:
-            MaskError: names or shapes differ, or the model is gone.
+            MaskError: names or shapes differ; or see `weights`.
 
         """
         weights = self.weights
         if wrong := [name for name in weights.keys() | mask.keys() if not fits(mask.get(name), weights.get(name))]:
             raise MaskError(f"the new mask does not fit the attached one at {min(wrong)}: it belongs to another model")
-        for name, held in zip(self._names, self._held, strict=True):
+        for name, held in self._held.items():
             held.move(mask[name].detach().to("cpu", torch.bool), optimizers)
 
     def keep_gradients(self, wanted: bool) -> None:
         """Record the gradients of all weights, pruned ones included, in every backward pass from now on; or stop."""
-        for held in self._held:
+        for held in self._held.values():
             held.noting, held.noted = wanted, None
 
     @property
     def gradients(self) -> Tensors:
         """What was recorded since `keep_gradients(True)`, summed over backward passes; layers without are missing."""
-        noted = {name: held.noted for name, held in zip(self._names, self._held, strict=True)}
+        noted = {name: held.noted for name, held in self._held.items()}
         return {name: gradient for name, gradient in noted.items() if gradient is not None}
 
     def __repr__(self) -> str:
         mask = self.mask.values()
         kept, total = sum(int(keep.sum()) for keep in mask), sum(keep.numel() for keep in mask)
-        held = "" if self._hooks else ", detached"
+        held = "" if self._hook else ", detached"
         return f"Skeleton({self._of}, {len(mask)} layers, {kept:,} of {total:,} weights kept{held})"
 
     def __enter__(self) -> "Skeleton":
@@ -131,11 +158,11 @@ class Skeleton:
 
 
 def _after_step(skeleton: "weakref.ref[Any]", optimizer: Optimizer) -> None:
-    if (alive := skeleton()) is not None and alive._hooks:
+    if (alive := skeleton()) is not None and alive._hook is not None:
         # Only the weights the optimizer has stepped: a backward pass under way may still need the others.
         stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         others = []
-        for name, held in zip(alive._names, alive._held, strict=True):
+        for name, held in alive._held.items():
             if id(held.weight()) in stepped:
                 held.zero()
             else:
@@ -162,12 +189,21 @@ def _belongs(weight: Tensor | None, name: str, model: nn.Module) -> bool:
     """Whether a model still has a weight, under its name, or under that of a wrapper put around its layer."""
     if weight is None:
         return False
+    return _at(name, model) is weight or any(parameter is weight for parameter in model.parameters())
+
+
+def _at(name: str, model: nn.Module) -> Tensor | None:
+    """The parameter that has this name now."""
     path, _, leaf = name.rpartition(".")
     try:
-        here = model.get_submodule(path)._parameters.get(leaf)
+        return model.get_submodule(path)._parameters.get(leaf)
     except AttributeError:
-        here = None
-    return here is weight or any(parameter is weight for parameter in model.parameters())
+        return None
+
+
+def _stands(weight: Tensor | None, name: str, model: nn.Module | None) -> Tensor | None:
+    """A weight, or what its model has put in its place."""
+    return weight if model is None or _belongs(weight, name, model) else _at(name, model)
 
 
 class _AfterLoad:
@@ -200,7 +236,7 @@ def _do_nothing(*_: object) -> None: ...
 
 
 def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model: nn.Module) -> None:
-    """Detach masks attached before: one at a time holds a model."""
+    """Masks attached before let go of these weights, and of no others: one at a time holds a weight."""
     earlier = {
         hook.skeleton: None
         for module in model.modules()
@@ -210,13 +246,14 @@ def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model
     names = {id(weight): name for name, weight in parameters.items()}
     lost = 0
     for skeleton in earlier:
-        for held in skeleton._held:
+        for held in skeleton._held.values():
             if (name := names.get(id(held.weight()))) is not None:
                 lost += int((mask[name] & held._all).sum())
-        skeleton.detach()
+        skeleton._give_up(names)
     if lost:
         warnings.warn(
-            f"{lost:,} weights that this mask keeps are zero: the mask attached before, now detached, had pruned them",
+            f"{lost:,} weights that this mask keeps are zero: the mask attached before, which this one replaces in its"
+            " layers, had pruned them",
             stacklevel=5,
         )
 

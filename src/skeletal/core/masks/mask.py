@@ -183,6 +183,10 @@ class Mask(Tabular, Mapping[str, Tensor]):
     def attach(self, model: nn.Module, optimizer: Optimizer | None = None) -> attach.Skeleton:
         """Set the pruned weights of a model to exactly 0, now, and hold them there whatever optimizer runs.
 
+        A mask attached before lets go of the weights that this one names, and goes on holding its others; detaching
+        either lets go of its own alone. So masks may hold parts of a model each, and a new mask of the whole model
+        replaces the old one.
+
         Args:
             model: changed in place; its `state_dict` keys are not.
             optimizer: one that has already been used: its momentum and moments at pruned weights are cleared.
