@@ -1,7 +1,9 @@
 """No public function leaves anything in the caller's model: tables, activations, counters, modes, computed weights."""
 
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,58 @@ def test_spectral_norm_which_writes_when_its_weight_is_read(kind, pattern):
     before = everything_about(model)
     skeletal.prune(model, batches, density=0.3, method="random", pattern=pattern)
     assert_same(before, everything_about(model))
+
+
+class Margin(nn.Module):
+    """A loss with weights and statistics of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.weight, self.calls = nn.BatchNorm1d(3), nn.Parameter(torch.eye(3)), 0
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(self.norm(outputs) @ self.weight, targets)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_loss_with_weights_stays_as_it_was(graded):
+    model, loss = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), Margin()
+    if graded:
+        loss(model(BATCH[0]), BATCH[1]).backward()
+    before, gradients = everything_about(loss), [p.grad for p in loss.parameters()]
+    mask = skeletal.prune(model, [BATCH], density=0.5, loss=loss, method="snip")
+    measure_saliency(model, [BATCH], mask, count=1, loss=loss)
+    skeletal.local_optimality(model, [BATCH], mask, samples=2, loss=loss)
+    assert_same(before, everything_about(loss))
+    assert all(p.grad is gradient for p, gradient in zip(loss.parameters(), gradients, strict=True))
+
+
+class Beside(nn.Module):
+    """Keeps a layer, a weight and generators where no registry knows of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.layers = nn.Linear(108, 3), [nn.Linear(3, 3), nn.BatchNorm1d(3)]
+        self.scale = torch.ones(3, requires_grad=True)
+        self.generators = torch.Generator(), random.Random(0), np.random.default_rng(0), np.random.RandomState(0)
+
+    def forward(self, x):
+        of_torch, of_python, of_numpy, old = self.generators
+        drawn = torch.rand(x.shape, generator=of_torch) + of_python.random() + of_numpy.random() + old.rand()
+        return self.layers[1](self.layers[0](self.head((x * drawn).flatten(1)))) * self.scale
+
+
+def test_weights_and_generators_beside_the_registries_stay_as_they_were():
+    model = Beside()
+    aside = [*model.layers[0].parameters(), model.scale]
+    model.scale.grad = torch.ones(3)
+    first = skeletal.prune(model, [BATCH], density=0.5, method="snip")
+    assert [None if p.grad is None else p.grad.tolist() for p in aside] == [None, None, [1, 1, 1]]
+    assert model.layers[1].running_mean.tolist() == [0, 0, 0]
+    assert skeletal.prune(model, [BATCH], density=0.5, method="snip") == first
+    of_torch, of_python, of_numpy, old = Beside().generators
+    assert torch.equal(of_torch.get_state(), model.generators[0].get_state())
+    assert of_python.getstate() == model.generators[1].getstate()
+    assert of_numpy.bit_generator.state == model.generators[2].bit_generator.state
+    assert old.rand() == model.generators[3].rand()

@@ -101,8 +101,8 @@ class _Landscape:
         self.size = self.flat.abs()
 
     def gradient(self, weights: Tensor) -> Tensor:
-        training = self.derivatives.bn_mode == "train"
-        with preserve_model(self.derivatives.model, training=training, seed=self.seed):
+        of = self.derivatives
+        with preserve_model(of.model, training=of.bn_mode == "train", seed=self.seed, loss=of.loss):
             return flatten(self.derivatives.gradient(unflatten(weights, self.theta))[0])
 
     def at(self, mask: Tensor) -> _At:

@@ -72,7 +72,7 @@ def measure_saliency(
     derivatives = Derivatives(
         model, Cycle(batches), count, loss, bn_mode, channels_last=prefers_channels_last(model, "float32")
     )
-    with preserve_model(model, training=bn_mode == "train", seed=seed), flush_denormals():
+    with preserve_model(model, training=bn_mode == "train", seed=seed, loss=loss), flush_denormals():
         gradient, mean_loss = derivatives.gradient(masked)
     force = norm = 0.0
     for name, weight in masked.items():

@@ -65,12 +65,13 @@ def differentiable() -> Generator[None]:
 
 
 @contextmanager
-def preserve_attributes(model: nn.Module) -> Generator[None]:
+def preserve_attributes(model: nn.Module, loss: object = None) -> Generator[None]:
     """Restore what is attached to a model besides parameters and buffers, even if only copies of it have run.
 
-    Copies share what the model's hooks and functions write to: closures and tables outside of it.
+    Copies share what the model's hooks and functions write to: closures and tables outside of it. A loss that is a
+    module is restored as well, and its parameters and buffers too.
     """
-    before = Snapshot(model)
+    before = Snapshot(model, loss if isinstance(loss, nn.Module) else None)
     try:
         yield
     finally:
@@ -78,13 +79,14 @@ def preserve_attributes(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def preserve_model(model: nn.Module, *, training: bool, seed: int) -> Generator[None]:
+def preserve_model(model: nn.Module, *, training: bool, seed: int, loss: object = None) -> Generator[None]:
     """Set train or eval mode and seed every global random generator; restore everything afterwards.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
-    forward pass leaves in attributes, such as cached tables or activations, is removed again.
+    forward pass leaves in attributes, such as cached tables or activations, is removed again. A loss that is a module
+    is restored, but keeps its mode.
     """
-    with preserve_attributes(model), preserve_random_state(model), preserve_mode(model, training=training):
+    with preserve_attributes(model, loss), preserve_random_state(model), preserve_mode(model, training=training):
         seed_all(seed)
         yield
 

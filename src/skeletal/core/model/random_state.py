@@ -1,7 +1,10 @@
-"""The global random states of torch's CPU generator, Python and numpy."""
+"""The global random states of torch's CPU generator, Python and numpy, and those of single generators."""
 
 import random
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -36,6 +39,26 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed % 2**32)
+
+
+def is_generator(value: object) -> bool:
+    """Whether a value is a generator of torch, Python or numpy, with a state that can be read."""
+    if isinstance(value, (torch.Generator, random.Random)):
+        return not isinstance(value, random.SystemRandom)
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(
+        value, (numpy.random.Generator, numpy.random.RandomState, numpy.random.BitGenerator)
+    )
+
+
+def state_setter(generator: Any) -> Callable[[], None]:
+    """A function that puts a generator back into its present state."""
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if hasattr(generator, "get_state"):  # torch's, and numpy's old one
+        return partial(generator.set_state, generator.get_state())
+    source = getattr(generator, "bit_generator", generator)
+    return partial(setattr, source, "state", source.state)
 
 
 def _plain(state: object) -> object:

@@ -2,13 +2,15 @@
 
 import copy
 from collections import deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType, NoneType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from skeletal.core.model.random_state import is_generator, state_setter
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,20 +37,42 @@ class _Held(NamedTuple):
     before: Any
 
 
+class _Gradient(NamedTuple):
+    """What a tensor's `.grad` was, and its values then."""
+
+    of: Tensor
+    before: Tensor | None
+    version: tuple[Any, ...]
+    value: Tensor | None
+
+
 class Snapshot:
     """The attributes of a model and of all its modules as they are now, and the contents of what they hold.
 
     Lists, dicts, sets, plain objects, and whatever functions can reach are followed; this includes hooks, registries,
     caches and modules outside the registries. Values are also kept, except those of parameters and buffers: these
-    are up to the code that gives the model stand-ins for them (see `preserve.state_of`).
+    are up to the code that gives the model stand-ins for them (see `preserve.state_of`). Gradients of all tensors are
+    kept, and the states of random generators.
+
+    Args:
+        model: whose attributes they are.
+        beside: another module, such as a loss, with all that it holds, its own parameters' values included.
+
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, beside: nn.Module | None = None) -> None:
         own = {id(tensor) for module in model.modules() for tensor in _registered(module)}
         self._containers: list[_Held] = []
         self._tensors: list[tuple[_Found, tuple[Any, ...], Tensor]] = []
         self._of: dict[int, list[_Held]] = {}
-        for found in _reachable(model):
+        self._gradients: list[_Gradient] = []
+        self._generators: list[Callable[[], None]] = []
+        for found in _reachable(model, beside):
+            if is_generator(found.value):
+                self._generators.append(state_setter(found.value))
+                continue
+            if isinstance(found.value, Tensor) and found.value.is_leaf:
+                self._gradients.append(_gradient(found.value))
             if not isinstance(found.value, Tensor):
                 held = _Held(found, found.value.copy())
                 self._containers.append(held)
@@ -63,13 +87,15 @@ class Snapshot:
                 where.value.clear()
                 where.value.extend(before) if isinstance(before, list | deque) else where.value.update(before)
         for (tensor, _, _), version, value in self._tensors:
-            if _version(tensor) == version:
-                continue
-            if (tensor.shape, tensor.dtype, tensor.device) != (value.shape, value.dtype, value.device):
-                tensor.data = value
-            else:
-                with torch.no_grad():
-                    tensor.detach().copy_(value)
+            if _version(tensor) != version or _unnoticed(tensor, value):
+                _write(tensor, value)
+        for tensor, before, version, value in self._gradients:
+            if tensor.grad is not before:
+                tensor.grad = before
+            if before is not None and value is not None and _version(before) != version:
+                _write(before, value)
+        for reset in self._generators:
+            reset()
 
     def written(self, module: nn.Module, but: str = "\0") -> str | None:
         """The first attribute of one of the model's modules that has been replaced, or whose contents have changed.
@@ -150,10 +176,11 @@ def _registered(module: nn.Module) -> Iterator[Tensor]:
         yield from (tensor for tensor in registry.values() if tensor is not None)
 
 
-def _reachable(model: nn.Module) -> Iterator[_Found]:
-    """Every container, every dict of a module or object, and every tensor that can be reached, once."""
+def _reachable(model: nn.Module, beside: nn.Module | None = None) -> Iterator[_Found]:
+    """Every container, dict of a module or object, tensor and random generator that can be reached, once."""
     seen: set[int] = set()
-    pending: list[tuple[_Found, int]] = [(_Found(model, model, ""), 0)]
+    roots = [model] if beside is None else [model, beside]
+    pending: list[tuple[_Found, int]] = [(_Found(root, root, ""), 0) for root in roots]
     while pending:
         found, depth = pending.pop()
         value = found.value
@@ -163,7 +190,7 @@ def _reachable(model: nn.Module) -> Iterator[_Found]:
         if isinstance(value, nn.Module):
             pending.append((_Found(value.__dict__, value, ""), 0))
             continue
-        if isinstance(value, (Tensor, *_CONTAINERS)):
+        if isinstance(value, (Tensor, *_CONTAINERS)) or is_generator(value):
             yield found
         if isinstance(value, dict):
             if found.attribute == "":
@@ -221,8 +248,32 @@ def _different(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     return [name for name in {**before, **now} if now.get(name, now) is not before.get(name, before)]
 
 
+def _gradient(tensor: Tensor) -> _Gradient:
+    before = tensor.grad
+    if before is None:
+        return _Gradient(tensor, None, (), None)
+    return _Gradient(tensor, before, _version(before), before.detach().clone())
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    """Put values back, and shape and type if they have changed."""
+    if (tensor.shape, tensor.dtype, tensor.device) != (value.shape, value.dtype, value.device):
+        tensor.data = value
+    else:
+        with torch.no_grad():
+            tensor.detach().copy_(value)
+
+
 def _version(tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a tensor is written to, or gets new memory."""
     inside = 0 if tensor.is_inference() else tensor._version
-    plain = tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)
-    return inside, tensor.data_ptr() if plain else 0, tensor.dtype, tuple(tensor.shape)
+    return inside, tensor.data_ptr() if _plain(tensor) else 0, tensor.dtype, tuple(tensor.shape)
+
+
+def _unnoticed(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a tensor was written to without a new version, as batch norm does to its statistics."""
+    return _plain(tensor) and not torch.equal(tensor, value)
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)

@@ -59,7 +59,8 @@ def _find(
 ) -> tuple[Mask, str]:
     """The mask, and why it is unknown whether it leaves a path, if it is."""
     counts = settings.counts(sum(weight.numel() for weight in weights.values()))
-    with preserve_model(model, training=settings.bn_mode == "train", seed=settings.seed), flush_denormals():
+    training, loss = settings.bn_mode == "train", settings.loss
+    with preserve_model(model, training=training, seed=settings.seed, loss=loss), flush_denormals():
         settings.agree(model, counts, list(weights))
         theta = _initial(weights)
         stream = None if batches is None else Cycle(batches)
@@ -132,7 +133,10 @@ def prune(
 ) -> Mask:
     """Find the few weights of a network worth having, before training (paper, Algorithm 1).
 
-    The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state.
+    The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state. So is a
+    `loss` that is a module, and what the model's attributes and hooks can reach: layers in a list, caches, random
+    generators, the attributes of an object whose method is a hook. What `on_step` writes there is undone as well, so
+    let it write elsewhere.
     `mask.attach(model)` makes it a skeleton.
 
     Under torchrun, call it on every rank, with the same arguments and weights, and with each rank's own share of the
