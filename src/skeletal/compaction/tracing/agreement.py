@@ -155,7 +155,7 @@ _MODES = (  # train mode, gradients on, with a backward pass
 
 def _run(model: nn.Module, batch: Any, seed: int, gradients: bool, backward: bool, before: Tensors) -> _Run:
     """One pass; `before` has the parameters as they were before the first one."""
-    seed_all(seed)
+    seed_all(seed, model)
     leaves: list[Tensor] = []
 
     def leaf(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, o
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, set_mode, with_parameters
+from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
 
 
@@ -51,7 +52,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
     sparse: list[Tensor] = []
 
     def run(inputs: Any) -> list[Tensor]:
-        torch.manual_seed(0)  # a model that is random even in eval mode has to be random in the same way
+        seed_all(0, model)  # a model that is random even in eval mode has to be random in the same way
         found = list(outputs_of(with_parameters(model, state, lambda: forward(model, inputs))))
         if any(not torch.isfinite(output).all() for output in found):
             raise OverflowError("the probing signal overflows")

@@ -11,6 +11,7 @@ from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, o
 from skeletal.core.diagnosis.structure import random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, preserve_attributes, with_parameters
+from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
 
 _SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one avoids saturation, as in ReLU6 after many skips
@@ -124,7 +125,7 @@ def changing_without_gradient(model: nn.Module, mask: Mapping[str, Tensor], dead
             drawn = {
                 name: state[name] * (1 + dead[name] * random_positive(state[name], None, generator)) for name in names
             }
-            torch.manual_seed(0)  # a model that is random even in eval mode has to be random in the same way
+            seed_all(0, model)  # a model that is random even in eval mode has to be random in the same way
             with preserve_attributes(model):  # gradients are on, for a network that takes derivatives itself
                 given = map_inputs(torch.clone, inputs)
                 found = outputs_of(with_parameters(model, state | drawn, lambda: forward(model, given)))

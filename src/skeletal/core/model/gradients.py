@@ -163,7 +163,7 @@ class Derivatives:
 
     def _with_seed(self, seed: int, function: Callable[[], Value]) -> Value:
         with preserve_random_state(self.model):
-            seed_all(seed)
+            seed_all(seed, self.model)
             return function()
 
     def _refuse_absolute(self, what: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from skeletal.core.model.random_state import RandomState, seed_all
+from skeletal.core.model.random_state import RandomState, generators_elsewhere, seed_all, state_setter
 from skeletal.core.model.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 
@@ -17,14 +17,14 @@ Value = TypeVar("Value")
 
 @contextmanager
 def preserve_random_state(model: nn.Module) -> Generator[None]:
-    """Restore the global random states of torch, Python and numpy."""
-    before = RandomState()
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    """Restore the global random states of torch, Python and numpy, also of torch on the model's devices."""
+    before, others = RandomState(), [state_setter(generator) for generator in generators_elsewhere(model)]
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-            yield
+        yield
     finally:
         before.restore()
+        for reset in others:
+            reset()
 
 
 @contextmanager
@@ -80,14 +80,14 @@ def preserve_attributes(model: nn.Module, loss: object = None) -> Generator[None
 
 @contextmanager
 def preserve_model(model: nn.Module, *, training: bool, seed: int, loss: object = None) -> Generator[None]:
-    """Set train or eval mode and seed every global random generator; restore everything afterwards.
+    """Set train or eval mode and seed the model's global random generators; restore everything afterwards.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
     forward pass leaves in attributes, such as cached tables or activations, is removed again. A loss that is a module
     is restored, but keeps its mode.
     """
     with preserve_attributes(model, loss), preserve_random_state(model), preserve_mode(model, training=training):
-        seed_all(seed)
+        seed_all(seed, model)
         yield
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class RandomState:
@@ -32,13 +33,27 @@ class RandomState:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
-def seed_all(seed: int) -> None:
-    """Seed all three, and torch's generators on other devices."""
-    # Where there are no other devices, torch would note for each of them who seeded it, which takes 0.4 ms.
-    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
+def seed_all(seed: int, model: nn.Module | None = None) -> None:
+    """Seed all three, and torch's generators on the devices of a model."""
+    # Not torch.manual_seed, which seeds all other devices, too, also those whose state nobody restores.
+    for generator in (torch.default_generator, *generators_elsewhere(model)):
+        generator.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed % 2**32)
+
+
+def generators_elsewhere(model: nn.Module | None) -> list[torch.Generator]:
+    """Those that torch itself keeps for a model's devices, but not the CPU's."""
+    tensors = [] if model is None else [*model.parameters(), *model.buffers()]
+    found = []
+    for device in {tensor.device: None for tensor in tensors if tensor.device.type not in ("cpu", "meta")}:
+        of_kind = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, torch.mps
+        if generators := getattr(of_kind, "default_generators", None):
+            found.append(generators[device.index or 0])
+        elif of_kind is torch.mps:
+            found.append(torch.mps._get_default_mps_generator())
+    return found
 
 
 def is_generator(value: object) -> bool:

@@ -63,7 +63,7 @@ def tangent_kernel_saliency(
         masked = {name: (value * leaves[name]).to(parameters[name].dtype) for name, value in values.items()}
         state = state_of(model, without=weights) | masked
         with preserve_random_state(model):
-            seed_all(seed)  # the same dropout in both
+            seed_all(seed, model)  # the same dropout in both
             return with_parameters(model, state, lambda: tensor_from(model, inputs, "ntk-sap"))
 
     with differentiable(), autocast("float32", device_of(model)):
