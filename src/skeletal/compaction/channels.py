@@ -67,7 +67,7 @@ def find_channels(module: fx.GraphModule, mask: Mapping[int, Tensor], multiple_o
 def _inputs(known: Known, node: fx.Node, vectors: Vectors, otherwise: int) -> list[Tensor]:
     """A rule's inputs; those of whole tensors are filled."""
     return [
-        vectors[source] if source in vectors else torch.full((size,), otherwise, dtype=torch.uint8)
+        vectors[source] if source in vectors else torch.full((size,), otherwise, dtype=torch.uint8, device="cpu")
         for source, size in zip(known.rules[node].inputs, input_sizes(known, node), strict=True)
     ]
 
@@ -81,7 +81,7 @@ def _states(known: Known) -> Vectors:
 
 def _read(module: fx.GraphModule, known: Known, state: Vectors) -> Vectors:
     """Which channels change the output, or get a gradient."""
-    read = {node: torch.zeros(len(vector), dtype=torch.bool) for node, vector in state.items()}
+    read = {node: torch.zeros(len(vector), dtype=torch.bool, device="cpu") for node, vector in state.items()}
     for node in reversed(module.graph.nodes):
         if node in known.holds:
             for source in node.all_input_nodes:
@@ -105,7 +105,7 @@ def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: 
 
     """
     labels = label_channels(known)
-    keep = torch.zeros(labels.count, dtype=torch.bool)
+    keep = torch.zeros(labels.count, dtype=torch.bool, device="cpu")
     keep[labels.whole] = True
     for node, need in needed.items():
         keep[labels.of[node][need]] = True
@@ -136,7 +136,7 @@ def _closed(module: fx.GraphModule, known: Known, needed: Vectors, multiple_of: 
     def by_node(found: Tensor) -> Vectors:
         return {node: found[own] for node, own in labels.of.items()}
 
-    unsafe = torch.zeros(labels.count, dtype=torch.bool)
+    unsafe = torch.zeros(labels.count, dtype=torch.bool, device="cpu")
     for node, rule in known.rules.items():
         if must_not_be_zero(module, node, rule):
             unsafe[labels.of[node]] = True

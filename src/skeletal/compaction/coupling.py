@@ -44,7 +44,7 @@ def couple(model: nn.Module, weights: dict[str, nn.Parameter], example: Any) -> 
     layers = {node: rule for node, rule in known.rules.items() if isinstance(rule, Product)}
     names_of = {node: names.get(id(traced.get_submodule(rule.target).weight)) for node, rule in layers.items()}
 
-    goes = torch.zeros(labels.count, dtype=torch.bool)
+    goes = torch.zeros(labels.count, dtype=torch.bool, device="cpu")
     for node in layers:
         goes[labels.of[node]] = True
     goes[labels.whole] = False
@@ -54,8 +54,8 @@ def couple(model: nn.Module, weights: dict[str, nn.Parameter], example: Any) -> 
     count = int(goes.sum())
     number = torch.where(goes, goes.cumsum(0) - 1, count)
 
-    writes = {name: torch.full((outputs,), count) for name, (outputs, _) in shapes.items()}
-    reads = {name: torch.full(shape, count) for name, shape in shapes.items()}
+    writes = {name: torch.full((outputs,), count, device="cpu") for name, (outputs, _) in shapes.items()}
+    reads = {name: torch.full(shape, count, device="cpu") for name, shape in shapes.items()}
     for node, rule in layers.items():
         if (name := names_of[node]) is not None:
             outputs, inputs = shapes[name]

@@ -41,7 +41,7 @@ def label_channels(known: Known, *, whole_groups: bool = False) -> Labels:
     def unused(size: int) -> Tensor:
         nonlocal count
         count += size
-        return torch.arange(count - size, count)
+        return torch.arange(count - size, count, device="cpu")
 
     whole: list[Tensor] = []
     for node, rule in known.rules.items():
@@ -50,7 +50,7 @@ def label_channels(known: Known, *, whole_groups: bool = False) -> Labels:
             inputs.append(labels[source] if source in labels else unused(size))
             if source not in labels:
                 whole.append(inputs[-1])
-        new = unused(len(rule.pairs)) if isinstance(rule, Product) else torch.empty(0)
+        new = unused(len(rule.pairs)) if isinstance(rule, Product) else torch.empty(0, device="cpu")
         labels[node] = rule.labels(new, *inputs)
         entered[node] = inputs
         equal += rule.equal(*inputs)
@@ -64,7 +64,7 @@ def label_channels(known: Known, *, whole_groups: bool = False) -> Labels:
         count,
         {node: merged[own] for node, own in labels.items()},
         {node: [merged[own] for own in inputs] for node, inputs in entered.items()},
-        merged[torch.cat(whole)] if whole else torch.empty(0, dtype=torch.int64),
+        merged[torch.cat(whole)] if whole else torch.empty(0, dtype=torch.int64, device="cpu"),
     )
 
 
@@ -78,7 +78,7 @@ def input_sizes(known: Known, node: fx.Node) -> list[int]:
 
 def _merged(count: int, equal: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The smallest of all labels that a label equals."""
-    merged = torch.arange(count)
+    merged = torch.arange(count, device="cpu")
     while True:
         before = merged.clone()
         for one, two in equal:

@@ -37,7 +37,7 @@ def cut_modules(module: fx.GraphModule, channels: Channels) -> dict[int, Indices
             found[id(old)] = indices
             new = cut(old.detach(), indices)
             setattr(layer, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
-    size = {node: torch.ones(0) for node in module.graph.nodes} | channels.keep
+    size = {node: torch.ones(0, device="cpu") for node in module.graph.nodes} | channels.keep
     for rewrite in channels.known.rewrites:
         rewrite(size.__getitem__)
     module.graph.lint()
@@ -61,12 +61,12 @@ class _Left(NamedTuple):
         """The channels' indices, -1 for zeros; None if all are left as they are."""
         if self.keep.all() and not self.zeros.any():
             return None
-        return torch.where(self.zeros, -1, torch.arange(len(self.keep)))[self.keep]
+        return torch.where(self.zeros, -1, torch.arange(len(self.keep), device="cpu"))[self.keep]
 
 
 def _left(channels: Channels, node: fx.Node, size: int) -> _Left:
-    keep = channels.keep.get(node, torch.ones(size, dtype=torch.bool))
-    return _Left(keep, channels.padding.get(node, torch.zeros(size, dtype=torch.bool)))
+    keep = channels.keep.get(node, torch.ones(size, dtype=torch.bool, device="cpu"))
+    return _Left(keep, channels.padding.get(node, torch.zeros(size, dtype=torch.bool, device="cpu")))
 
 
 def _of_product(layer: Any, rule: Product, inputs: _Left, outputs: _Left) -> dict[str, Indices]:

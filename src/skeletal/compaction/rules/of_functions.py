@@ -145,7 +145,7 @@ def _concatenated(node: fx.Node, axes: Axes) -> Gather | None:
     axis = dim % len(node.meta["shape"])
     if any(axes.get(part, axis) != axis for part in parts):
         return None
-    return Gather(tuple(parts), axis, torch.arange(sum(part.meta["shape"][axis] for part in parts)))
+    return Gather(tuple(parts), axis, torch.arange(sum(part.meta["shape"][axis] for part in parts), device="cpu"))
 
 
 def _reduced(node: fx.Node, axes: Axes) -> Map | None:

@@ -68,7 +68,7 @@ def _product(call: Call) -> Product | None:
         return None
     groups, transposed = (1, False) if linear else (module.groups, module.transposed)
     keep = call.mask.get(id(module.weight))
-    keep = torch.ones(module.weight.shape, dtype=torch.bool) if keep is None else keep.cpu()
+    keep = torch.ones(module.weight.shape, dtype=torch.bool, device="cpu") if keep is None else keep.cpu()
     pairs = keep.flatten(2).any(2) if keep.dim() > 2 else keep
     blocks = pairs.unflatten(0, (groups, -1))  # per group (outputs, inputs), or the other way round
     if transposed:
@@ -91,7 +91,7 @@ def _norm(call: Call) -> Norm:
     channels = module.num_features
     scaled = call.mask.get(id(module.weight)) if module.affine else None
     mean = module.running_mean
-    everywhere = torch.ones(channels, dtype=torch.bool)
+    everywhere = torch.ones(channels, dtype=torch.bool, device="cpu")
     bias = module.bias if module.affine else None
     return Norm(
         (call.source,),

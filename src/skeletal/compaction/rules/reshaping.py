@@ -45,7 +45,7 @@ def flattened(node: fx.Node, axes: Mapping[fx.Node, int]) -> Rule | None:
         return Map((source,), 1)
     positions = math.prod(before[2:])
     if len(after) == 2 and after == (before[0], before[1] * positions):
-        return Gather((source,), 1, torch.arange(before[1]).repeat_interleave(positions))
+        return Gather((source,), 1, torch.arange(before[1], device="cpu").repeat_interleave(positions))
     return None
 
 
@@ -161,7 +161,7 @@ def _piece(node: fx.Node, axes: Mapping[fx.Node, int], rewrites: list[Rewrite]) 
         cut.op, cut.target, cut.args, cut.kwargs = "call_function", torch.split, (source, now, axis), {}
 
     rewrites.append(rewrite)
-    indices = torch.arange(sum(bounds)).split(bounds)
+    indices = torch.arange(sum(bounds), device="cpu").split(bounds)
     return Gather((source,), axis, indices[position])
 
 

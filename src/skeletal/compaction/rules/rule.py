@@ -48,8 +48,8 @@ class Added:
 
     def __init__(self, name: str, parameter: Tensor | None, keep: Tensor | None, channels: int) -> None:
         self.name = name
-        self.state = torch.zeros(channels, dtype=torch.uint8)
-        self._kept = torch.zeros(channels, dtype=torch.bool)
+        self.state = torch.zeros(channels, dtype=torch.uint8, device="cpu")
+        self._kept = torch.zeros(channels, dtype=torch.bool, device="cpu")
         if parameter is not None:
             self._kept = ~self._kept if keep is None else keep.cpu()
             self.state[self._kept & parameter.detach().ne(0).cpu()] = CONSTANT
@@ -199,6 +199,6 @@ class Gather(Rule):
     def reads(self, read: Tensor, *inputs: Tensor) -> list[Tensor]:
         """The same channels."""
         sizes = [len(vector) for vector in inputs]
-        found = torch.zeros(sum(sizes), dtype=torch.bool)
+        found = torch.zeros(sum(sizes), dtype=torch.bool, device="cpu")
         found[self.index[read]] = True
         return list(found.split(sizes))

@@ -197,7 +197,7 @@ def _fingerprint(value: Tensor) -> Tensor:
 def _projection(value: Tensor, generator: torch.Generator) -> Tensor:
     value = torch.view_as_real(value) if value.is_complex() else value
     value = value.to_dense() if value.layout != torch.strided else value
-    weights = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    weights = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu")
     return (value.to(torch.promote_types(value.dtype, torch.float32)) * weights.to(value)).sum().double()
 
 
@@ -233,7 +233,8 @@ def _batch(batch: Any, examples: int | None, dtype: torch.dtype | None, device: 
         if tensor.layout != torch.strided:
             return tensor
         if tensor.is_floating_point() and tensor.numel() and (tensor == tensor.flatten()[0]).all():
-            tensor = tensor + torch.rand(tensor.shape, generator=generator).to(tensor)  # zeros, ones: a mere shape
+            # Zeros, ones: a mere shape.
+            tensor = tensor + torch.rand(tensor.shape, generator=generator, device="cpu").to(tensor)
         return tensor
 
     few = shorten(to_device(batch, device), examples)

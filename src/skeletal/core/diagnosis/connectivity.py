@@ -92,7 +92,7 @@ def _exchange(tensor: Tensor, generator: torch.Generator) -> Tensor:
     if tensor.dtype == torch.bool or not tensor.numel():
         return tensor
     values = tensor.flatten()
-    picks = torch.randint(len(values), tensor.shape, generator=generator)
+    picks = torch.randint(len(values), tensor.shape, generator=generator, device="cpu")
     return values[picks.to(values.device)]
 
 

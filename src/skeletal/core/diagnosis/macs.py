@@ -153,7 +153,7 @@ def _uses(module: nn.Module, inputs: list[Any], output: Any) -> dict[str, tuple[
 
 def _often(positions: int, read: Tensor) -> tuple[Tensor, Tensor]:
     """Once per position forward, two or three times in training; the first layer's input has no gradient."""
-    return torch.tensor(positions), torch.tensor(positions * (2 + read.requires_grad))
+    return torch.tensor(positions, device="cpu"), torch.tensor(positions * (2 + read.requires_grad), device="cpu")
 
 
 def _examples(batch: Any) -> int:

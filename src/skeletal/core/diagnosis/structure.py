@@ -55,7 +55,7 @@ def random_positive(like: Tensor, dtype: torch.dtype | None, generator: torch.Ge
     """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
     if like.layout != torch.strided:
         return with_values(like, random_positive(stored_values(like), dtype, generator))
-    return (0.5 + torch.rand(like.shape, generator=generator)).to(like.device, dtype or like.dtype)
+    return (0.5 + torch.rand(like.shape, generator=generator, device="cpu")).to(like.device, dtype or like.dtype)
 
 
 def stored_values(tensor: Tensor) -> Tensor:
@@ -69,7 +69,11 @@ def with_values(like: Tensor, values: Tensor) -> Tensor:
     """A sparse tensor (COO or CSR) of the same pattern, with the memory of these values; those, where it is dense."""
     if like.layout == torch.sparse_coo:
         indices = like.coalesce().indices()
-        return torch.sparse_coo_tensor(indices, values, like.shape, is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            indices, values, like.shape, device=values.device, is_coalesced=True, check_invariants=False
+        )
     if like.layout == torch.sparse_csr:
-        return torch.sparse_csr_tensor(like.crow_indices(), like.col_indices(), values, like.shape)
+        return torch.sparse_csr_tensor(
+            like.crow_indices(), like.col_indices(), values, like.shape, device=values.device
+        )
     return values

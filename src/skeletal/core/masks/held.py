@@ -129,4 +129,6 @@ def _zeroed(gradient: Tensor, where: Tensor) -> Tensor:
     gradient = gradient.coalesce()
     rows = gradient.indices()
     values = gradient.values().masked_fill(where[tuple(rows)], 0)
-    return torch.sparse_coo_tensor(rows, values, gradient.shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        rows, values, gradient.shape, device=values.device, is_coalesced=True, check_invariants=False
+    )

@@ -160,12 +160,12 @@ def pack(keep: Tensor) -> Tensor:
     """Eight weights per byte, first weight lowest: a bool tensor of n entries becomes uint8 of ceil(n / 8)."""
     flat = keep.detach().reshape(-1).cpu()
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
-    return (padded.to(torch.uint8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return (padded.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device="cpu")).sum(1, dtype=torch.uint8)
 
 
 def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack`."""
-    flat = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8) & 1).reshape(-1)
+    flat = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1).reshape(-1)
     return flat[: math.prod(shape)].to(torch.bool).reshape(shape)
 
 

@@ -18,6 +18,6 @@ def shuffled(mask: Tensors, seed: int) -> Tensors:
     """
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: keep.reshape(-1)[torch.randperm(keep.numel(), generator=generator)].view(keep.shape)
+        name: keep.reshape(-1)[torch.randperm(keep.numel(), generator=generator, device="cpu")].view(keep.shape)
         for name, keep in mask.items()
     }

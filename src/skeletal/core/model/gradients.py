@@ -142,7 +142,7 @@ class Derivatives:
         first = None
         for _ in range(steps):
             batches, again = self.batches.twice(self.count)
-            seed = int(torch.randint(2**31, ()))
+            seed = int(torch.randint(2**31, (), device="cpu"))
             gradient, loss = self._with_seed(
                 seed, lambda at=weights, seen=batches: self._gradient(at, seen, everywhere=True)
             )

@@ -60,8 +60,8 @@ class Channels(Pattern):
 
 def _choose(coupling: Coupling, scores: Tensors, available: Tensors, count: int) -> Chosen:
     channels = coupling.count
-    sums, weights = torch.zeros(2, channels + 1, dtype=torch.float64)
-    scored = torch.zeros(channels + 1, dtype=torch.bool)
+    sums, weights = torch.zeros(2, channels + 1, dtype=torch.float64, device="cpu")
+    scored = torch.zeros(channels + 1, dtype=torch.bool, device="cpu")
     for name, keep in available.items():
         score, reads = (scores[name] * keep).sum(2), coupling.reads[name]
         writes = coupling.writes[name][:, None].expand_as(reads)
@@ -72,15 +72,15 @@ def _choose(coupling: Coupling, scores: Tensors, available: Tensors, count: int)
             scored[side[any_score]] = True
     scored[channels] = True  # nothing is chosen there
     values = (sums / weights).masked_fill(~scored, torch.finfo(sums.dtype).min).masked_fill(weights == 0, -torch.inf)
-    first = _best_of_each_layer(coupling, values) | (torch.arange(channels + 1) == channels)
+    first = _best_of_each_layer(coupling, values) | (torch.arange(channels + 1, device="cpu") == channels)
     order = values.masked_fill(first, torch.inf).argsort(descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(channels + 1))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(channels + 1, device="cpu"))
 
     # A weight is kept from the moment on when both its channels are.
     enters = {
         name: torch.maximum(place[coupling.writes[name]][:, None], place[coupling.reads[name]]) for name in scores
     }
-    sizes = torch.zeros(channels + 1, dtype=torch.int64)
+    sizes = torch.zeros(channels + 1, dtype=torch.int64, device="cpu")
     for name, keep in available.items():
         sizes += enters[name].flatten().bincount(keep.sum(2).flatten().double(), minlength=channels + 1).long()
     kept = int((sizes.cumsum(0) <= count).sum())
@@ -98,7 +98,7 @@ def _choose(coupling: Coupling, scores: Tensors, available: Tensors, count: int)
 
 def _best_of_each_layer(coupling: Coupling, values: Tensor) -> Tensor:
     """One channel of each layer whose channels can all go, bool by channel."""
-    best = torch.zeros(coupling.count + 1, dtype=torch.bool)
+    best = torch.zeros(coupling.count + 1, dtype=torch.bool, device="cpu")
     for writes in coupling.writes.values():
         if bool((writes < coupling.count).all()):
             best[writes[values[writes].argmax()]] = True

@@ -67,7 +67,8 @@ def _taken(scores: Tensor, numbers: Tensor, groups: int, count: int) -> tuple[Te
     scored = numbers[scores != 0].bincount(minlength=groups) > 0
     means.masked_fill_(~scored, torch.finfo(means.dtype).min)
     present = sizes.nonzero().flatten()
-    taken = torch.zeros(groups + 1, dtype=torch.bool)  # the last one is that of weights without a group, number -1
+    # The last one is that of weights without a group, number -1.
+    taken = torch.zeros(groups + 1, dtype=torch.bool, device="cpu")
     taken[present] = fitting(means[present], sizes[present], count)
     return taken, int(sizes[taken[:-1] & ~scored].sum())
 
@@ -82,14 +83,14 @@ def fitting(values: Tensor, sizes: Tensor, count: int) -> Tensor:
 
     """
     if not len(sizes):
-        return torch.zeros(0, dtype=torch.bool)
+        return torch.zeros(0, dtype=torch.bool, device="cpu")
     size = int(sizes[0])
     if bool((sizes == size).all()):
         return top(values, min(count // size, len(values)))
     order = values.argsort(descending=True, stable=True)
     sizes = sizes[order]
     first = int((sizes.cumsum(0) <= count).sum())  # all of these fit, one after the other
-    taken = torch.zeros(len(sizes), dtype=torch.bool)
+    taken = torch.zeros(len(sizes), dtype=torch.bool, device="cpu")
     taken[:first] = True
     room = count - int(sizes[:first].sum())
     while len(later := (sizes[first:] <= room).nonzero()):
@@ -112,7 +113,7 @@ def n_of_m(n: int, m: int) -> Groups:
         outputs, inputs, positions = scores.shape
         padded = nn.functional.pad(scores, (0, 0, 0, -inputs % m), value=-torch.inf).view(outputs, -1, m, positions)
         allowed = _ranks(padded, 2).lt(n).view(outputs, -1, positions)[:, :inputs]
-        return torch.where(allowed, torch.arange(scores.numel()).view_as(scores), -1)
+        return torch.where(allowed, torch.arange(scores.numel(), device="cpu").view_as(scores), -1)
 
     return groups
 
@@ -135,11 +136,11 @@ def blocks(rows: int, columns: int) -> Groups:
 
     def groups(scores: Tensor) -> Tensor:
         outputs, inputs, positions = scores.shape
-        row = torch.arange(outputs).div(rows, rounding_mode="floor")
-        column = torch.arange(inputs).div(columns, rounding_mode="floor")
+        row = torch.arange(outputs, device="cpu").div(rows, rounding_mode="floor")
+        column = torch.arange(inputs, device="cpu").div(columns, rounding_mode="floor")
         across = -(-inputs // columns)
         block = row[:, None] * across + column
-        return block[:, :, None] * positions + torch.arange(positions)
+        return block[:, :, None] * positions + torch.arange(positions, device="cpu")
 
     return groups
 
@@ -147,5 +148,5 @@ def blocks(rows: int, columns: int) -> Groups:
 def _ranks(scores: Tensor, dim: int) -> Tensor:
     """0 for the highest along a dimension, then 1, ...; ties go to the first."""
     order = scores.argsort(dim=dim, descending=True, stable=True)
-    places = torch.arange(scores.shape[dim]).view([-1 if i == dim else 1 for i in range(scores.dim())])
+    places = torch.arange(scores.shape[dim], device="cpu").view([-1 if i == dim else 1 for i in range(scores.dim())])
     return torch.empty_like(order).scatter_(dim, order, places.expand_as(order))

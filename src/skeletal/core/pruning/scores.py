@@ -165,7 +165,7 @@ def magnitude(at: Point) -> Tensors:
 def noise(at: Point) -> Tensors:
     """Uniform in (0, 1]: random pruning, global over all layers. Doubles, since 2^24 floats would tie often."""
     return {
-        name: 1 - torch.rand(weight.shape, dtype=torch.float64, generator=at.generator)
+        name: 1 - torch.rand(weight.shape, dtype=torch.float64, generator=at.generator, device="cpu")
         for name, weight in at.weights.items()
     }
 

@@ -41,6 +41,7 @@ class SET(Rule):
             rest = keep & ~positive  # a weight of 0 is among them, and the first to go
             goes = [round(self.fraction * int(side.sum())) for side in (positive, rest)]
             staying = stay(weight, positive, goes[0]) | stay(-weight, rest, goes[1])
-            noise = torch.rand(weight.shape, dtype=torch.float64, generator=at.generator).to(weight.device)
+            noise = torch.rand(weight.shape, dtype=torch.float64, generator=at.generator, device="cpu")
+            noise = noise.to(weight.device)
             new[name] = grow(noise, staying, sum(goes))
         return new

@@ -67,8 +67,8 @@ def balanced_masks(
     passed(Passes("forward", 1, fresh=False))
     for name, weight in weights.items():
         if name not in masks:
-            masks[name] = torch.zeros(weight.numel(), dtype=torch.bool)
-            masks[name][torch.randperm(weight.numel(), generator=generator)[: quotas[name]]] = True
+            masks[name] = torch.zeros(weight.numel(), dtype=torch.bool, device="cpu")
+            masks[name][torch.randperm(weight.numel(), generator=generator, device="cpu")[: quotas[name]]] = True
     return {name: masks[name].view(weight.shape).double() for name, weight in weights.items()}
 
 
@@ -95,7 +95,7 @@ def best_counts(paths: Tensor, outputs: int, cells: int, groups: int, budget: in
     live = (paths > 0).double()
     path = (1 - NODES) * paths / _most_paths(paths, each * cells, budget)
     kernel, node = KERNELS / max(budget, 1) * live, NODES / (inputs + outputs) * live
-    numbers = torch.arange(inputs).view(groups, -1)
+    numbers = torch.arange(inputs, device="cpu").view(groups, -1)
     rows = torch.cat([numbers, numbers], 1)  # of each group: first weights of channels, then the next ones
     gains = torch.cat([(path + kernel + node).view(groups, -1), (path + kernel).view(groups, -1)], 1)
     sizes = torch.cat([torch.ones_like(numbers), torch.full_like(numbers, each - 1)], 1)
@@ -105,19 +105,23 @@ def best_counts(paths: Tensor, outputs: int, cells: int, groups: int, budget: in
     new_outputs = (each - before).clamp(min=0).minimum(sizes) * live[rows].long()  # those with outputs that had none
     gains = torch.cat([(gains + node[rows]).flatten(), gains.flatten(), path])
     sizes = torch.cat(
-        [new_outputs.flatten(), (sizes - new_outputs).flatten(), torch.full((inputs,), each * (cells - 1))]
+        [
+            new_outputs.flatten(),
+            (sizes - new_outputs).flatten(),
+            torch.full((inputs,), each * (cells - 1), device="cpu"),
+        ]
     )
-    rows = torch.cat([rows.flatten(), rows.flatten(), torch.arange(inputs)])
+    rows = torch.cat([rows.flatten(), rows.flatten(), torch.arange(inputs, device="cpu")])
     order = gains.argsort(descending=True, stable=True)
     rows, sizes = rows[order], sizes[order]
     taken = (budget - (sizes.cumsum(0) - sizes)).clamp(min=0).minimum(sizes)
-    return torch.zeros(inputs, dtype=torch.long).scatter_add_(0, rows, taken)
+    return torch.zeros(inputs, dtype=torch.long, device="cpu").scatter_add_(0, rows, taken)
 
 
 def _most_paths(paths: Tensor, each: int, budget: int) -> Tensor:
     """The most paths that a budget lets on, with at most `each` weights of a channel."""
     ranked = paths.sort(descending=True).values
-    filled = (budget - each * torch.arange(len(ranked))).clamp(0, each)
+    filled = (budget - each * torch.arange(len(ranked), device="cpu")).clamp(0, each)
     return (ranked * filled).sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
@@ -127,9 +131,9 @@ def spread(counts: Tensor, paths: Tensor, outputs: int, groups: int, generator: 
     order = paths.view(groups, -1).argsort(dim=1, descending=True, stable=True)
     ordered = counts.view(groups, -1).gather(1, order)
     start = ordered.cumsum(1) - ordered  # channels go round the outputs, one where the last one has stopped
-    place = (torch.arange(each) - start[..., None]) % each
+    place = (torch.arange(each, device="cpu") - start[..., None]) % each
     even = ordered[..., None] // each + (place < ordered[..., None] % each)
-    turned = torch.stack([part[:, torch.randperm(each, generator=generator)] for part in even])
+    turned = torch.stack([part[:, torch.randperm(each, generator=generator, device="cpu")] for part in even])
     return torch.empty_like(turned).scatter_(1, order[..., None].expand_as(turned), turned)
 
 
@@ -137,5 +141,5 @@ def _mask(paths: Tensor, shape: torch.Size, groups: int, budget: int, generator:
     cells = shape[2:].numel()
     counts = best_counts(paths, shape[0], cells, groups, budget)
     kernels = spread(counts, paths, shape[0], groups, generator).transpose(1, 2).reshape(shape[0], shape[1], 1)
-    ranks = torch.rand(shape[0], shape[1], cells, generator=generator).argsort(dim=2).argsort(dim=2)
+    ranks = torch.rand(shape[0], shape[1], cells, generator=generator, device="cpu").argsort(dim=2).argsort(dim=2)
     return (ranks < kernels).view(shape)

@@ -57,7 +57,7 @@ def tangent_kernel_saliency(
     moved = {name: value + SPREAD * normal(value, generator) for name, value in drawn.items()}
     parameters = dict(model.named_parameters())
     leaves = {name: keep.to(weights[name].dtype).requires_grad_() for name, keep in mask.items()}
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
 
     def outputs_at(values: Tensors) -> Tensor:
         masked = {name: (value * leaves[name]).to(parameters[name].dtype) for name, value in values.items()}
@@ -78,4 +78,6 @@ def tangent_kernel_saliency(
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Numbers from N(0, 1) of a tensor's shape, type and device."""
-    return torch.randn(like.shape, generator=generator, dtype=torch.promote_types(like.dtype, torch.float32)).to(like)
+    return torch.randn(
+        like.shape, generator=generator, dtype=torch.promote_types(like.dtype, torch.float32), device="cpu"
+    ).to(like)

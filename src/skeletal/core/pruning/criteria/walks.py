@@ -79,7 +79,8 @@ class _Walk:
     def __init__(self, weights: Tensors, generator: torch.Generator) -> None:
         self._sizes = {name: weight.detach().abs().double().cpu() for name, weight in weights.items()}
         self._first = {
-            name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in self._sizes.items()
+            name: torch.full((size.numel(),), torch.inf, dtype=torch.float64, device="cpu")
+            for name, size in self._sizes.items()
         }
         self._generator = generator
         self.mode = "onwards"
@@ -117,11 +118,11 @@ class _Walk:
             if len(present)
             else present
         )
-        places = torch.arange(size.numel()).view(groups, len(size) // groups, size.shape[1], -1)
+        places = torch.arange(size.numel(), device="cpu").view(groups, len(size) // groups, size.shape[1], -1)
         places = places.transpose(1, 2) if onwards else places
         rows = places.reshape(places.shape[0] * places.shape[1], -1)[unit]  # weights that lead on from the unit
         sums = size.flatten()[rows].cumsum(1)
-        drawn = torch.rand(len(unit), 1, dtype=torch.float64, generator=self._generator) * sums[:, -1:]
+        drawn = torch.rand(len(unit), 1, dtype=torch.float64, generator=self._generator, device="cpu") * sums[:, -1:]
         chosen = torch.searchsorted(sums, drawn, right=True).clamp(max=rows.shape[1] - 1)
         able = sums[:, -1] > 0
         taken = rows.gather(1, chosen).flatten()[able]
@@ -188,7 +189,7 @@ def _units(x: Tensor, linear: bool) -> Tensor:
 
 def _spread(walk: Tensor, unit: Tensor, length: int, like: Tensor, shape: torch.Size, linear: bool) -> Tensor:
     """1 everywhere in the maps where walks are, 0 elsewhere."""
-    units = torch.zeros(shape[0], length, dtype=like.dtype)
+    units = torch.zeros(shape[0], length, dtype=like.dtype, device="cpu")
     units[walk, unit] = 1
     rest = [1] * (len(shape) - 2)
     view = [shape[0], *rest, length] if linear else [shape[0], length, *rest]
