@@ -47,15 +47,34 @@ CALLS |= {call.__name__: call for call in (save_and_load, compact, train)} | {
 }
 
 
+def on_another_device(call):
+    torch.set_default_device("meta")
+    try:
+        return call()
+    finally:
+        torch.set_default_device(None)
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.filterwarnings("ignore:.*layers.*")
 def test_a_default_device_changes_nothing(call, tmp_path):
-    expected = call(tmp_path)
-    torch.set_default_device("meta")
-    try:
-        found = call(tmp_path)
-    finally:
-        torch.set_default_device(None)
+    expected, found = call(tmp_path), on_another_device(lambda: call(tmp_path))
     assert found == expected
     if isinstance(found, skeletal.Mask):
         assert found.metadata == expected.metadata
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_a_default_device_does_not_reach_a_compiled_network(path):
+    mask = skeletal.prune(MODEL, IMAGES, density=0.1, method="random")
+
+    def trained():
+        scored = skeletal.prune(MODEL, IMAGES, density=0.1, steps=2, engine="sparse")
+        network = skeletal.compile(MODEL, mask, IMAGES[0][0], path=path)
+        nn.functional.cross_entropy(network(IMAGES[0][0]), IMAGES[0][1]).backward()
+        return scored, [parameter.grad for parameter in network.parameters()]
+
+    (scored, expected), (again, found) = trained(), on_another_device(trained)
+    assert again == scored
+    assert again.metadata == scored.metadata
+    torch.testing.assert_close(found, expected)

@@ -47,7 +47,7 @@ def median_ms(call: Callable[[], Any], hopeless: float = math.inf) -> float:
 def layer_times(layer: Sparse, shape: tuple[int, ...]) -> tuple[float, float]:
     """Milliseconds of a layer on inputs of a shape, forward and backward: sparse and dense."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(layer.values.dtype)
+    x = torch.randn(shape, generator=generator, device="cpu").to(layer.values.dtype)
     path = layer.path
     try:
         layer.path = "sparse"

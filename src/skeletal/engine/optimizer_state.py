@@ -66,7 +66,7 @@ class _Place:
 
     def dense(self, value: Tensor) -> Tensor:
         if self._layer is not None:  # kept values, of what is left of the weight
-            whole = torch.zeros(torch.Size(self._layer.shape).numel(), dtype=value.dtype)
+            whole = torch.zeros(torch.Size(self._layer.shape).numel(), dtype=value.dtype, device="cpu")
             value = whole.index_copy(0, self._layer.positions, value).view(self._layer.shape)
         return value if self._indices is None else paste(value, self._indices, value.new_zeros(self.shape))
 

@@ -82,7 +82,9 @@ class SkeletonDerivatives(Derivatives):
         found, loss = plan.derivatives.gradient(
             {name: weights[name].flatten()[at].view(shape) for name, (at, shape) in places}
         )
-        gradient = {name: torch.zeros(weight.numel(), dtype=weight.dtype) for name, weight in weights.items()}
+        gradient = {
+            name: torch.zeros(weight.numel(), dtype=weight.dtype, device="cpu") for name, weight in weights.items()
+        }
         for name, (at, _) in places:
             gradient[name][at] = found[name].flatten() * mask[name].flatten()[at]
         return {name: flat.view(weights[name].shape) for name, flat in gradient.items()}, loss
@@ -149,7 +151,7 @@ def _places(compiled: Compiled, compacted: Compact) -> dict[str, tuple[Tensor | 
     places = {}
     for name, keep in compacted.original_mask.items():
         if name in compacted.mask:  # else no operation uses it
-            positions = cut(torch.arange(keep.numel()).view(keep.shape), compacted.slices[name])
+            positions = cut(torch.arange(keep.numel(), device="cpu").view(keep.shape), compacted.slices[name])
             shape = tuple(positions.shape)
             at = positions.reshape(-1)
             if name in sparse:

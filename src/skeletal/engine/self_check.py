@@ -47,15 +47,15 @@ def _results(maps: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
             layer = nn.Linear(35, 40) if kind is nn.Linear else nn.Conv2d(35, 40, 3, 2, 1)
             size = (37, 35) if kind is nn.Linear else (37, 35, 9, 8)
             for parameter in layer.parameters():
-                parameter.data = torch.randn(parameter.shape, generator=generator).bfloat16().float()
-            mask = torch.rand(layer.weight.shape, generator=generator) < density
-            x = torch.randn(size, generator=generator).bfloat16().to(maps)
+                parameter.data = torch.randn(parameter.shape, generator=generator, device="cpu").bfloat16().float()
+            mask = torch.rand(layer.weight.shape, generator=generator, device="cpu") < density
+            x = torch.randn(size, generator=generator, device="cpu").bfloat16().to(maps)
             sparse = SparseConv2d(layer, mask) if isinstance(layer, nn.Conv2d) else SparseLinear(layer, mask)
             own = x.clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=maps == torch.bfloat16):
                 out = sparse(own)
             assert sparse.bias is not None
-            slope = torch.randn(out.shape, generator=generator).bfloat16().float()
+            slope = torch.randn(out.shape, generator=generator, device="cpu").bfloat16().float()
             found = torch.autograd.grad(out, (own, sparse.values, sparse.bias), slope.to(out.dtype))
 
             double = x.double().requires_grad_()

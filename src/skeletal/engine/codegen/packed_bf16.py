@@ -105,7 +105,7 @@ def tight(slots: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _none(dtype: torch.dtype, bits: torch.dtype) -> np.ndarray:
-    return _array(torch.empty(0, dtype=dtype), None, bits)
+    return _array(torch.empty(0, dtype=dtype, device="cpu"), None, bits)
 
 
 class _BFloat(ir.types._BaseFloatType):

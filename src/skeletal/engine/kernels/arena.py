@@ -34,7 +34,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor on the CPU; its memory is used again once nothing refers to it any more."""
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     try:
         block = _free[size].pop()
     except IndexError:

@@ -78,7 +78,7 @@ class Sparse(nn.Module):
     @property
     def mask(self) -> Tensor:
         """The mask, bool, in the shape of the dense weight."""
-        mask = torch.zeros(math.prod(self.shape), dtype=torch.bool)
+        mask = torch.zeros(math.prod(self.shape), dtype=torch.bool, device="cpu")
         mask[self.positions] = True
         return mask.view(self.shape)
 

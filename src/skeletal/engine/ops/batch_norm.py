@@ -38,7 +38,7 @@ class Normalise(torch.autograd.Function):
         blocks, channels, _ = x.shape
         count = examples * grid.height * grid.width
         numbers, (scale, shift) = np.empty((3, channels)), np.empty((2, channels), kind)
-        like = torch.empty(0, dtype=computes(x.dtype))
+        like = torch.empty(0, dtype=computes(x.dtype), device="cpu")
         fused_batch_norm.factors(
             _moments(x, grid) if statistics.from_batch else _NO_MOMENTS, count, int(statistics.from_batch),
             flat(statistics.running_mean, like), flat(statistics.running_variance, like), statistics.rate,

@@ -37,7 +37,7 @@ def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 @lru_cache
 def ones(count: int, dtype: torch.dtype) -> Tensor:
     """So many; not to be written to."""
-    return torch.ones(count, dtype=dtype)
+    return torch.ones(count, dtype=dtype, device="cpu")
 
 
 class Call(NamedTuple):
@@ -158,7 +158,7 @@ def backward_call(
     kept = forward.numbers if wanted[1] else 0
     lanes = 1 if launch.full or blocks * len(plan.tiling.tiles) <= _FEW_TILES else LANES
     sums = arena.empty((threads, kept, lanes), kind)
-    grad_values = torch.empty(plan.kept, dtype=kind) if wanted[1] else None
+    grad_values = torch.empty(plan.kept, dtype=kind, device="cpu") if wanted[1] else None
     sizes = plan.rooms_back if launch.full else (
         plan.outputs * launch.planes[1] if norm is not None else 0,
         plan.inputs * launch.planes[0] if affine is not None and wanted[1] else 0,

@@ -175,7 +175,7 @@ class ConvolveNormalise(torch.autograd.Function):
         passed = None if passed is None else passed.contiguous()
         # With ReLU; else the other's gradient is the incoming one.
         grad_other = arena.empty(tuple(y.shape), y.dtype) if has_other and then.relu else None
-        grad_weight, grad_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype) for _ in range(2))
+        grad_weight, grad_norm_bias = (torch.empty(plan.outputs, dtype=values.dtype, device="cpu") for _ in range(2))
         wanted = ctx.needs_input_grad
         norm = NormGradArgs((y, z, grad_other), state, then, (grad_weight, grad_norm_bias))
         grad_x, grad_values = run_gradients(

@@ -84,8 +84,8 @@ class LaunchArgs(NamedTuple):
 @lru_cache
 def kinds(dtype: torch.dtype) -> Kinds:
     """For maps of a type."""
-    none = torch.empty(0, dtype=dtype)
-    return Kinds(slots(none), tight(slots(none)), flat(none), flat(torch.empty(0, dtype=computes(dtype))))
+    none = torch.empty(0, dtype=dtype, device="cpu")
+    return Kinds(slots(none), tight(slots(none)), flat(none), flat(torch.empty(0, dtype=computes(dtype), device="cpu")))
 
 
 def launch_args(plan: ConvPlan, dtype: torch.dtype) -> LaunchArgs:

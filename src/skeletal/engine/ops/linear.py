@@ -37,7 +37,7 @@ class Multiply(torch.autograd.Function):
         (columns, values), plan, wanted = ctx.saved_tensors, ctx.plan, ctx.needs_input_grad
         slopes = _columns(plan.outputs, plan, gradient.dtype)
         grad_x = arena.empty((len(gradient), plan.inputs), gradient.dtype) if wanted[0] else None
-        grad_bias = torch.empty(plan.outputs if wanted[2] else 0, dtype=values.dtype)
+        grad_bias = torch.empty(plan.outputs if wanted[2] else 0, dtype=values.dtype, device="cpu")
         call = backward_call(plan, slopes, columns, values, examples_of(columns.dtype), wanted=wanted[:2])
         share(
             shared_multiply_back, call.units, _to_columns(gradient, slopes), call.arguments,

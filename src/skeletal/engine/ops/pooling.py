@@ -51,7 +51,7 @@ class MaxPool(torch.autograd.Function):
         blocks, channels, _ = x.shape
         shape = (blocks, channels, pool.target.numbers(x.dtype)[3])
         out, chosen = arena.empty(shape, x.dtype), arena.empty(shape, torch.uint8)
-        kind = flat(torch.empty(0, dtype=computes(x.dtype))).dtype
+        kind = flat(torch.empty(0, dtype=computes(x.dtype), device="cpu")).dtype
         share(
             max_pool.shared_max_pool, blocks * channels, slots(x), channels, before(affine, kind), slots(out),
             flat(chosen), pool.source.plane, pool.target.slots, *pool.tables, examples,
@@ -79,7 +79,7 @@ class GlobalMean(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, grid: MapGrid, examples: int) -> Tensor:
         blocks, channels, _ = x.shape
         lanes = examples_of(x.dtype)
-        means = torch.empty(blocks * channels, lanes, dtype=computes(x.dtype))
+        means = torch.empty(blocks * channels, lanes, dtype=computes(x.dtype), device="cpu")
         share(elementwise.shared_mean, blocks * channels, flat(x), means.numpy(), grid.numbers(x.dtype))
         ctx.settings = grid, examples, x.shape
         by_example = means.view(blocks, channels, lanes).transpose(1, 2).flatten(0, 1)[:examples]
@@ -90,7 +90,7 @@ class GlobalMean(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         grid, examples, (blocks, channels, _) = ctx.settings
         lanes = examples_of(gradient.dtype)
-        spread = torch.zeros(blocks * lanes, channels, dtype=computes(gradient.dtype))
+        spread = torch.zeros(blocks * lanes, channels, dtype=computes(gradient.dtype), device="cpu")
         spread[:examples] = gradient
         spread = spread.view(blocks, lanes, channels).transpose(1, 2).reshape(blocks * channels, lanes)
         maps = grid.numbers(gradient.dtype)
