@@ -90,6 +90,17 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(cli):
     assert "force, pattern=channels" in cli("compare", "runs").out
 
 
+def test_runs_of_other_lengths_are_no_seeds_of_each_other_in_a_figure(cli):
+    for epochs, top1 in ((3, 60.0), (30, 90.0)):
+        leave(f"runs/{epochs}", "dense", 1.0, 0, top1 + 1, epochs=epochs)
+        leave(f"runs/{epochs}", "force", 0.1, 0, top1, epochs=epochs)
+    leave("runs", "snip", 0.1, 0, 50.0)
+    assert cli("compare", "runs", "--plot", "a.svg").status == 0
+    drawn = Path("a.svg").read_text()
+    for label in ("force, epochs=3", "force, epochs=30", "dense, epochs=3", "dense, epochs=30", "snip"):
+        assert f">{label}<" in drawn, label
+
+
 def test_runs_with_masks_from_files_are_seeds_of_each_other_as_they_were_found(cli):
     train = ["--epochs", 1, "--batch-size", 512, "--device", "cpu", "--engine", "dense", "--out", "masked"]
     for seed, steps in ((0, 2), (1, 2), (0, 3)):

@@ -135,6 +135,21 @@ def test_accuracy_stands_at_its_sparsity_and_dense_is_a_line_across(axes):
     assert axes().get_title() == "a title"
 
 
+def test_small_densities_stay_apart(axes):
+    many = [{"method": "force", "density": d, "test": {"top1": 50.0}} for d in (0.0001, 0.00014, 0.000040001, 0.00004)]
+    plot_accuracy(many, None, "few weights")
+    assert len(curves(axes())["force"]) == 3
+    assert [text.get_text() for text in axes().get_xticklabels()] == ["99.986%", "99.99%", "99.996%"]
+
+
+def test_dense_networks_of_other_settings_are_lines_of_their_own(axes):
+    longer = {"method": "dense, epochs=30", "density": 1.0, "test": {"top1": 99.5}}
+    plot_accuracy([*RESULTS, longer], None, "two dense networks")
+    shown = curves(axes())
+    assert [y for _, y in shown["dense"]] == [99, 99] and [y for _, y in shown["dense, epochs=30"]] == [99.5, 99.5]
+    assert [text.get_text() for text in axes().get_xticklabels()] == ["90%", "98%"]
+
+
 def test_of_several_seeds_the_mean_is_drawn_with_its_deviation(axes):
     more = [{**result, "test": {"top1": result["test"]["top1"] - 2}} for result in RESULTS]
     plot_accuracy(RESULTS + more, None, "two seeds")

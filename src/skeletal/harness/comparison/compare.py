@@ -129,10 +129,26 @@ def outcomes(rows: Sequence[Row]) -> list[tuple[Outcome, list[Row]]]:
     """Finished runs that differ in their seeds alone, with the means over them."""
     finished = [row for row in rows if row["accuracy"] is not None]
     groups: dict[Any, list[Row]] = {}
-    for row, label in zip(finished, labels(finished), strict=True):
+    for row, label in zip(finished, _with_epochs(finished, labels(finished)), strict=True):
         asked = row["density_asked"], row["epochs_asked"], row["epochs"]
         groups.setdefault((row["model"], row["data"], label, *asked), []).append(row)
     return [(_mean(label, group), group) for (_, _, label, *_), group in groups.items()]
+
+
+def _with_epochs(rows: Sequence[Row], named: Sequence[str]) -> list[str]:
+    """Labels that tell the number of epochs, too, where runs of one label were to train for several.
+
+    Not the number reached: within a budget, that is what densities differ in.
+    """
+    lengths: dict[Any, set[Any]] = {}
+    for row, label in zip(rows, named, strict=True):
+        lengths.setdefault((row["model"], row["data"], label), set()).add(row["epochs_asked"])
+    several = {of for of, epochs in lengths.items() if len(epochs) > 1}
+    return [
+        f"{label}, epochs={row['epochs_asked'] or row['epochs']}" if (row["model"], row["data"], label) in several
+        else label
+        for row, label in zip(rows, named, strict=True)
+    ]  # fmt: skip
 
 
 def _mean(label: str, group: Sequence[Row]) -> Outcome:

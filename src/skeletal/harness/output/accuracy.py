@@ -8,6 +8,8 @@ from skeletal.core.extras import extra
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import COLOURS, curve_style
 
+_DASHES = ("--", ":", "-.")
+
 
 def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
     """Test accuracy against sparsity, one curve per method, as in the paper's Figure 1 and 2.
@@ -24,20 +26,30 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
     save_figure(figure, path)
 
 
+def is_dense(label: str) -> bool:
+    """Whether a curve is of the dense network, such as "dense" and "dense, epochs=3"."""
+    return label.partition(",")[0] == "dense"
+
+
+def rounded(density: float) -> float:
+    """A density as it is drawn: seeds keep nearly the same, and even a density of 0.00014 is not 0.0001."""
+    return float(f"{density:.3g}")
+
+
 def places(results: list[dict[str, Any]]) -> dict[float, int]:
     """Where each density stands on the axis, densest first."""
-    densities = {round(result["density"], 4) for result in results if result["method"] != "dense"}
+    densities = {rounded(result["density"]) for result in results if not is_dense(result["method"])}
     return {density: place for place, density in enumerate(sorted(densities, reverse=True))}
 
 
 def draw_accuracy(axes: Any, results: list[dict[str, Any]]) -> None:
     """The curves of `plot_accuracy`, on axes."""
-    pruned = [result for result in results if result["method"] != "dense"]
+    pruned = [result for result in results if not is_dense(result["method"])]
     densities = list(places(results))
     for position, method in enumerate(dict.fromkeys(result["method"] for result in pruned)):
         top1: dict[float, list[float]] = {}
         for result in (result for result in pruned if result["method"] == method):
-            top1.setdefault(round(result["density"], 4), []).append(result["test"]["top1"])
+            top1.setdefault(rounded(result["density"]), []).append(result["test"]["top1"])
         at = [x for x, density in enumerate(densities) if density in top1]
         seeds = [top1[densities[x]] for x in at]
         means, look = [fmean(values) for values in seeds], curve_style(method, position)
@@ -45,9 +57,11 @@ def draw_accuracy(axes: Any, results: list[dict[str, Any]]) -> None:
         if max(map(len, seeds)) > 1:
             spread = [stdev(values) if len(values) > 1 else 0.0 for values in seeds]
             axes.errorbar(at, means, spread, fmt="none", capsize=3, ecolor=look["color"])
-    if dense := [result["test"]["top1"] for result in results if result["method"] == "dense"]:
-        axes.axhline(fmean(dense), color=COLOURS["dense"], linestyle="--", linewidth=1, label="dense")
-    axes.set_xticks(range(len(densities)), [f"{100 * (1 - density):g}%" for density in densities])
+    for position, label in enumerate(dict.fromkeys(r["method"] for r in results if is_dense(r["method"]))):
+        dense = fmean(result["test"]["top1"] for result in results if result["method"] == label)
+        dash = _DASHES[position % len(_DASHES)]
+        axes.axhline(dense, color=COLOURS["dense"], linestyle=dash, linewidth=1, label=label)
+    axes.set_xticks(range(len(densities)), [f"{100 * (1 - density):.10g}%" for density in densities])
     axes.set_xlabel("sparsity (weights removed before training)")
     axes.set_ylabel("test accuracy (%)")
     low, high = axes.get_ylim()

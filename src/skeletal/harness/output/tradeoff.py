@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.harness.output.accuracy import draw_accuracy, places
+from skeletal.harness.output.accuracy import draw_accuracy, is_dense, places, rounded
 from skeletal.harness.output.figures import save_figure
 from skeletal.harness.output.palette import curve_style
 from skeletal.harness.output.pareto import on_front
 
 RINGED = "ringed: Pareto front"
+_DENSE = "_|x+"
+"""markers of dense networks, should there be several"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ def plot_tradeoff(results: list[dict[str, Any]], outcomes: Sequence[Outcome], pa
     left, right = figure.subplots(1, 2)
     draw_accuracy(left, results)
     at = places(results)
-    _ring(left, [(at.get(round(o.density, 4)), o.accuracy) for o in _front(outcomes, [o.density for o in outcomes])])
+    _ring(left, [(at.get(rounded(o.density)), o.accuracy) for o in _front(outcomes, [o.density for o in outcomes])])
     known = [outcome for outcome in outcomes if outcome.macs is not None]
-    for position, method in enumerate(dict.fromkeys(o.method for o in outcomes if o.method != "dense")):
+    for position, method in enumerate(dict.fromkeys(o.method for o in outcomes if not is_dense(o.method))):
         _curve(right, method, curve_style(method, position), known)
-    _curve(right, "dense", curve_style("dense", len(known)) | {"marker": "_", "markersize": 12}, known)
+    for position, method in enumerate(dict.fromkeys(o.method for o in known if is_dense(o.method))):
+        marker = _DENSE[position % len(_DENSE)]
+        _curve(right, method, curve_style("dense", 0) | {"marker": marker, "markersize": 12}, known)
     front = sorted(_front(known, [o.macs or 0.0 for o in known]), key=lambda o: o.macs or 0.0)
     right.plot(
         [o.macs for o in front],
