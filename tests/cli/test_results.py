@@ -75,6 +75,19 @@ def test_filter_and_sort(cli, runs, options, names):
     assert found == [str(runs[name]) for name in names]
 
 
+@pytest.mark.parametrize(
+    "condition", ["density=0.02", "density<=0.02", "density>=0.02", "density<0.0204", "sparsity=98", "sparsity>=98"]
+)
+def test_a_density_is_found_by_the_number_that_is_shown(cli, condition):
+    path = str(leave("runs", "force", 0.0200007, 0, 90.0, asked=0.02))
+    leave("runs/more", "force", 0.0204, 0, 90.0)
+    assert path in folders(cli("compare", "--filter", condition, "--json"))
+    for other in ("density!=0.02", "density<0.02", "density>0.02", "sparsity<98", "density=0.02001"):
+        assert path not in cli("compare", "--filter", other, "--json").out
+    tiny = str(leave("runs", "snip", 0.000005, 0, 90.0))
+    assert folders(cli("compare", "--filter", "sparsity=99.9995", "--json")) == [tiny]
+
+
 def test_runs_of_other_settings_are_no_seeds_of_each_other(cli):
     for seed in (0, 1):
         leave(f"runs/{seed}", "force", 0.1, seed, 90.0 + seed)

@@ -38,7 +38,7 @@ def compare(
         reverse the order
     filter
         only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1;
-        repeatable
+        density and sparsity count as shown, in four digits, or in as many as you write; repeatable
     at_most_macs
         compare under an equal budget of multiply-adds (of kept weights, mask finding and training, such as 1e12): a run
         that cost more is taken at its last tested epoch within the budget (see --test-every), or left out

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +23,9 @@ _CONDITION = re.compile(r"\s*([\w-]+)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*")
 def chosen(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
     """The rows that meet every condition, such as "method=force", "density<0.05", "epochs>=10".
 
+    Density and sparsity are compared as shown, in four significant digits, or in as many as a condition has:
+    "density=0.02" is true of what kept 0.0200007.
+
     Raises:
         ValueError: not a condition, or one on a name that no row has.
 
@@ -32,7 +36,7 @@ def chosen(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
         if found is None or not found[3]:
             raise ValueError(f"{condition!r} is not a condition: write NAME=VALUE, with =, !=, <, <=, > or >=")
         name = _named(found[1], rows)
-        rows = [row for row in rows if _meets(row.get(name), found[2], found[3], condition)]
+        rows = [row for row in rows if _meets(_nearly(name, row.get(name), found[3]), found[2], found[3], condition)]
     return rows
 
 
@@ -41,6 +45,14 @@ def _named(name: str, rows: Sequence[Row]) -> str:
     name = spelled(name.replace("-", "_"), names)
     require("column", name, names)
     return name
+
+
+def _nearly(name: str, value: Any, wanted: str) -> Any:
+    """A share of weights as precisely as it is shown, or wanted: weights are whole, and keep to none exactly."""
+    if name not in ("density", "sparsity") or value is None or _number(wanted) is None:
+        return value
+    digits = max(4, len(Decimal(wanted).as_tuple().digits))
+    return float(f"{value:.{digits}g}")
 
 
 def _meets(value: Any, sign: str, wanted: str, condition: str) -> bool:
