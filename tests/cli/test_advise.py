@@ -1,6 +1,10 @@
+from contextlib import contextmanager
+
 import pytest
 
 from skeletal.cli import app
+from skeletal.core.errors import BusyError
+from skeletal.harness.store.folders import RunFolder
 
 FEW = (
     "--methods",
@@ -37,6 +41,17 @@ def test_what_it_leaves_is_no_training(cli):
     assert shown.status == 0 and "Traceback" not in shown.err
     trained = cli("run", "--method", "snip", "--density", 0.1, "--epochs", 1, "--batch-size", 512, "--device", "cpu")
     assert trained.status == 0 and cli("compare", "runs").out.count("snip") == 2  # in the heading, and as a row
+
+
+def test_what_another_process_works_on_is_waited_for_by_the_user(cli, monkeypatch):
+    @contextmanager
+    def busy(folder, **_):
+        raise BusyError("busy")
+        yield
+
+    monkeypatch.setattr(RunFolder, "claim", busy)
+    done = cli("advise", *FEW)
+    assert done.status == 1 and "2 runs are being worked on by another process: wait for it" in done.err
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,10 @@ def work(jobs: Sequence[Any], root: Path, setup: Setup, what: str, *, executor: 
 
     Raises:
         ValueError: some have failed; tells each error once.
+        BusyError: another process works on some.
 
     """
-    from skeletal.study.dispatch.launch import launch
+    from skeletal.study.dispatch.launch import launch, refuse_unfinished
     from skeletal.study.paper.collect import error_of
 
     with stage(what, len(jobs)) as told:
@@ -117,3 +118,4 @@ def work(jobs: Sequence[Any], root: Path, setup: Setup, what: str, *, executor: 
     errors = dict.fromkeys(error for job in jobs if (error := error_of(job.folder(root))))
     if errors:
         raise ValueError("; ".join(errors))
+    refuse_unfinished(jobs, root)

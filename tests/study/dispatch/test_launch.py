@@ -13,6 +13,7 @@ import torch
 from submitit import LocalExecutor
 from submitit.core.utils import UncompletedJobError
 
+from skeletal.core.errors import BusyError
 from skeletal.harness.store.folders import RunFolder
 from skeletal.study.dispatch.execute import walk
 from skeletal.study.dispatch.launch import _dealt, counts, launch, launch_one
@@ -242,3 +243,12 @@ def test_one_run_that_fails_raises_what_went_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr("skeletal.study.dispatch.launch.launch", lambda jobs, root, **_: fail(root, "no data") and [])
     with pytest.raises(ValueError, match="no data"):
         launch_one(Failed(), tmp_path, executor="local")
+
+
+def test_one_run_that_another_process_works_on_is_said_to_be_busy(tmp_path, monkeypatch):
+    submitted = []
+    monkeypatch.setattr("skeletal.study.dispatch.launch.launch", lambda jobs, root, **_: submitted)  # passed over
+    with pytest.raises(BusyError, match="1 run is being worked on by another process: wait for it"):
+        launch_one(JOBS[0], tmp_path, executor="local")
+    submitted.append("7")
+    assert launch_one(JOBS[0], tmp_path, executor="slurm") == ["7"]

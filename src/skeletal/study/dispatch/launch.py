@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from skeletal.core.choices import require
+from skeletal.core.errors import BusyError
 from skeletal.core.extras import extra
 from skeletal.study.dispatch.execute import Worker, cores, forget_failures, walk
 from skeletal.study.paper.collect import ERROR, error_of
@@ -112,6 +113,7 @@ def launch_one(job: Job, root: Path, *, executor: str, slurm: Mapping[str, str] 
 
     Raises:
         ValueError: the run has failed; says why. And what `launch` raises.
+        BusyError: another process works on it.
 
     """
     setup = job.setup
@@ -119,7 +121,22 @@ def launch_one(job: Job, root: Path, *, executor: str, slurm: Mapping[str, str] 
     error = error_of(job.folder(root))
     if error is not None:
         raise ValueError(error)
+    if not ids:
+        refuse_unfinished([job], root)
     return ids
+
+
+def refuse_unfinished(jobs: Sequence[Job], root: Path) -> None:
+    """Check that jobs which workers have come back from are done: they pass over what another process works on.
+
+    Raises:
+        BusyError: some are neither finished nor failed; says how many, and what to do.
+
+    """
+    left = counts(jobs, root)["left"]
+    if left:
+        runs = "1 run is" if left == 1 else f"{left} runs are"
+        raise BusyError(f"{runs} being worked on by another process: wait for it, then run the same command again")
 
 
 def _on_slurm(worker: Worker, workers: int, options: Mapping[str, str]) -> list[str]:
