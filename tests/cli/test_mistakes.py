@@ -38,6 +38,25 @@ VALUES = {
         ["here/mask.safetensors", "create it first"],
     ),
     "a config file that is not there": (["run", "--config", "my.toml"], ["my.toml"]),
+    "sbatch's options without Slurm": (["run", "--slurm.partition", "gpu"], ["--slurm.* needs --executor slurm"]),
+    "sbatch's options for workers of this machine": (
+        ["study", "run", "fig7", "--scale", "smoke", "--slurm.partition", "gpu"],
+        ["--slurm.* needs --executor slurm", "leave --slurm.partition out"],
+    ),
+    "sbatch's options in a plan": (
+        ["study", "run", "fig7", "--scale", "smoke", "--plan", "array", "--slurm.partition", "gpu"],
+        ["--plan prints no --slurm.*", "#SBATCH"],
+    ),
+    "several processes in this one": (["sanity", "--jobs", "4"], ["--jobs needs --executor local"]),
+    "advice by several processes in this one": (["advise", "--jobs", "2"], ["--jobs needs --executor local"]),
+    "a study by several processes in this one": (
+        ["study", "run", "fig7", "--scale", "smoke", "--executor", "none", "--jobs", "8"],
+        ["--jobs needs --executor local"],
+    ),
+    "rewinding where nothing rewinds": (
+        ["run", "--method", "snip", "--rewind-epochs", "3"],
+        ["snip rewinds nothing", "--rewind-epochs", "--method imp"],
+    ),
     "runs into a file": (["run", "--method", "random", "--out", "a-file"], ["a-file"]),
 }
 

@@ -65,6 +65,13 @@ def test_one_shot_methods_take_one_step(preset, method):
     assert resolve(Pruning(method=method, steps=5), preset).steps == 5  # to be refused by prune, not here
 
 
+def test_only_rewinding_takes_its_epoch():
+    assert resolve(Pruning(method="imp", rewind_epochs=3), "quick").rewind_epochs == 3
+    for method in ("force", "snip", "dense"):
+        with pytest.raises(ValueError, match=f"{method} rewinds nothing: leave --rewind-epochs out"):
+            resolve(Pruning(method=method, rewind_epochs=3), "quick")
+
+
 def test_the_methods_of_the_help_are_those_of_the_table():
     import skeletal
 

@@ -75,10 +75,11 @@ def run(
     if seeds < 1:
         raise ValueError(f"--seeds is the number of runs and has to be at least 1, not {seeds}")
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
-    if executor != "none":
-        from skeletal.study.dispatch.launch import launch_one
+    if executor != "none" or slurm:
+        from skeletal.study.dispatch.launch import launch_one, refuse_slurm
         from skeletal.study.paper.jobs import Job
 
+        refuse_slurm(slurm, executor)
         jobs = [Job(each, pruning, training, name) for each in setups]
         ids = [i for job in jobs for i in launch_one(job, out, executor=executor, slurm=slurm or {})]
         if ids:

@@ -118,6 +118,8 @@ def run(
         names = ", ".join(item.name for item in chosen)
         raise ValueError(f"there is nothing to run for {names} at scale {which.scale}; see `skeletal study list`")
     if plan is not None:
+        if slurm:
+            raise ValueError("--plan prints no --slurm.*: leave them out, and write #SBATCH lines into the script")
         from skeletal.study.dispatch.shell import array, lines
 
         return print((lines if plan == "shell" else array)(todo, which.root, data_dir, device))

@@ -206,7 +206,8 @@ def resolve(record: Record, preset: str) -> Record:
     """Fill every field that is `None` from the preset and from `as_in`; explicit values win.
 
     Raises:
-        ValueError: unknown preset or `as_in`, a number out of its range, or `density` and `sparsity` given together.
+        ValueError: unknown preset or `as_in`, a number out of its range, `density` and `sparsity` given together, or a
+            setting that the method does not take.
 
     """
     check(record)
@@ -220,6 +221,10 @@ def resolve(record: Record, preset: str) -> Record:
         record = replace(record, method=spelled(method, (*ONE_SHOT, *ITERATIVE, IMP, "dense")), as_in=as_in)
         if record.best_of > 1 and record.method in (IMP, "dense"):
             raise ValueError(f"the method {record.method} finds no mask before training: leave --best-of out")
+        if record.rewind_epochs is not None and record.method != IMP:
+            raise ValueError(
+                f"the method {record.method} rewinds nothing: leave --rewind-epochs out, or choose --method imp"
+            )
         if record.pattern is not None:
             record = replace(record, pattern=canonical(record.pattern))
             if record.method == IMP:

@@ -25,6 +25,18 @@ Report = Callable[[Counter[str]], None]
 """called now and then with how many jobs are finished, failed and left"""
 
 
+def refuse_slurm(slurm: Mapping[str, str] | None, executor: str) -> None:
+    """Check that options of sbatch are not given to what does not call it.
+
+    Raises:
+        ValueError: they are.
+
+    """
+    if slurm and executor != "slurm":
+        said = ", ".join(f"--slurm.{name}" for name in slurm)
+        raise ValueError(f"--slurm.* needs --executor slurm: leave {said} out, or add it")
+
+
 def counts(jobs: Sequence[Job], root: Path) -> Counter[str]:
     """How many jobs are finished, failed and left, by what lies in their folders."""
     return Counter(_outcome(job.folder(root).path) for job in jobs)
@@ -65,7 +77,7 @@ def launch(
         The ids of the cluster's jobs, which go on by themselves; empty for the other executors, which wait.
 
     Raises:
-        ValueError: unknown executor, fewer than one worker, or no Slurm here.
+        ValueError: unknown executor, fewer than one worker, workers or options that it does not take, or no Slurm here.
         ChildProcessError: a worker ended early; says where its log is.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have written their checkpoints.
 
@@ -75,6 +87,9 @@ def launch(
         raise ValueError(f"a study needs at least one worker, got {workers}")
     if together < 1:
         raise ValueError(f"together is {together}: a worker has at least one run at a time")
+    if executor == "none" and workers > 1:
+        raise ValueError("--jobs needs --executor local: with --executor none this process does everything")
+    refuse_slurm(slurm, executor)
     root.mkdir(parents=True, exist_ok=True)
     forget_failures(jobs, root)
     root, data_dir = root.absolute(), data_dir and data_dir.absolute()
