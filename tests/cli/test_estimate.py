@@ -34,6 +34,11 @@ def test_it_takes_the_options_of_run_and_says_what_it_assumed(cli, asked):
     ]
 
 
+def test_the_dense_network_takes_no_pruning_steps(cli, asked):
+    shown = cli("estimate", "--method", "dense")
+    assert shown.status == 0 and "steps of 1 batches" not in shown.out and "  pruning   1 min 40 s\n" in shown.out
+
+
 def test_json(cli, asked):
     assert cli("estimate", "--json").json["prune_seconds"] == 100.0
 

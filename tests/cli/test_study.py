@@ -31,7 +31,7 @@ def test_list_tells_what_is_done(ran):
     assert (items["fig7"]["finished"], items["fig7"]["runs"], items["fig7"]["state"]) == (2, 12, "begun")
     assert items["fig7"]["seconds"] > 0 and items["table3"]["state"] == "needs no run"
     shown = ran("study", "list", "--scale", "smoke").out
-    assert "2/12" in shown and "What is left in each layer" in shown
+    assert "2/12" in shown and "What is left in each layer at 99%" in shown
     assert ran("study", "list", "--scale", "smoke", "--seeds", "1", "--json").json["items"][6]["finished"] == 1
 
 

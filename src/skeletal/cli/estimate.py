@@ -40,9 +40,10 @@ def estimate(
     epochs, steps = training.epochs or 0, found.steps_per_epoch
     print(f"{setup.model} on {setup.data}, {pruning.method}, on {found.device}, engine {found.engine}")
     each = f"{epochs} epoch{'s' if epochs != 1 else ''} of {steps} steps of {found.step_seconds:.3g} s"
+    every = "" if pruning.method == "dense" else f"  ({pruning.steps} steps of {pruning.batches_per_step} batches)"
     rows = {
         "data": duration(found.data_seconds),
-        "pruning": f"{duration(found.prune_seconds)}  ({pruning.steps} steps of {pruning.batches_per_step} batches)",
+        "pruning": duration(found.prune_seconds) + every,
         "training": f"{duration(found.train_seconds)}  ({each})",
         "memory": f"{_size(found.memory)} at the peak",
         "disk": f"{_size(found.disk)} for the run folder",

@@ -115,6 +115,18 @@ def test_a_stand_in_is_named_and_not_compared_with_what_was_published_for_anothe
     assert "not at this scale" in ITEMS["fig3"].at(smoke).panels[0].title
 
 
+def test_titles_tell_the_sparsity_of_the_scale():
+    said = {
+        scale: (ITEMS["fig7"].at(SCALES[scale]).title.rpartition(" ")[2], ITEMS["fig4"].at(SCALES[scale]).caption)
+        for scale in ("paper", "digits", "smoke")
+    }
+    assert [title for title, _ in said.values()] == ["99.9%", "99%", "99%"]
+    for scale, percent in (("paper", "99.5%"), ("digits", "99%"), ("smoke", "95%")):
+        assert f"at {percent} sparsity" in said[scale][1]
+    for item in ITEMS.values():
+        assert not set("{}") & set(item.at(SCALES["smoke"]).title + item.at(SCALES["smoke"]).caption)
+
+
 def test_selecting_panels_and_series_runs_first_seeds_first():
     smoke = SCALES["smoke"]
     everything = select([ITEMS["fig2"]], smoke)

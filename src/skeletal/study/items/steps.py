@@ -83,7 +83,8 @@ ITEMS = (
         "fig4",
         "Steps and schedule",
         "(a) FORCE saliency (Eq. 6) gained by pruning in T steps, against one-shot SNIP; (b) the accuracy it brings at "
-        "99.5% sparsity, for both schedules (Figure 4, section 5.3). Where SNIP leaves no saliency there is no ratio.",
+        "{schedule} sparsity, for both schedules (Figure 4, section 5.3). Where SNIP leaves no saliency there is no "
+        "ratio.",
         (
             _gain_panel("a", "exponential"),
             Panel("b", "ResNet-50, CIFAR-10", "steps T", "test accuracy (%)", "log", "linear"),

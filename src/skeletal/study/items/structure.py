@@ -97,7 +97,7 @@ def _fig7_panels() -> tuple[Panel, ...]:
 ITEMS = (
     Item(
         "fig7",
-        "What is left in each layer at 99.9%",
+        "What is left in each layer at {structure}",
         "All methods keep the first and last layers and prune the deep ones hardest; some layers are emptied "
         "altogether (Figure 7, appendix B.3).",
         _fig7_panels(),

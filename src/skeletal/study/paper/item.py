@@ -7,6 +7,7 @@ from typing import Any, Literal
 from skeletal.harness.ledger import Ledger
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import SCALES, Scale
+from skeletal.study.paper.series import sparsity
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Item:
     name: str
     """fig2, table1"""
     title: str
+    """with `{structure}` and `{schedule}` for the sparsities that differ by scale, which `at` fills in"""
     caption: str
-    """what it shows, in our words, with its place in the paper"""
+    """what it shows, in our words, with its place in the paper; filled in like the title"""
     panels: tuple[Panel, ...]
     """as in the paper; what is drawn at a scale is `item.at(scale).panels`"""
     cells: Callable[[Scale], list[Cell]]
@@ -92,7 +94,7 @@ class Item:
         return list(dict.fromkeys(job for cell in self.cells(scale) for job in cell.jobs))
 
     def at(self, scale: Scale) -> "Item":
-        """Return the item with its panels as they are at this scale.
+        """Return the item with its panels and sparsities as they are at this scale.
 
         Where another network or data set stands in for the paper's the title says so, and what was published for
         the paper's is left out.
@@ -107,7 +109,9 @@ class Item:
                 return replace(panel, title=f"{panel.title} (not at this scale)")
             return replace(panel, title=f"{', '.join(sorted(ours))} (for {panel.title})", published=())
 
-        return replace(self, panels=tuple(map(fitted, self.panels)))
+        said = {"structure": sparsity(scale.structure_density), "schedule": sparsity(scale.schedule_density)}
+        title, caption = (text.format(**said) for text in (self.title, self.caption))
+        return replace(self, title=title, caption=caption, panels=tuple(map(fitted, self.panels)))
 
 
 def _places(cells: list[Cell]) -> dict[str, set[str]]:

@@ -156,7 +156,7 @@ def _section(item: Item, scale: Scale, root: Path, page: Path) -> Section:
     known = entries(item, scale, root)
     state = collect.state(item, scale, root)
     return Section(
-        item=item,
+        item=item.at(scale),
         sheets=[_sheet(item, panel, points, known, scale) for panel in item.at(scale).panels],
         state=state,
         failures=collect.failures(item, scale, root),
@@ -180,7 +180,8 @@ def _sheet(item: Item, panel: Panel, points: Sequence[Measurement], known: Seque
         drawn = draw(item, points, scale, panels=[panel.key], notes=False)
         picture = "data:image/svg+xml;base64," + base64.b64encode(render(drawn, "svg")).decode()
     title = f"({panel.key}) {panel.title}" if panel.key and _drawn(item) else panel.title
-    alt = f"{item.title}, {panel.title}: {panel.y_label} against {panel.x_label}, for {series}; numbers in the table."
+    what = f"{item.at(scale).title}, {panel.title}"
+    alt = f"{what}: {panel.y_label} against {panel.x_label}, for {series}; numbers in the table."
     return Sheet(title, picture, alt, notes, _table(panel, [entry for entry in known if entry.panel == panel.key]))
 
 

@@ -19,7 +19,8 @@ def overview(items: Sequence[Item], scale: Scale, root: Path, device: str = "aut
         states = [state_of(job.folder(root)) for job in jobs]
         each = [costs.of(job) for job, state in zip(jobs, states, strict=True) if state != "finished"]
         left = total(each)
-        line: dict[str, Any] = {"item": item.name, "title": item.title, "shows": item.caption, "runs": len(jobs)}
+        here = item.at(scale)
+        line: dict[str, Any] = {"item": item.name, "title": here.title, "shows": here.caption, "runs": len(jobs)}
         line |= {state: states.count(state) for state in STATES}
         line |= {"seconds": round(left.seconds, 1), "source": left.source}
         line["to do"] = said(each)
