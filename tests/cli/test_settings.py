@@ -1,3 +1,4 @@
+import json
 import tomllib
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def test_one_file_serves_run_prune_and_train_and_another_preset(cli):
     assert tomllib.loads(printed(cli, "prune", "--config", "my.toml"))["density"] == 0.3
     assert tomllib.loads(printed(cli, "train", "--config", "my.toml"))["lr"] == 0.5
     assert "# epochs = 350" in printed(cli, "run", "--config", "my.toml", "--preset", "cifar10")
+
+
+@pytest.mark.parametrize("command", [["study", "measure"], ["advise", "--densities", 0.3, "--methods", "random"]])
+def test_the_file_of_a_run_serves_commands_that_do_not_train(cli, command):
+    small = ("--method", "random", "--decay", "one-cycle", "--seed", 3, "--device", "cpu", "--lr", 0.5)
+    Path("my.toml").write_text(printed(cli, "run", *small))
+    shown = cli(*command, "--config", "my.toml", "--json")
+    assert shown.status == 0, shown.err
+    assert 3 in {json.loads(made.read_text())["seed"] for made in Path().rglob("config.json")}
 
 
 def test_an_unknown_key_in_the_file(cli):

@@ -10,15 +10,23 @@ from cyclopts.config import Dict
 
 from skeletal.harness.config import Pruning, Setup, Training
 
-_USES = {"run": (Setup, Pruning, Training), "prune": (Setup, Pruning), "train": (Setup, Training)}
+_USES = {
+    "run": (Setup, Pruning, Training),
+    "estimate": (Setup, Pruning, Training),
+    "sanity": (Setup, Pruning, Training),
+    "prune": (Setup, Pruning),
+    "advise": (Setup, Pruning),
+    "study measure": (Setup, Pruning),
+    "train": (Setup, Training),
+}
 _EVERY = {field.name for record in (Setup, Pruning, Training) for field in fields(record)}
 
 
 def read(path: Path, tokens: Sequence[str]) -> Dict:
     """The settings of a TOML file, for the command in `tokens`.
 
-    One file serves `run`, `prune` and `train`: settings that only the others take are ignored. A density on the
-    command line replaces a sparsity in the file, and vice versa.
+    One file serves every command that takes such settings, `run` as well as `prune`: those that only the others take
+    are ignored. A density on the command line replaces a sparsity in the file, and vice versa.
 
     Raises:
         FileNotFoundError: no such file.
@@ -34,7 +42,7 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
     for key, value in settings.items():
         if isinstance(value, dict) and key != "slurm":
             raise ValueError(f"{path} has a table [{key}]: put settings at the top of the file, outside any table")
-    takes = {field.name for record in _USES.get(tokens[0] if tokens else "", ()) for field in fields(record)}
+    takes = {field.name for record in _USES.get(_command(tokens), ()) for field in fields(record)}
     given = {token.partition("=")[0] for token in tokens}
     for key in list(settings):
         passed_over = key in _EVERY and takes and key not in takes
@@ -42,3 +50,8 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
         if passed_over or overruled:
             del settings[key]
     return Dict(settings, use_commands_as_keys=False, source=str(path))
+
+
+def _command(tokens: Sequence[str]) -> str:
+    several = tokens and tokens[0] == "study"
+    return " ".join(tokens[: 2 if several else 1])
