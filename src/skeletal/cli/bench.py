@@ -1,5 +1,6 @@
 """`skeletal bench`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, print_json
@@ -12,7 +13,7 @@ def bench(
     mask: list[Path] | None = None,
     density: list[float] | None = None,
     method: str = "force",
-    data: str = "cifar10",
+    data: str | None = None,
     batch_size: int = 128,
     baselines: str = "a,b",
     repeat: int = 5,
@@ -44,7 +45,7 @@ def bench(
     method
         how to find that mask: force (15 steps), random-erk, ...
     data
-        data set whose image size, channels and classes to use
+        data set whose image size, channels and classes to use; by default that of the first mask, or cifar10
     batch_size
         images per step
     baselines
@@ -82,10 +83,11 @@ def bench(
 
     if mask and density:
         raise ValueError("--mask brings its own density: give --mask or --density, not both")
-    data, method = named("data set", data, SPECS), named("method", expanded(method)[0], METHODS)
+    data, method = data and named("data set", data, SPECS), named("method", expanded(method)[0], METHODS)
     names = tuple(name.strip() for name in baselines.split(",") if name.strip())
     for name in names:
         require("baseline", name, [key for key in CONTESTANTS if key not in OURS])
+    _check({"batch-size": batch_size, "repeat": repeat, "threads": threads}, out, plot)
     if threads is not None:
         torch.set_num_threads(threads)
     masks = {}
@@ -94,6 +96,9 @@ def bench(
         masks[str(path) if stem in masks else stem] = Mask.load(path)
     if model is None:
         model = next((m.metadata["network"] for m in masks.values() if "network" in m.metadata), "vgg19-cifar")
+    if data is None:
+        of_masks = (str(m.metadata.get("data")) for m in masks.values())
+        data = next((name for name in of_masks if name in SPECS), "cifar10")
     setting = Setting(model=model, data=data, batch_size=batch_size, seed=seed)
     for wanted in [] if masks else density or [0.01]:
         say(f"finding a mask of density {wanted:g} by {method}, on noise")
@@ -112,3 +117,24 @@ def bench(
     for written in (out, plot):
         if written is not None:
             print(f"written: {written}")
+
+
+def _check(numbers: Mapping[str, int | None], out: Path | None, plot: Path | None) -> None:
+    """Refuse what would fail only once everything has been measured.
+
+    Raises:
+        ValueError: a number below 1, or no name of a picture.
+        OSError: nothing can be written there.
+
+    """
+    from skeletal.core.files import require_writable
+    from skeletal.harness.output.figures import require_picture
+
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} is {number}; it has to be at least 1")
+    if plot is not None:
+        require_picture(plot)
+    for path in (out, plot):
+        if path is not None:
+            require_writable(path)

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +50,22 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Put `content` (text as UTF-8) at `path`; a reader sees the old file or the new, never a part."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def require_writable(path: str | Path) -> None:
+    """Check that a file can be written there, for work that would be lost if it could not; makes its folder.
+
+    Raises:
+        OSError: it cannot.
+
+    """
+    path = Path(path)
+    with failing_at(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def remove_drafts(folder: str | Path) -> None:

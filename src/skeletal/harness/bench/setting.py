@@ -24,6 +24,10 @@ class Setting:
     batch_size: int = 128
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it has to be at least 1")
+
     def network(self) -> nn.Module:
         """The network at its initialization."""
         return create_model(Setup(model=self.model, data=self.data, seed=self.seed), SPECS[self.data])

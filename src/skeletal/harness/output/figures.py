@@ -18,10 +18,20 @@ def save_figure(figure: Any, path: Path) -> None:
 
     """
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"cannot draw into {path}: the name has to end in .png, .svg or .pdf")
+    require_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render(figure, path.suffix.lower()[1:]))
+
+
+def require_picture(path: Path) -> None:
+    """Check that a file has the name of a picture.
+
+    Raises:
+        ValueError: it has not.
+
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"cannot draw into {path}: the name has to end in .png, .svg or .pdf")
 
 
 def render(figure: Any, kind: str) -> bytes:
