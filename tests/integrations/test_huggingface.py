@@ -1,6 +1,7 @@
 """A tiny BERT in transformers' Trainer: masked weights stay zero, over checkpoints, too."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from skeletal import Mask, MaskError
 from tests.core.test_zoo import bert, sentences
 
 transformers = pytest.importorskip("transformers")
+
+from transformers.trainer_utils import HPSearchBackend  # noqa: E402
 
 from skeletal.integrations.huggingface import MaskCallback  # noqa: E402
 
@@ -115,6 +118,20 @@ def test_a_model_made_by_the_trainer_and_the_best_one_of_all(tmp_path):
     assert trainer.state.best_model_checkpoint is not None
     best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
     assert all(torch.equal(weight, best[name]) for name, weight in trainer.model.state_dict().items() if name in mask)
+
+
+def test_in_a_search_every_trial_has_its_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # knows optuna's alone
+    (tmp_path / "checkpoint-2").mkdir()  # of an earlier training
+    (tmp_path / "checkpoint-2" / "model.safetensors").touch()
+    for number in (0, 1):
+        trainer = trainer_of(tmp_path, max_steps=2)
+        trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: {}  # as its search does
+        mask = mask_of(trainer)
+        trainer.add_callback(MaskCallback(mask))
+        trainer.train(trial=SimpleNamespace(number=number, params={}))
+        assert Mask.load(tmp_path / f"run-{number}" / "checkpoint-2" / "mask.safetensors") == mask
+        assert len(list(tmp_path.rglob("mask.safetensors"))) == number + 1
 
 
 def test_it_lets_go_in_the_end(finished):

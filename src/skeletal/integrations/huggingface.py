@@ -43,8 +43,8 @@ class MaskCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
         """Check the model, and keep the mask beside its weights."""
         self.mask.check(of_trainer["model"])
-        if state.is_world_process_zero:
-            self.mask.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / "mask.safetensors")
+        if state.is_world_process_zero and (place := _checkpoint(args, state)) is not None:
+            self.mask.save(place / "mask.safetensors")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
         """Check the model, and let go of it; its zeros stay."""
@@ -55,3 +55,20 @@ class MaskCallback(TrainerCallback):
         if self._skeleton is not None:
             self._skeleton.detach()
             self._skeleton = None
+
+
+def _checkpoint(args: Any, state: Any) -> Path | None:
+    """The folder of the checkpoint that has just been written.
+
+    Each trial of a hyperparameter search has a folder of its own in `output_dir`, whose name the Trainer keeps to
+    itself: there it is the newest of this step.
+    """
+    folder, name = Path(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    if not state.is_hyper_param_search:
+        return folder / name
+    return max(folder.glob(f"**/{name}"), key=_written, default=None)
+
+
+def _written(checkpoint: Path) -> int:
+    """When; by the files, as writing one anew leaves the folder's time as it was."""
+    return max((file.stat().st_mtime_ns for file in checkpoint.iterdir()), default=0)
