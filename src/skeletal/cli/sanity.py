@@ -30,7 +30,7 @@ def sanity(
     For example:
 
         skeletal sanity --density 0.02 --epochs 15
-        skeletal sanity --model vgg19-cifar --data cifar10 --data-dir D --density 0.01 --executor local --jobs 4
+        skeletal sanity --model vgg19-cifar --data cifar10 --data-dir D --executor local --jobs 4
 
     Parameters
     ----------
