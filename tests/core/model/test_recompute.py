@@ -158,3 +158,27 @@ def test_a_forward_of_the_callers_own_is_put_back():
     model.blocks[1].forward = mine
     skeletal.prune(model, images(1), density=0.5, method="snip", recompute=True, prunable=["stem.weight"])
     assert model.blocks[1].forward is mine
+
+
+def test_blocks_of_several_parents():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            blocks = Block(3), Block(3)
+            self.parents = nn.ModuleList([nn.ModuleDict({"one": blocks[0], "two": blocks[1]}) for _ in range(2)])
+            self.head = nn.Linear(3, 10)
+
+        def forward(self, x):
+            for parent in self.parents:
+                x = parent["two"](parent["one"](x))
+            return self.head(x.mean((2, 3)))
+
+    model = Shared()
+    found = [
+        Derivatives(model, Cycle(images(1)), 1, bn_mode="eval", recompute=again).gradient(prunable_weights(model))
+        for again in (False, True)
+    ]
+    for name, gradient in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], gradient, rtol=1e-5, atol=1e-7)
+    assert model.parents[0]["one"].runs == 6  # twice before, four times with recomputing
+    assert all("forward" not in module.__dict__ for module in model.modules())

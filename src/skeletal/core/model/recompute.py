@@ -29,7 +29,7 @@ def recomputing(model: nn.Module) -> Generator[None]:
         RuntimeError: in the block, a part writes to its own input, which is then no longer there to recompute from.
 
     """
-    parts = list(_parts(model))
+    parts = list({id(part[0]): part for part in _parts(model)}.values())  # a block may have several parents
     own = [module.__dict__.get("forward") for module, _ in parts]
     try:
         for module, forward in parts:
