@@ -11,7 +11,10 @@ from torch import fx, nn
 import skeletal
 from tests.cases import random_mask
 from tests.compaction.habits import KINDS, PARTS, TRACED, WHOLE, Base, Force
+from tests.engine.scored import early
 from tests.unchanged import assert_same, everything_about
+
+__all__ = ["early"]
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
 
@@ -166,6 +169,38 @@ def test_an_attribute_that_nobody_would_read_is_refused(way):
         with pytest.raises(AttributeError, match="`temperature` would not be read"):
             copied.part.temperature = 2.0
     inside.part.own = network.own = 1  # what the original has not is the caller's business
+
+
+class _Property(Base):
+    """Has properties that cannot be read, or not without effect, as a LightningModule outside of its trainer."""
+
+    reads = 0
+
+    @property
+    def trainer(self):
+        raise RuntimeError("not attached to a trainer")
+
+    @property
+    def counted(self):
+        self.reads += 1
+        return self.reads
+
+
+@pytest.mark.parametrize("way", ["compact", "compile", "sparse", "channels"])
+def test_properties_are_not_run(early, way):
+    torch.manual_seed(1)
+    model = _Property().double()
+    batches = [(X, torch.zeros(len(X), dtype=torch.long))]
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    if way in ("compact", "compile"):
+        network = skeletal.compact(model, mask, X).model if way == "compact" else skeletal.compile(model, mask, X)
+        mask.attach(model)
+        torch.testing.assert_close(network(X), model(X))
+    else:
+        options = {"engine": "sparse"} if way == "sparse" else {"pattern": "channels"}
+        found = skeletal.prune(model, batches, density=0.4, steps=2, **options)
+        assert found.density < 0.5 and found.metadata.get("why_dense") is None
+    assert model.reads == 0
 
 
 class _Calling(nn.Module):

@@ -1,5 +1,6 @@
 """A network as a graph of its operations, and a module like others."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -25,8 +26,16 @@ class Traced(nn.Module):
         """From now on, refuse to set attributes of the original that this module does not have itself."""
         names = original.__dict__.get("_taken_over")
         if names is None:
-            names = {name for name in dir(original) if not callable(getattr(original, name, None))}
+            names = {name for name in dir(original) if not _is_method(original, name)}
         self.__dict__["_taken_over"] = frozenset(names).difference(dir(self))
+
+
+def _is_method(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is a method, a function or a part; properties are not run, as they may raise or compute."""
+    if name in module._modules:
+        return True
+    found = inspect.getattr_static(module, name, None)
+    return callable(found) or isinstance(found, classmethod)
 
 
 class GraphNetwork(Traced, fx.GraphModule):
