@@ -85,7 +85,8 @@ def make_sparse(
 ) -> list[str]:
     """Replace the convolutions and linear layers that a mask covers, in place; the names of those replaced.
 
-    It skips those whose weight another module shares, those with hooks or parametrizations, and any that `but` names.
+    It skips those whose weight or bias another module shares, those with hooks or parametrizations, and any that `but`
+    names.
     """
     names = [name for name in _exchangeable(module, masks) if not but(name)]
     for name in names:
@@ -104,7 +105,7 @@ def _exchangeable(module: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
         and type(layer) in _KINDS
         and f"{name}.weight" in masks
         and _plain(layer)
-        and uses[id(layer.weight)] == 1
+        and all(uses[id(own)] == 1 for own in layer._parameters.values() if own is not None)
     ]
 
 
