@@ -16,8 +16,9 @@ States = Mapping[str, Mapping[str, Any]]
 def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> None:
     """Let an optimizer continue with another form of the same network, weight by weight.
 
-    Groups, their settings and schedulers stay, and so do step counts. Momentum and moments of weights that `before`
-    has no place for, pruned or without effect, are 0; those that `after` has no place for are lost.
+    Groups, their settings and schedulers stay, and so do step counts and the parameters of other modules. Momentum and
+    moments of weights that `before` has no place for, pruned or without effect, are 0; those that `after` has no place
+    for are lost.
 
     Args:
         optimizer: holds the parameters of `before`; from now on those of `after`.
@@ -27,19 +28,21 @@ def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> Non
     """
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
     first = _first_names(before if _layers(after) is not None else after)
-    group_of = {id(weight): number for number, group in enumerate(optimizer.param_groups) for weight in group["params"]}
-    numbers = {first[name]: group_of[id(weight)] for name, weight in old.items() if id(weight) in group_of}
     states = {name: optimizer.state[weight] for name, weight in old.items() if weight in optimizer.state}
     dense = {first[name]: entries for name, entries in to_dense(before, states).items()}
     own = from_dense(after, {name: dense[first[name]] for name in new if first[name] in dense})
-    for group in optimizer.param_groups:
-        group["params"] = []
-    optimizer.state.clear()
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    numbers = {first[name]: id(weight) for name, weight in old.items() if id(weight) in held}
+    successors: dict[int, list[nn.Parameter]] = {id(weight): [] for weight in old.values()}
     for name, weight in new.items():
         if first[name] in numbers:
-            optimizer.param_groups[numbers[first[name]]]["params"].append(weight)
-        if name in own:
-            optimizer.state[weight] = own[name]
+            successors[numbers[first[name]]].append(weight)
+    for group in optimizer.param_groups:
+        group["params"] = [then for weight in group["params"] for then in successors.get(id(weight), [weight])]
+    for weight in old.values():
+        optimizer.state.pop(weight, None)
+    for name, entries in own.items():
+        optimizer.state[new[name]] = entries
 
 
 def to_dense(network: nn.Module, states: States) -> dict[str, dict[str, Any]]:

@@ -140,6 +140,37 @@ def test_an_optimizer_keeps_what_it_remembers_on_its_way_to_a_compiled_network_a
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.01]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_optimizer_keeps_other_modules_parameters(apart):
+    model, head, tail = convnet(), nn.Linear(10, 4), nn.Linear(4, 2)
+    mask, data = Mask(random_mask(convnet(), 0.2)), images(3)
+    groups = [{"params": [*head.parameters()]}, {"params": [*model.parameters(), *tail.parameters()], "lr": 0.01}]
+    whole = [*head.parameters(), *model.parameters(), *tail.parameters()]
+    optimizer = torch.optim.SGD(groups if apart else whole, lr=0.1, momentum=0.9)
+
+    def step(network):
+        optimizer.zero_grad()
+        tail(head(network(data[0][0]))).square().sum().backward()
+        optimizer.step()
+
+    step(model)
+    others = [*head.parameters(), *tail.parameters()]
+    before = [optimizer.state[weight]["momentum_buffer"].clone() for weight in others]
+    fast = skeletal.compile(model, mask, data[0][0], path="sparse")
+    for source, target in ((model, fast), (fast, model)):
+        carry_over(optimizer, source, target)
+        listed = [weight for group in optimizer.param_groups for weight in group["params"]]
+        expected = [*head.parameters(), *target.parameters(), *tail.parameters()]
+        assert [*map(id, listed)] == [*map(id, expected)]
+        assert optimizer.state.keys() == set(expected)
+        for weight, momentum in zip(others, before, strict=True):
+            assert torch.equal(optimizer.state[weight]["momentum_buffer"], momentum)
+    assert [len(group["params"]) for group in optimizer.param_groups] == (
+        [2, len(whole) - 2] if apart else [len(whole)]
+    )
+    step(model)
+
+
 def test_auto_measures_again_where_half_of_the_weights_is_gone(tmp_path, monkeypatch):
     from skeletal.engine import autotune
 
