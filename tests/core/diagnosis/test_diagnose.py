@@ -52,6 +52,32 @@ def test_survival_only_through_a_skip_connection_is_told():
     assert found.layers[-1].on_constant == 60  # the stem has biases
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_a_recurrent_layer_that_reads_nothing_lives_on_its_biases(kind):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = kind(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            if isinstance(self.rnn, nn.RNNBase):
+                return self.head(self.rnn(x)[0][-1])
+            state = None
+            for step in x:
+                state = self.rnn(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+
+    model, last = Network(), "_l0" if issubclass(kind, nn.RNNBase) else ""
+    names = f"rnn.weight_ih{last}", f"rnn.weight_hh{last}", "head.weight"
+    mask = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in names}
+    found = diagnose(model, mask, torch.randn(3, 2, 4))
+    assert found.connected and found.effective_density == 1
+    mask[names[0]].zero_()
+    found = diagnose(model, mask, torch.randn(3, 2, 4))
+    assert not found.connected and found.effective == 0
+    assert [layer.on_constant for layer in found.layers] == [0, mask[names[1]].numel(), 18]
+
+
 def test_a_layer_cut_off_by_an_empty_one_survives_around_too():
     model = resnet(BasicBlock, (1, 1), 4, num_classes=3, in_channels=2, image_size=8)
     mask = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(model).items()}

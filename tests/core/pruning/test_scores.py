@@ -224,6 +224,30 @@ def test_synflow_ignores_data_norm_statistics_and_mode():
     assert skeletal.prune(model.eval(), images(1, seed=9), density=0.1, method="synflow", steps=5, seed=3) == plain
 
 
+def test_synflow_ignores_the_biases_of_every_layer():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.attention = torch.nn.LSTM(3, 4), torch.nn.MultiheadAttention(4, 2, add_bias_kv=True)
+            self.head = torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            x, _ = self.rnn(x.movedim(1, 0))
+            return self.head(self.attention(x, x, x)[0][-1])
+
+    model, batches = Network(), [(torch.randn(5, 6, 3), torch.zeros(5, dtype=torch.long))]
+    weights = [name for name, weight in model.named_parameters() if "bias" not in name]
+    found = []
+    for bias in (0.0, 1.0):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name not in weights:
+                    parameter.fill_(bias)
+        found.append(steps_of(model, batches, density=0.5, method="synflow", steps=1, prunable=weights)[1][0].scores)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in weights)
+    assert all(score.any() for score in found[0].values())
+
+
 def test_synflow_neither_overflows_nor_vanishes_where_a_network_is_very_deep():
     torch.manual_seed(0)
     deep = torch.nn.Sequential(*[torch.nn.Linear(64, 64, bias=False) for _ in range(200)], torch.nn.Linear(64, 10))

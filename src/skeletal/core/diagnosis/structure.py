@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from skeletal.core.model.preserve import state_of
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.weights import is_bias
 
 FAKE_QUANTIZATION = ("fake_quant_enabled", "observer_enabled")  # switches, as buffers
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that has seen nothing
@@ -39,7 +40,7 @@ def stand_ins(
             value.fill_(STATISTICS[leaf])
         elif name in parameters:
             keep = mask.get(name, torch.ones_like(value))
-            if leaf.endswith("bias"):
+            if is_bias(name):
                 value = random_positive(value, dtype, generator) * bias * keep
             elif value.dim() > 1:
                 value = random_positive(value, dtype, generator) * keep

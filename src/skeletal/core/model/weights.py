@@ -32,6 +32,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is called a bias, as in torch: `bias`, `in_proj_bias`, an LSTM's `bias_ih_l0`."""
+    leaf = name.rpartition(".")[2]
+    return leaf.endswith("bias") or leaf.startswith("bias_")
+
+
 def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
     """The names, within the module, of the parameters that multiply its input and of those added to the product."""
     if isinstance(module, nn.Linear | _ConvNd):
@@ -53,7 +59,7 @@ def _of_recurrent(module: nn.Module) -> tuple[list[str], list[str]] | None:
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return None
     names = list(module._parameters)
-    return [name for name in names if name.startswith("weight")], [name for name in names if name.startswith("bias")]
+    return [name for name in names if name.startswith("weight")], [name for name in names if is_bias(name)]
 
 
 def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn.Parameter]:

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from skeletal.core.model.weights import is_bias
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -36,11 +38,10 @@ def parameter_shares(model: nn.Module) -> Shares:
     """
     total = conv = linear = norm = bias = 0
     for name, parameter in model.named_parameters():
-        owner, _, kind = name.rpartition(".")
-        layer = model.get_submodule(owner)
+        layer = model.get_submodule(name.rpartition(".")[0])
         size = parameter.numel()
         total += size
-        if kind == "bias":
+        if is_bias(name):
             bias += size
         elif isinstance(layer, _ConvNd):
             conv += size

@@ -11,6 +11,7 @@ from skeletal.core.model.batches import map_inputs, to_device
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.weights import is_bias
 from skeletal.core.pruning.criteria.inputs import tensor_from
 
 
@@ -77,7 +78,7 @@ def positive_state(model: nn.Module, without: Container[str]) -> Tensors:
             value = value.double()
             if leaf in STATISTICS:
                 value.fill_(STATISTICS[leaf])
-            elif leaf.endswith("bias"):
+            elif is_bias(name):
                 value.zero_()
             elif name in parameters:
                 value.abs_()
