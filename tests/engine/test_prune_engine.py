@@ -8,10 +8,12 @@ import sys
 from unittest import mock
 
 import pytest
+import torch
 from torch import nn
 
 import skeletal
 from skeletal.core.model.gradients import Derivatives
+from skeletal.core.model.tensors import flatten
 from skeletal.core.pruning.prune import prune as core_prune
 from skeletal.engine import scoring
 from skeletal.engine.codegen import amx
@@ -65,6 +67,49 @@ def test_a_score_that_asks_at_other_weights_is_answered_densely(early):
 def test_grasps_second_derivative_stays_dense(early):
     options = dict(batches=doubles(), method="grasp-iterative", density=0.3, steps=2)
     assert prune(made("residual"), **options) == prune(made("residual"), engine="dense", **options)
+
+
+def penalty(model):
+    return sum(weight.square().sum() for weight in model.parameters())
+
+
+READ = {
+    "penalty": lambda model: 1e-2 * penalty(model),
+    "value": lambda model: 1e-3 * penalty(model).detach(),
+    "buffer": lambda model: model[1].running_mean.square().sum(),
+    "again": lambda model: model(torch.ones(2, 3, 8, 8, dtype=torch.float64)).square().mean(),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_loss_that_reads_the_network_is_scored_densely(early, kind):
+    def run(engine):
+        model, scores = made("convnet"), []
+
+        def loss(outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets) * (1 + READ[kind](model))
+
+        options = dict(batches=doubles(), density=0.2, steps=4, loss=loss, engine=engine)
+        mask = prune(model, on_step=lambda step: scores.append(step.scores), **options)
+        assert all(weight.grad is None for weight in model.parameters())
+        return mask, scores
+
+    (ours, scores), (dense, expected) = run("sparse"), run("dense")
+    assert ours == dense and ours.metadata["why_dense"].startswith("the loss reads the network's weights")
+    assert all(torch.equal(flatten(one), flatten(two)) for one, two in zip(scores, expected, strict=True))
+
+
+def test_a_loss_of_outputs_and_of_other_weights_stays_on_the_skeleton(early):
+    head, model = nn.Linear(10, 10).double(), made("convnet")
+    head.requires_grad_(requires_grad=False)
+
+    def loss(outputs, targets):
+        assert outputs.dtype == next(model.parameters()).dtype  # reads no number
+        return nn.functional.cross_entropy(head(outputs), targets) + outputs.square().mean()
+
+    options = dict(batches=doubles(), density=0.2, steps=4, loss=loss)
+    masks = [prune(model, engine=engine, **options) for engine in ("sparse", "dense")]
+    assert masks[0] == masks[1] and masks[0].metadata["why_dense"] is None
 
 
 class Fickle(nn.Module):

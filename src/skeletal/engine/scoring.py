@@ -6,14 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from skeletal.compaction.compact import Compact, compact
 from skeletal.compaction.slices import cut
 from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.batches import evaluate, forward, pieces, to_device
 from skeletal.core.model.distributed import everyone
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.model.preserve import differentiable, preserve_random_state
+from skeletal.core.model.precision import autocast
+from skeletal.core.model.preserve import (
+    device_of,
+    differentiable,
+    preserve_random_state,
+    set_mode,
+    state_of,
+    with_parameters,
+)
 from skeletal.core.model.tensors import Tensors
 from skeletal.engine.availability import available
 from skeletal.engine.codegen import amx
@@ -111,6 +122,8 @@ class SkeletonDerivatives(Derivatives):
         if why := _unsuited(self.model, mask) or available(self.precision).reason:
             return None, why
         with preserve_random_state(self.model), differentiable():
+            if self.plans == 0 and self._loss_reads(mask):
+                return None, "the loss reads the network's weights"
             example, compacted = self._compacted(mask)
             if compacted.report.whole is not None:
                 return None, compacted.report.whole
@@ -124,6 +137,29 @@ class SkeletonDerivatives(Derivatives):
         inner = Derivatives(compiled.network, *shared, precision=self.precision, micro_batch=self.micro_batch)
         return _Plan(inner, _places(compiled, compacted), count), ""
 
+    def _loss_reads(self, names: Iterable[str]) -> bool:
+        """Whether the loss itself reads parameters or buffers, as a penalty on weights does.
+
+        It would find the model's own values there, not those asked about. The loss is evaluated once more for this.
+        """
+        if self.loss is None:
+            return False
+        set_mode(self.model, self.bn_mode == "train")
+        state, device = state_of(self.model), device_of(self.model)
+        for name in names:
+            state[name].requires_grad_()  # a loss may take derivatives of the outputs
+        piece, _ = next(pieces(self.batches.peek(), self.micro_batch))
+        batch, watch = to_device(piece, device), _Watch(state)
+
+        def run() -> None:
+            outputs = forward(self.model, batch)
+            with watch:
+                evaluate(self.loss, outputs, batch)
+
+        with autocast("float32", device):
+            with_parameters(self.model, state, run)
+        return watch.found
+
     def _compacted(self, mask: Tensors) -> tuple[Any, Compact]:
         """The network without dead channels, and the batch used to find them: a few examples do for most networks."""
         batch = self.batches.peek()
@@ -132,6 +168,26 @@ class SkeletonDerivatives(Derivatives):
             return few, compact(self.model, mask, few)
         except ValueError:  # it runs on whole batches only, or not at all
             return batch, compact(self.model, mask, batch)
+
+
+class _Watch(TorchDispatchMode):
+    """Finds out whether operations read certain tensors, or views of them."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        self._memory = {_memory(tensor) for tensor in tensors.values() if tensor.numel()}
+        self.found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = tree_leaves((args, kwargs))
+        self.found |= any(isinstance(value, Tensor) and _memory(value) in self._memory for value in given)
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _unsuited(model: nn.Module, names: Iterable[str]) -> str:

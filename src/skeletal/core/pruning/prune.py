@@ -173,10 +173,11 @@ def prune(
             most of it, two thirds of the memory (docs/cost.md); weights, loss, gradients and scores stay float32. The
             mask differs, as it does with other data. Only for methods that score by the loss; others ignore it.
         engine: "sparse" takes gradients on a compiled skeleton once few weights are left; its cost then scales with
-            them (nested methods, weights in float32 or float64, on a CPU; others, and networks torch.fx cannot trace,
-            are scored densely, as `mask.metadata["why_dense"]` says). Each step's scores are the same up to rounding,
-            except that active dropout draws other numbers, and that your own scores see gradients of 0 at pruned
-            weights. Or a subclass of `Derivatives`, which computes derivatives in its own way.
+            them (nested methods, weights in float32 or float64, on a CPU; others, networks torch.fx cannot trace, and
+            losses that read the network's weights are scored densely, as `mask.metadata["why_dense"]` says). Each
+            step's scores are the same up to rounding, except that active dropout draws other numbers, and that your own
+            scores see gradients of 0 at pruned weights. Or a subclass of `Derivatives`, which computes derivatives in
+            its own way.
         micro_batch: run each batch in pieces of at most this many examples, to fit large images in little memory. If
             the loss is a mean over examples, the gradient is the whole batch's, each piece weighted by its examples;
             but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
