@@ -114,6 +114,14 @@ def test_runs_of_other_lengths_are_no_seeds_of_each_other_in_a_figure(cli):
         assert f">{label}<" in drawn, label
 
 
+def test_a_length_for_each_density_is_one_curve(cli):
+    for density, epochs in ((0.1, 3), (0.05, 6)):
+        leave("runs", "force", density, 0, 60.0, epochs=epochs)
+    assert cli("compare", "runs", "--plot", "a.svg").status == 0
+    drawn = Path("a.svg").read_text()
+    assert ">force<" in drawn and "epochs=" not in drawn
+
+
 def test_runs_with_masks_from_files_are_seeds_of_each_other_as_they_were_found(cli):
     train = ["--epochs", 1, "--batch-size", 512, "--device", "cpu", "--engine", "dense", "--out", "masked"]
     for seed, steps in ((0, 2), (1, 2), (0, 3)):

@@ -11,7 +11,7 @@ from skeletal.core.choices import require, same_name, spelled
 from skeletal.core.table import Table
 from skeletal.harness.comparison.row import COLUMNS, COSTS, Row, labels
 from skeletal.harness.ledger import readable
-from skeletal.harness.output.accuracy import plot_accuracy
+from skeletal.harness.output.accuracy import plot_accuracy, rounded
 from skeletal.harness.output.pareto import on_front
 from skeletal.harness.output.tradeoff import Outcome, plot_tradeoff
 
@@ -148,19 +148,19 @@ def outcomes(rows: Sequence[Row]) -> list[tuple[Outcome, list[Row]]]:
 
 
 def _with_epochs(rows: Sequence[Row], named: Sequence[str]) -> list[str]:
-    """Labels that tell the number of epochs, too, where runs of one label were to train for several.
+    """Labels that tell the number of epochs, too, where runs of one label and density were to train for several.
 
-    Not the number reached: within a budget, that is what densities differ in.
+    Where densities differ in it, as they do within a budget, one label stays one curve.
     """
+    curves = [(row["model"], row["data"], label) for row, label in zip(rows, named, strict=True)]
     lengths: dict[Any, set[Any]] = {}
-    for row, label in zip(rows, named, strict=True):
-        lengths.setdefault((row["model"], row["data"], label), set()).add(row["epochs_asked"])
-    several = {of for of, epochs in lengths.items() if len(epochs) > 1}
+    for row, curve in zip(rows, curves, strict=True):
+        lengths.setdefault((*curve, rounded(row["density"])), set()).add(row["epochs_asked"])
+    several = {tuple(curve) for (*curve, _), epochs in lengths.items() if len(epochs) > 1}
     return [
-        f"{label}, epochs={row['epochs_asked'] or row['epochs']}" if (row["model"], row["data"], label) in several
-        else label
-        for row, label in zip(rows, named, strict=True)
-    ]  # fmt: skip
+        f"{label}, epochs={row['epochs_asked'] or row['epochs']}" if curve in several else label
+        for row, label, curve in zip(rows, named, curves, strict=True)
+    ]
 
 
 def _mean(label: str, group: Sequence[Row]) -> Outcome:
