@@ -147,5 +147,6 @@ torch.set_num_threads(3)
 share(shared_note, 100, np.zeros(100, np.int64), np.zeros(100, np.int64))
 print([thread.name for thread in threading.enumerate() if thread.name == "skeletal"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-u", "-c", code]  # nobody flushes what is printed so late
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "['skeletal', 'skeletal']\n[]\n", "")
