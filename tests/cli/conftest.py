@@ -1,11 +1,14 @@
 import json
 import sys
 import warnings
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 
 from skeletal.cli import app, main
+from skeletal.core.errors import BusyError
+from skeletal.harness.store.folders import RunFolder
 
 
 class Outcome(NamedTuple):
@@ -44,3 +47,15 @@ def cli(tmp_path, monkeypatch, capsys):
         return Outcome(status, *capsys.readouterr())
 
     return skeletal
+
+
+@pytest.fixture
+def all_busy(monkeypatch):
+    """Another process works on every run."""
+
+    @contextmanager
+    def busy(folder, **_):
+        raise BusyError("busy")
+        yield
+
+    monkeypatch.setattr(RunFolder, "claim", busy)

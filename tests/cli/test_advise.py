@@ -1,10 +1,6 @@
-from contextlib import contextmanager
-
 import pytest
 
 from skeletal.cli import app
-from skeletal.core.errors import BusyError
-from skeletal.harness.store.folders import RunFolder
 
 FEW = (
     "--methods",
@@ -43,13 +39,8 @@ def test_what_it_leaves_is_no_training(cli):
     assert trained.status == 0 and cli("compare", "runs").out.count("snip") == 2  # in the heading, and as a row
 
 
-def test_what_another_process_works_on_is_waited_for_by_the_user(cli, monkeypatch):
-    @contextmanager
-    def busy(folder, **_):
-        raise BusyError("busy")
-        yield
-
-    monkeypatch.setattr(RunFolder, "claim", busy)
+@pytest.mark.usefixtures("all_busy")
+def test_what_another_process_works_on_is_waited_for_by_the_user(cli):
     done = cli("advise", *FEW)
     assert done.status == 1 and "2 runs are being worked on by another process: wait for it" in done.err
 

@@ -1,13 +1,10 @@
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from skeletal.core.errors import BusyError
 from skeletal.core.masks.mask import Mask
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.runs import experiment, finding
-from skeletal.harness.store.folders import RunFolder
 from skeletal.study.beyond import sanity
 from skeletal.study.beyond.sanity import ORIGINAL, OTHER_SEED, SanityChecks, answer, table
 
@@ -55,13 +52,8 @@ def test_from_masks_to_a_table_and_what_is_finished_is_only_read(cli, monkeypatc
     assert done.out == f"{table(rows)}\n\n{answer(rows)}\n"
 
 
-def test_what_another_process_works_on_is_waited_for_by_the_user(cli, monkeypatch):
-    @contextmanager
-    def busy(folder, **_):
-        raise BusyError("busy")
-        yield
-
-    monkeypatch.setattr(RunFolder, "claim", busy)
+@pytest.mark.usefixtures("all_busy")
+def test_what_another_process_works_on_is_waited_for_by_the_user(cli):
     done = cli("sanity", *SMALL, "--seeds", 2)
     assert done.status == 1 and "2 runs are being worked on by another process: wait for it" in done.err
 
