@@ -28,6 +28,18 @@ def test_checkpoints_take_at_most_their_share_of_the_time():
     assert 1000 / (0.25 * SHARE + 1) - 1 <= save.calls <= 1000 / (0.25 * SHARE)
 
 
+def test_runs_that_take_turns_share_the_time_for_checkpoints():
+    clock = Clock()
+    runs = [(Pace(every=False, runs=4, clock=clock), saving(clock, 0.25)) for _ in range(4)]
+    for epoch in range(1, 1001):
+        for pace, save in runs:
+            clock.now += 1.0
+            if pace.due():
+                pace.write(save, (epoch, 0))
+    seconds = 0.25 * sum(save.calls for _, save in runs)
+    assert 0.9 * 4000 / SHARE <= seconds <= 4000 / SHARE + 4 * 0.25
+
+
 def test_the_first_is_due_at_once_and_long_epochs_are_all_written():
     clock = Clock()
     pace, save = Pace(every=False, clock=clock), saving(clock, 0.25)

@@ -12,12 +12,14 @@ class Pace:
 
     Args:
         every: write each one, however fresh the last is.
+        runs: how many take turns in this process, which all wait while one of them writes.
         clock: seconds.
 
     """
 
-    def __init__(self, *, every: bool, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, *, every: bool, runs: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
         self._every, self._clock, self._not_before = every, clock, float("-inf")
+        self._share = SHARE * runs
         self.saved: tuple[int, int] | None = None
         """the epoch and batch of the last checkpoint of this session"""
 
@@ -32,4 +34,4 @@ class Pace:
         began = self._clock()
         save()
         ended = self._clock()
-        self.saved, self._not_before = at, ended + SHARE * (ended - began)
+        self.saved, self._not_before = at, ended + self._share * (ended - began)

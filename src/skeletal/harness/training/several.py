@@ -45,7 +45,7 @@ def train_many(tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
         open_.enter_context(flush_denormals())
         for device in devices:
             open_.enter_context(tuned(device))
-        waiting = {number: _Turns(task, stop) for number, task in enumerate(tasks)}
+        waiting = {number: _Turns(task, stop, len(tasks)) for number, task in enumerate(tasks)}
         while waiting:
             for number, run in list(waiting.items()):
                 try:
@@ -65,17 +65,17 @@ def train_many(tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
 class _Turns:
     """A run that takes a step whenever it is its turn, and leaves the process's random state as it was."""
 
-    def __init__(self, task: Task, stop: Stop) -> None:
+    def __init__(self, task: Task, stop: Stop, runs: int) -> None:
         self._stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None
         self._device = task.device
         self._cpu_state: torch.Tensor | None = None
         self._cuda_state: Any = None
-        self._steps = self._run(task, stop)
+        self._steps = self._run(task, stop, runs)
 
     @staticmethod
-    def _run(task: Task, stop: Stop) -> Iterator[TrainResult | None]:
+    def _run(task: Task, stop: Stop, runs: int) -> Iterator[TrainResult | None]:
         result = None
-        with Trainer(task, stop, progress=False) as trainer:
+        with Trainer(task, stop, progress=False, runs=runs) as trainer:
             for result in turns(trainer):
                 if result is None:
                     yield None

@@ -49,14 +49,15 @@ class Trainer:
         task: what is trained.
         stop: asks for the end.
         progress: show a bar.
+        runs: how many trainings take turns, with this one.
 
     Raises:
         ValueError: see `train`.
 
     """
 
-    def __init__(self, task: Task, stop: Stop, *, progress: bool) -> None:
-        self._task, self._stop, self._progress = task, stop, progress
+    def __init__(self, task: Task, stop: Stop, *, progress: bool, runs: int = 1) -> None:
+        self._task, self._stop, self._progress, self._runs = task, stop, progress, runs
         self._steps = steps_per_epoch(task.training, task.data)
         self._epochs = task.training.epochs or 0
         self._opened = ExitStack()
@@ -118,7 +119,7 @@ class Trainer:
             self._display.hint_at_bfloat16()
         self._display.begin(run.epoch, run.batch, resumed=begun)
         self._way: Way | None = None
-        self._pace = Pace(every=task.device.type != "cuda" or ranks() > 1)
+        self._pace = Pace(every=task.device.type != "cuda" or ranks() > 1, runs=self._runs)
 
     def _moving(self, run: RunState, skeleton: Skeleton, rule: Rule) -> Moving:
         task = self._task
