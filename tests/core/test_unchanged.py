@@ -1,12 +1,14 @@
 """No public function leaves anything in the caller's model: tables, activations, counters, modes, computed weights."""
 
 import random
+from collections import OrderedDict, defaultdict, deque
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import skeletal
 from skeletal.core.diagnosis.saliency import measure_saliency
@@ -184,3 +186,126 @@ def test_weights_and_generators_beside_the_registries_stay_as_they_were():
     assert of_python.getstate() == model.generators[1].getstate()
     assert of_numpy.bit_generator.state == model.generators[2].bit_generator.state
     assert old.rand() == model.generators[3].rand()
+
+
+class Eager(dict):
+    """A dict whose class is made from other arguments."""
+
+    def __init__(self, size, mode):
+        super().__init__()
+        self.size = size
+
+
+class Default(defaultdict):
+    def __init__(self):
+        super().__init__(list)
+
+
+class Ordered(OrderedDict):
+    def __init__(self, name):
+        super().__init__()
+
+
+class Recent(deque):
+    def __init__(self):
+        super().__init__(maxlen=3)
+
+
+class Incomparable:
+    """Says neither yes nor no when compared."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __eq__(self, other):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def __hash__(self):
+        return id(self)
+
+
+class Attributes(nn.Module):
+    """Keeps what people keep, and writes to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(108, 3)
+        self.names = {parameter: name for name, parameter in self.head.named_parameters()}
+        self.keyed = {Incomparable(np.zeros(2)): 0, Incomparable(ValueError("no")): 1, (0, torch.ones(2)): 2}
+        self.members = {torch.ones(2), Incomparable(None)}
+        self.kinds = Eager(1, "r"), Default(), Ordered("seen"), Recent()
+        self.last = 0
+
+    def forward(self, x):
+        self.last += 1
+        eager, default, ordered, recent = self.kinds
+        eager["x"], ordered["x"] = x, x
+        default["x"].append(x)
+        recent.append(x)
+        self.names[x] = "input"
+        self.members.add(x)
+        self.keyed[(0, torch.ones(2))] = self.keyed.pop(next(iter(self.keyed)))
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("function", ["prune snip", "diagnose", "saliency", "optimality"])
+def test_attributes_of_any_kind_are_put_back(function):
+    model = Attributes()
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    names, keyed, members = dict(model.names), [*model.keyed.items()], {id(member) for member in model.members}
+    for _ in range(2):
+        FUNCTIONS[function](model, mask)
+        assert model.last == 0 and [len(kind) for kind in model.kinds] == [0, 0, 0, 0]
+        assert [type(kind) for kind in model.kinds] == [Eager, Default, Ordered, Recent]
+        assert [*map(id, model.names)] == [*map(id, names)] and {*map(id, model.members)} == members
+        assert [(id(key), value) for key, value in model.keyed.items()] == [(id(key), value) for key, value in keyed]
+
+
+MARGIN, TEMPERATURE = Margin(), nn.Parameter(torch.ones(()))
+
+
+def by_global(outputs, targets):
+    return MARGIN(outputs, targets)
+
+
+def losses(margin, temperature):
+    """Ways in which a loss comes to weights and statistics that are not the model's."""
+    return {
+        "method": margin.forward,
+        "lambda": lambda outputs, targets: margin(outputs, targets),
+        "temperature": lambda outputs, targets: F.cross_entropy(outputs / temperature, targets),
+        "default": lambda outputs, targets, margin=margin: margin(outputs, targets),
+        "partial": partial(lambda loss, outputs, targets: loss(outputs, targets), margin),
+        "inside": lambda outputs, targets: sum(margin(outputs, targets) for _ in range(2)),
+        "wrapped": torch.enable_grad()(lambda outputs, targets: margin(outputs, targets)),
+    }
+
+
+LOSSES = losses(MARGIN, TEMPERATURE) | {
+    "global": by_global,
+    "global function": lambda outputs, targets: by_global(outputs, targets),
+    "global inside": lambda outputs, targets: sum(MARGIN(outputs, targets) / TEMPERATURE for _ in range(2)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_that_is_a_function_leaves_nothing_in_what_it_reaches(loss):
+    model, before = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), everything_about(MARGIN)
+    mask = skeletal.prune(model, [BATCH], density=0.5, loss=LOSSES[loss], method="snip")
+    measure_saliency(model, [BATCH], mask, count=1, loss=LOSSES[loss])
+    skeletal.local_optimality(model, [BATCH], mask, samples=2, loss=LOSSES[loss])
+    assert_same(before, everything_about(MARGIN))
+    assert TEMPERATURE.grad is None
+
+
+def test_a_loss_that_is_a_function_may_keep_a_record():
+    record, weights = [], [torch.ones((), requires_grad=True)]
+
+    def loss(outputs, targets):
+        record.append(F.cross_entropy(outputs * weights[0], targets))
+        return record[-1]
+
+    skeletal.prune(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), [BATCH], density=0.5, loss=loss, method="snip")
+    assert len(record) == 1 and weights[0].grad is None

@@ -68,10 +68,10 @@ def differentiable() -> Generator[None]:
 def preserve_attributes(model: nn.Module, loss: object = None) -> Generator[None]:
     """Restore what is attached to a model besides parameters and buffers, even if only copies of it have run.
 
-    Copies share what the model's hooks and functions write to: closures and tables outside of it. A loss that is a
-    module is restored as well, and its parameters and buffers too.
+    Copies share what the model's hooks and functions write to: closures and tables outside of it. Also
+    restored are the modules and tensors that a loss can reach, with the values of their parameters and buffers.
     """
-    before = Snapshot(model, loss if isinstance(loss, nn.Module) else None)
+    before = Snapshot(model, loss)
     try:
         yield
     finally:
@@ -83,8 +83,8 @@ def preserve_model(model: nn.Module, *, training: bool, seed: int, loss: object 
     """Set train or eval mode and seed the model's global random generators; restore everything afterwards.
 
     Parameters and buffers need no restoring: scoring never lets the model use its own (see `with_parameters`). What a
-    forward pass leaves in attributes, such as cached tables or activations, is removed again. A loss that is a module
-    is restored, but keeps its mode.
+    forward pass leaves in attributes, such as cached tables or activations, is removed again. Modules
+    that a loss can reach are restored, but keep their mode.
     """
     with preserve_attributes(model, loss), preserve_random_state(model), preserve_mode(model, training=training):
         seed_all(seed, model)

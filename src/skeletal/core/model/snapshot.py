@@ -4,7 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
-from types import CellType, FunctionType, MethodType, NoneType
+from types import CellType, CodeType, FunctionType, MethodType, NoneType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ _EVERY_MODULES = frozenset(vars(nn.Module()))
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
 _FOREIGN = 3
 """how many objects of foreign classes deep an attribute is followed: caches and tables, not whole trainers"""
+_GLOBALS = (*_CONTAINERS, Tensor, nn.Module, FunctionType)
 _NOT_FOLLOWED = ("builtins", "torch", "logging", "skeletal")
 
 
@@ -27,7 +28,8 @@ class _Found(NamedTuple):
     """A container or tensor, and where it is attached."""
 
     value: Any
-    owner: nn.Module
+    owner: Any
+    """a module, or what was given beside the model"""
     attribute: str
     """of the owner, through which it was reached; "" for the owner's own `__dict__`"""
 
@@ -56,11 +58,12 @@ class Snapshot:
 
     Args:
         model: whose attributes they are.
-        beside: another module, such as a loss, with all that it holds, its own parameters' values included.
+        beside: another module or function, such as a loss, with all that it can reach, its own parameters' values
+            included, but not the containers that a function holds, in which it may keep a record.
 
     """
 
-    def __init__(self, model: nn.Module, beside: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, beside: object = None) -> None:
         own = {id(tensor) for module in model.modules() for tensor in _registered(module)}
         self._containers: list[_Held] = []
         self._tensors: list[tuple[_Found, tuple[Any, ...], Tensor]] = []
@@ -74,7 +77,9 @@ class Snapshot:
             if isinstance(found.value, Tensor) and found.value.is_leaf:
                 self._gradients.append(_gradient(found.value))
             if not isinstance(found.value, Tensor):
-                held = _Held(found, found.value.copy())
+                if not isinstance(found.owner, nn.Module):
+                    continue
+                held = _Held(found, _contents(found.value))
                 self._containers.append(held)
                 self._of.setdefault(id(found.owner), []).append(held)
             elif id(found.value) not in own and not found.value.is_meta:
@@ -176,11 +181,10 @@ def _registered(module: nn.Module) -> Iterator[Tensor]:
         yield from (tensor for tensor in registry.values() if tensor is not None)
 
 
-def _reachable(model: nn.Module, beside: nn.Module | None = None) -> Iterator[_Found]:
+def _reachable(model: nn.Module, beside: object = None) -> Iterator[_Found]:
     """Every container, dict of a module or object, tensor and random generator that can be reached, once."""
     seen: set[int] = set()
-    roots = [model] if beside is None else [model, beside]
-    pending: list[tuple[_Found, int]] = [(_Found(root, root, ""), 0) for root in roots]
+    pending: list[tuple[_Found, int]] = [(_Found(root, root, ""), 0) for root in (model, beside)]
     while pending:
         found, depth = pending.pop()
         value = found.value
@@ -215,7 +219,8 @@ def _behind(value: Any, depth: int) -> tuple[list[Any], int]:
     """What an object, function or method (such as a hook) can write to, and how deep that counts.
 
     Behind a function or method, an object's own attributes are followed, but no further objects: a trainer's method
-    that serves as a hook leads to its list of outputs, but not on to the stream of batches.
+    that serves as a hook leads to its list of outputs, but not on to the stream of batches. Of the globals that a
+    function names, containers, tensors, modules and functions are followed: other objects are not its own.
     """
     last = max(depth, _FOREIGN - 1)
     if isinstance(value, partial):
@@ -227,20 +232,43 @@ def _behind(value: Any, depth: int) -> tuple[list[Any], int]:
         return [], depth
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        named = [value.__globals__.get(name) for name in value.__code__.co_names]
-        return [*cells, *(part for part in named if isinstance(part, _CONTAINERS))], max(depth + 1, last)
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        named = [value.__globals__.get(name) for name in _names(value.__code__)]
+        return [*cells, *defaults, *(part for part in named if isinstance(part, _GLOBALS))], max(depth + 1, last)
     return [vars(value)] if hasattr(value, "__dict__") else [], depth + 1
 
 
+def _names(code: CodeType) -> Iterator[str]:
+    """The globals and attributes that a function names, also in functions and comprehensions inside it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
+def _contents(container: Any) -> Any:
+    """A plain container with the same contents; the own class's may take other arguments."""
+    return next(kind(container) for kind in _CONTAINERS if isinstance(container, kind))
+
+
 def _alike(one: Any, two: Any) -> bool:
-    """Whether two containers hold the very same objects in the same order."""
+    """Whether two containers hold the very same objects in the same order, as far as they have one."""
     if len(one) != len(two):
         return False
     if isinstance(one, dict):
-        return all(a == b and one[a] is two[b] for a, b in zip(one, two, strict=True))
+        pairs = zip(one.items(), two.items(), strict=True)
+        return all(value is other and _same_key(key, its) for (key, value), (its, other) in pairs)
     if isinstance(one, set):
-        return one == two
+        return {id(part) for part in one} == {id(part) for part in two}
     return all(a is b for a, b in zip(one, two, strict=True))
+
+
+def _same_key(one: Any, two: Any) -> bool:
+    """Whether two keys are the same or equal; tensors, which compare entry by entry, only if they are the same."""
+    try:
+        return one is two or (one == two) is True
+    except Exception:
+        return False
 
 
 def _different(now: dict[str, Any], before: dict[str, Any]) -> list[str]:

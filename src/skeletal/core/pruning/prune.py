@@ -133,10 +133,10 @@ def prune(
 ) -> Mask:
     """Find the few weights of a network worth having, before training (paper, Algorithm 1).
 
-    The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state. So is a
-    `loss` that is a module, and what the model's attributes and hooks can reach: layers in a list, caches, random
-    generators, the attributes of an object whose method is a hook. What `on_step` writes there is undone as well, so
-    let it write elsewhere.
+    The model is left exactly as found: weights, buffers, gradients, mode, hooks and every global random state. So is
+    what the model's attributes and hooks can reach: layers in a list, caches, random generators, the attributes of an
+    object whose method is a hook; and modules and tensors that a `loss` can reach, be it a module or a function. What
+    `on_step` writes there is undone as well, so let it write elsewhere.
     `mask.attach(model)` makes it a skeleton.
 
     Under torchrun, call it on every rank, with the same arguments and weights, and with each rank's own share of the
