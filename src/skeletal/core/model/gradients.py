@@ -22,7 +22,7 @@ from skeletal.core.model.preserve import (
     with_parameters,
 )
 from skeletal.core.model.random_state import seed_all
-from skeletal.core.model.recompute import recomputing
+from skeletal.core.model.recompute import recomputing, refuse_reentrant
 from skeletal.core.model.tensors import Tensors, not_finite, widen
 
 Value = TypeVar("Value")
@@ -176,13 +176,15 @@ class Derivatives:
         """H v, H the Hessian of the mean loss over the batches at the weights: a second backward pass through g·v."""
 
         def twice(leaves: Tensors, value: Tensor) -> None:
+            refuse_reentrant(value)
             first = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
             dots = [
                 (g * vector[name].to(g.dtype)).sum() for name, g in zip(leaves, first, strict=True) if g is not None
             ]
+            _require_any(dots)
             along = torch.stack(dots).sum()
             if along.requires_grad:  # else the loss is linear in the weights
-                along.backward()
+                along.backward(inputs=list(leaves.values()))
 
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
@@ -194,8 +196,7 @@ class Derivatives:
         def once(leaves: Tensors, value: Tensor) -> None:
             # Not `autograd.grad`, which reentrant activation checkpointing refuses.
             value.backward()
-            if all(leaf.grad is None for leaf in leaves.values()):
-                raise ValueError("the loss does not depend on any prunable weight: check the loss and the selection")
+            _require_any([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
 
         gradient, loss, seen = self._mean(weights, batches, once, "gradient")
         passed(Passes("gradient", seen, everywhere=everywhere))
@@ -282,6 +283,11 @@ class Derivatives:
         for leaf in leaves.values():
             leaf.grad = None
         return self._visit(batch, share, state, leaves, backward)
+
+
+def _require_any(gradients: list[Tensor]) -> None:
+    if not gradients:
+        raise ValueError("the loss does not depend on any prunable weight: check the loss and the selection")
 
 
 def _collect(leaves: Tensors, into: Tensors) -> None:

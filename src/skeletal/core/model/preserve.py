@@ -132,8 +132,14 @@ def with_parameters(model: nn.Module, state: Tensors, function: Callable[[], Val
 
     The function may also run a backward pass: activation checkpointing recomputes parts of the forward pass
     there, and has to find the same weights.
+
+    Where a parameter requires a gradient, its stand-in does, too, though it may be asked for by nobody: reentrant
+    activation checkpointing drops what lies behind a block none of whose inputs requires one.
     """
     stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
+    for name, parameter in model.named_parameters():
+        if torch.is_grad_enabled() and parameter.requires_grad and name in state and not state[name].requires_grad:
+            stand_ins[f"model.{name}"] = state[name].detach().requires_grad_()
     return functional_call(_Using(model, function), stand_ins, ())
 
 

@@ -42,6 +42,27 @@ def recomputing(model: nn.Module) -> Generator[None]:
                 module.forward = forward
 
 
+def refuse_reentrant(value: Tensor) -> None:
+    """Refuse derivatives that reentrant activation checkpointing of the model's own would leave out as 0.
+
+    Raises:
+        ValueError: `value` has a reentrant checkpoint behind it, which only `value.backward()` passes.
+
+    """
+    pending, seen = [value.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "the model uses reentrant activation checkpointing, which only gives the gradient of a loss: pass"
+                " use_reentrant=False to it, or choose a method that needs no more than that"
+            )
+        pending += [inner for inner, _ in node.next_functions]
+
+
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Modules, and what their forward pass becomes."""
     kinds = Counter(type(module) for module in model.modules() if _is_block(module))

@@ -12,6 +12,7 @@ from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
+from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors, not_finite
 from skeletal.core.pruning.criteria.flow import counting_state, positive_state
 from skeletal.core.pruning.criteria.inputs import made_inputs, one_of_ones, tensor_from
@@ -98,6 +99,7 @@ def _contributions(model: nn.Module, batch: object, leaves: Tensors, squares: Te
         bound = (reached * outputs).sum()
         if not bound.requires_grad:
             return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        refuse_reentrant(bound)
         gradients = torch.autograd.grad(bound, list(leaves.values()), allow_unused=True)
     passed(Passes("gradient", 1, fresh=False))
     return {

@@ -10,6 +10,7 @@ from skeletal.core.diagnosis.structure import STATISTICS, stored_values, with_va
 from skeletal.core.model.batches import map_inputs, to_device
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
+from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import is_bias
 from skeletal.core.pruning.criteria.inputs import tensor_from
@@ -55,6 +56,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
                 passed(Passes("forward", 1, fresh=False))
                 continue
             passed(Passes("gradient", 1, fresh=False))
+            refuse_reentrant(outputs)
             gradients = torch.autograd.grad(outputs.sum(), list(leaves.values()), allow_unused=True)
             scores = {
                 name: torch.zeros_like(leaf) if gradient is None else leaf.detach() * gradient

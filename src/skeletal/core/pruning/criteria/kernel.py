@@ -14,6 +14,7 @@ from skeletal.core.model.preserve import (
     with_parameters,
 )
 from skeletal.core.model.random_state import seed_all
+from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.inputs import tensor_from
 
@@ -68,6 +69,7 @@ def tangent_kernel_saliency(
 
     with differentiable(), autocast("float32", device_of(model)):
         distance = (outputs_at(drawn) - outputs_at(moved)).square().sum()
+        refuse_reentrant(distance)
         gradients = torch.autograd.grad(distance, list(leaves.values()), allow_unused=True)
     passed(Passes("gradient", 2 * examples(inputs), fresh=False))
     return {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skeletal.core.model.batches import map_inputs, to_device
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, with_parameters
+from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import positive_state
 from skeletal.core.pruning.criteria.inputs import tensor_from
@@ -257,5 +258,6 @@ def _backwards(model: nn.Module, batch: object, walk: _Walk) -> None:
 def _gradients(of: Tensor, floats: list[Tensor]) -> list[Tensor]:
     if not of.requires_grad:
         return [torch.zeros_like(value) for value in floats]
+    refuse_reentrant(of)
     found = torch.autograd.grad(of, floats, allow_unused=True)
     return [torch.zeros_like(f) if g is None else g for f, g in zip(floats, found, strict=True)]
