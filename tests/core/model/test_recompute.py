@@ -182,3 +182,34 @@ def test_blocks_of_several_parents():
         torch.testing.assert_close(found[1][0][name], gradient, rtol=1e-5, atol=1e-7)
     assert model.parents[0]["one"].runs == 6  # twice before, four times with recomputing
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+class Normed(nn.Module):
+    """Layers whose weights come of a power iteration, which goes on with every run, and a count that scales."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.utils.parametrizations.spectral_norm
+        self.one, self.two = norm(nn.Linear(10, 10)), nn.utils.spectral_norm(nn.Linear(10, 10))
+        self.register_buffer("count", torch.ones(()))
+
+    def forward(self, x):
+        self.count += 1
+        return x + self.two(torch.relu(self.one(x))) / self.count
+
+
+@pytest.mark.parametrize("which", ["gradient", "hessian_gradient"])
+@pytest.mark.parametrize("bn_mode", ["train", "eval"])
+def test_blocks_that_write_to_buffers_start_again_from_the_same(which, bn_mode):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(10, 10), nn.BatchNorm1d(10, momentum=None), nn.Tanh())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), Normed(), Normed(), *layers, *layers).double()
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
+    batches = [(x.double(), y) for x, y in images(2)]
+    plain, again = (
+        getattr(Derivatives(model, Cycle(batches), 2, bn_mode=bn_mode, recompute=recompute), which)(weights)[0]
+        for recompute in (False, True)
+    )
+    assert all(gradient.any() for gradient in plain.values())
+    for name, gradient in plain.items():
+        assert torch.equal(again[name], gradient), name

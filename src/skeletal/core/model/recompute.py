@@ -71,7 +71,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
 
     def visit(module: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
         if kinds[type(module)] > 1 and _is_block(module):
-            yield module, partial(_again, type(module).__name__, module.forward)
+            yield module, partial(_again, type(module).__name__, [module], module.forward)
         elif type(module) is nn.Sequential and len(module) >= _LONG and not _has(module, kinds):
             yield module, partial(_piecewise, _pieces(module))
         else:
@@ -108,13 +108,34 @@ def _piecewise(pieces: list[list[nn.Module]], x: Any) -> Any:
         return x
 
     for number, piece in enumerate(pieces, 1):
-        x = _again(f"piece {number} of a Sequential", partial(run, piece), x)
+        x = _again(f"piece {number} of a Sequential", piece, partial(run, piece), x)
     return x
 
 
-def _again(name: str, forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _again(name: str, modules: list[nn.Module], forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     before = _versions(arguments, options)
-    result = checkpoint(forward, *arguments, use_reentrant=False, **options)
+    registries = {id(owner): owner._buffers for module in modules for owner in module.modules()}.values()
+    found = [
+        (buffers, name, b.detach().clone()) for buffers in registries for name, b in buffers.items() if b is not None
+    ]
+    ran = False
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        nonlocal ran
+        if not ran:
+            ran = True
+            return forward(*arguments, **options)
+        # It starts from the buffers that the first run found, and what it writes there is not written twice.
+        left = [(buffers, name, buffers[name]) for buffers, name, _ in found]
+        try:
+            for buffers, name, value in found:
+                buffers[name] = value.clone()
+            return forward(*arguments, **options)
+        finally:
+            for buffers, name, value in left:
+                buffers[name] = value
+
+    result = checkpoint(run, *arguments, use_reentrant=False, **options)
     if _versions(arguments, options) != before:
         raise RuntimeError(
             f"{name} writes to its own input, from which it would have to start again: leave recompute out"
