@@ -141,3 +141,63 @@ def test_a_label_that_is_no_class_is_named():
     batches = [(x, y + 5) for x, y in images()]
     with pytest.raises(ValueError, match=r"label 1\d is not in 0\.\.9"):
         skeletal.prune(mlp(), batches, density=0.1, method="snip")
+
+
+def boxes(*counts):
+    """A batch for detection: a list of images, and a list with each one's boxes."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "images": [torch.rand(3, 6, 6, generator=generator).double() for _ in counts],
+        "targets": [{"boxes": torch.rand(n, 4, generator=generator).double()} for n in counts],
+    }
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, images, targets):
+        losses = [
+            (target["boxes"] - self.head(self.conv(image).tanh().mean((1, 2)))).square().mean()
+            for image, target in zip(images, targets, strict=True)
+        ]
+        return {"loss": torch.stack(losses).mean()}
+
+
+@pytest.mark.parametrize("counts", [(1, 2, 5, 2), (5, 5, 5, 5), (1, 2, 5, 2, 3)])
+def test_a_list_is_cut_between_its_examples(counts):
+    assert examples(boxes(*counts)) == len(counts)
+    whole, in_pieces = (
+        found(Detector().double(), size, [boxes(*counts)], density=0.5, method="snip")[1][0] for size in (None, 2)
+    )
+    assert in_pieces.loss == pytest.approx(whole.loss)
+    for layer, score in whole.scores.items():
+        torch.testing.assert_close(in_pieces.scores[layer], score, rtol=1e-9, atol=1e-12)
+
+
+def test_several_inputs_and_targets_are_each_cut():
+    batch = [[torch.arange(4.0), torch.ones(4, 4)], [torch.arange(4), torch.arange(4)]]
+    assert examples(batch) == 4
+    first, last = (piece for piece, _ in pieces(batch, 2))
+    assert [[x.tolist() for x in part] for part in last][1] == [[2, 3], [2, 3]]
+    assert [tuple(x.shape) for x in first[0]] == [(2,), (2, 4)]
+    named = {"x": torch.arange(3), "names": ["a", "b", "c"], "size": (8, 8)}
+    assert [piece["names"] for piece, _ in pieces(named, 2)] == [["a"], ["b", "c"]]
+    assert [piece["size"] for piece, _ in pieces(named, 2)] == [(8, 8), (8, 8)]
+
+
+def test_parts_that_disagree_are_counted_by_most_and_not_cut():
+    batch = {"x": torch.ones(10, 6), "labels": torch.ones(10), "class_weight": torch.ones(3)}
+    assert examples(batch) == 10
+    assert [share for _, share in pieces(batch, 10)] == [1.0]
+    for wrong in (
+        batch,
+        (torch.ones(3, 10), torch.ones(10)),
+        (torch.ones(10), {"y": torch.ones(10), "w": torch.ones(3)}),
+    ):
+        with pytest.raises(ValueError, match=r"10 examples with a part of length 3 cannot be cut.*along dimension 0"):
+            list(pieces(wrong, 5))
+    with pytest.raises(ValueError, match="3 examples with a list as long as its tensors cannot be cut"):
+        list(pieces(boxes(1, 2, 3), 2))

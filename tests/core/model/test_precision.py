@@ -1,6 +1,7 @@
 """bfloat16 scoring and the images' memory order: close to, and equal to, the plain path."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -84,6 +85,27 @@ def test_layers_of_every_kind_in_bfloat16():
     torch.manual_seed(0)
     mask = skeletal.prune(Everything(), images(channels=4), density=0.3, steps=2, precision="bfloat16")
     assert mask.kept == round(0.3 * mask.total)
+
+
+@dataclass(frozen=True)
+class Answer:
+    logits: torch.Tensor
+    labels: tuple[str, ...]
+
+
+def test_a_dataclass_reaches_the_loss_in_float32():
+    class Answers(nn.Sequential):
+        def forward(self, x):
+            return Answer(super().forward(x), ("cat", "dog"))
+
+    seen = []
+
+    def loss(answer, targets):
+        seen.append((answer.logits.dtype, answer.labels))
+        return nn.functional.cross_entropy(answer.logits, targets)
+
+    skeletal.prune(Answers(*mlp()), images(), density=0.5, method="snip", loss=loss, precision="bfloat16")
+    assert seen == [(torch.float32, ("cat", "dog"))]
 
 
 def test_dict_batches_in_bfloat16_with_the_models_loss_or_the_callers():

@@ -332,3 +332,21 @@ def test_named_tuples_and_packed_sequences_are_one_argument():
     mask = skeletal.prune(Recurrent(), [(packed, y)], density=0.5, steps=2)
     assert set(mask) == {"head.weight"}
     assert "lstm.weight_ih_l0" in mask.metadata["left_out"]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_network_that_differentiates_by_its_inputs(micro_batch):
+    class Force(nn.Sequential):
+        def forward(self, x):
+            return torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)[0]
+
+    torch.manual_seed(0)
+    model = Force(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x, y = torch.rand(6, 2, dtype=torch.float64, requires_grad=True), torch.rand(6, 2, dtype=torch.float64)
+    steps, mse = [], nn.MSELoss()
+    skeletal.prune(model, [(x, y)], density=0.5, method="snip", loss=mse, micro_batch=micro_batch, on_step=steps.append)
+    assert x.grad is None
+    mse(model(x), y).backward()
+    for name, score in steps[0].scores.items():
+        weight = model.get_parameter(name)
+        torch.testing.assert_close(score, (weight * weight.grad).abs().detach(), rtol=1e-9, atol=1e-12)

@@ -1,6 +1,10 @@
 """The caller's batches: one continuous stream, and how a batch meets a model and a loss."""
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -141,7 +145,7 @@ def evaluate(loss: Loss | None, outputs: Any, batch: Any) -> Tensor:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply a function to every tensor of nested tuples, lists and mappings; anything else passes through."""
+    """Apply a function to every tensor of nested tuples, lists, mappings and dataclasses; all else passes through."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, PackedSequence):
@@ -151,6 +155,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, tuple | list):
         mapped = [map_tensors(function, value) for value in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        mapped = copy.copy(tree)
+        for name in [field.name for field in fields(tree) if hasattr(tree, field.name)]:
+            object.__setattr__(mapped, name, map_tensors(function, getattr(tree, name)))  # it may be frozen
+        return mapped
     return tree
 
 
@@ -172,19 +181,51 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _map_parts(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Apply a function to every argument and target of a batch, and to what mappings and named tuples of them hold."""
+
+    def visit(part: Any, several: bool = False) -> Any:
+        if isinstance(part, Mapping):
+            return {key: visit(value) for key, value in part.items()}
+        if hasattr(part, "_fields") and not isinstance(part, PackedSequence):
+            return type(part)(*map(visit, part))
+        return type(part)(map(visit, part)) if several else function(part)
+
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return visit(batch[0], several=type(batch[0]) in (tuple, list)), visit(batch[1])
+    return visit(batch)
+
+
+def _lengths(part: Any) -> set[int]:
+    return {len(tensor) for tensor in _tensors(part) if tensor.dim()}
+
+
 def examples(batch: Any) -> int:
-    """How many examples a batch holds: the length of its last tensor, which in a pair is the targets."""
-    counts = [len(tensor) for tensor in _tensors(batch) if tensor.dim()]
-    return counts[-1] if counts else 1
+    """How many examples a batch holds: the length of most of its parts; if as many have another, the later's.
+
+    A list or tuple of tensors may hold one entry for each example or, if its tensors are equally long, the examples of
+    each along their first dimension.
+    """
+    counts: Counter[int] = Counter()
+
+    def count(part: Any) -> None:
+        lengths = _lengths(part)
+        own = {len(part)} if lengths and isinstance(part, tuple | list) else set()
+        counts.update(dict.fromkeys([*(lengths if len(lengths) == 1 else ()), *own], 1))
+
+    _map_parts(count, batch)
+    return max(reversed(counts), key=counts.__getitem__, default=1)
 
 
 def pieces(batch: Any, size: int | None) -> Iterator[tuple[Any, float]]:
     """A batch in parts of about equal length, at most `size` examples each, with each part's share of the examples.
 
-    Tensors as long as the batch are cut along their first dimension; anything else goes into every part whole.
+    Tensors are cut along their first dimension, and lists with an entry for each example; tensors of no dimension, and
+    what holds no tensors and is not as long as the batch, go into every part whole.
 
     Raises:
-        ValueError: a batch with a `PackedSequence` or a sparse tensor, which cannot be cut.
+        ValueError: a batch with a `PackedSequence` or a sparse tensor, which cannot be cut; tensors that are not as
+            long as the batch; a list as long as the batch whose tensors are so, too.
 
     """
     count = examples(batch)
@@ -194,21 +235,35 @@ def pieces(batch: Any, size: int | None) -> Iterator[tuple[Any, float]]:
     parts = -(-count // size)
     for part in range(parts):
         first, end = part * count // parts, (part + 1) * count // parts
-        yield _cut(batch, count, first, end), (end - first) / count
+        yield _map_parts(partial(_cut, count, first, end), batch), (end - first) / count
 
 
-def _cut(tree: Any, count: int, first: int, end: int) -> Any:
+def _cut(count: int, first: int, end: int, part: Any) -> Any:
+    lengths = _lengths(part)
+    one_each = isinstance(part, tuple | list) and len(part) == count and not isinstance(part, PackedSequence)
+    if one_each and lengths != {count}:
+        return part[first:end]
+    if one_each or not lengths <= {count}:
+        why = "a list as long as its tensors" if one_each else f"a part of length {min(lengths - {count})}"
+        raise ValueError(
+            f"a batch of {count} examples with {why} cannot be cut into micro-batches: have the examples along"
+            " dimension 0 of every tensor, or leave micro_batch out"
+        )
+    return _slice(part, first, end)
+
+
+def _slice(tree: Any, first: int, end: int) -> Any:
     if isinstance(tree, PackedSequence):
         raise ValueError("a batch with a PackedSequence cannot be cut into micro-batches: leave micro_batch out")
     if isinstance(tree, Tensor):
         if tree.layout != torch.strided:
             raise ValueError("a batch with a sparse tensor cannot be cut into micro-batches: leave micro_batch out")
-        return tree[first:end] if tree.dim() and len(tree) == count else tree
+        return tree[first:end] if tree.dim() else tree
     if isinstance(tree, Mapping):
-        return {key: _cut(value, count, first, end) for key, value in tree.items()}
+        return {key: _slice(value, first, end) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        cut = [_cut(value, count, first, end) for value in tree]
-        return type(tree)(*cut) if hasattr(tree, "_fields") else type(tree)(cut)
+        sliced = [_slice(value, first, end) for value in tree]
+        return type(tree)(*sliced) if hasattr(tree, "_fields") else type(tree)(sliced)
     return tree
 
 
@@ -216,10 +271,14 @@ def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) 
     """A copy of the batch on the model's device: an in-place first layer must not change the caller's.
 
     With `channels_last` images, tensors (N, C, H, W) of floating-point numbers, lie in memory as (N, H, W, C); norms,
-    activations and pooling hand that order on, and convolutions bring their weights into it.
+    activations and pooling hand that order on, and convolutions bring their weights into it. Inputs that require a
+    gradient, such as coordinates at which the model differentiates its output, still do.
     """
 
     def copied(tensor: Tensor) -> Tensor:
+        return moved(tensor).requires_grad_(tensor.requires_grad)
+
+    def moved(tensor: Tensor) -> Tensor:
         image = channels_last and tensor.dim() == 4 and tensor.is_floating_point()
         if tensor.layout != torch.strided:
             return tensor.detach().to(device).clone()
