@@ -309,3 +309,25 @@ def test_a_loss_that_is_a_function_may_keep_a_record():
 
     skeletal.prune(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), [BATCH], density=0.5, loss=loss, method="snip")
     assert len(record) == 1 and weights[0].grad is None
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS, "prune px", "prune npb", "prune ntk-sap"])
+@pytest.mark.parametrize("off", [torch.inference_mode, torch.no_grad])
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_that_the_caller_has_switched_off(function, off):
+    def run(model, mask, batch=BATCH):
+        if function in FUNCTIONS:
+            return FUNCTIONS[function](model, mask)
+        method = function.removeprefix("prune ")
+        steps = None if skeletal.METHODS[method].one_shot else 2
+        return skeletal.prune(model, [batch], density=0.5, steps=steps, method=method, on_collapse="keep")
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    mask = skeletal.Mask(random_mask(model, 0.5))
+    truth = run(model, mask)
+    with off():
+        found, batch = run(model, mask), (BATCH[0] * 1, BATCH[1] * 1)
+    if function.startswith("prune"):
+        assert found == truth == run(model, mask, batch)
+        assert not any(keep.is_inference() for keep in found.values())

@@ -133,3 +133,9 @@ def test_nothing_prunable():
         skeletal.prune(nn.BatchNorm1d(3), images(), density=0.5)
     with pytest.raises(ValueError, match="no shape yet"):
         skeletal.prune(nn.LazyLinear(3), images(), density=0.5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_without_parameters(precision):
+    with pytest.raises(ValueError, match="Sequential has no prunable weights"):
+        skeletal.prune(nn.Sequential(nn.Flatten(), nn.ReLU()), images(), density=0.5, precision=precision)

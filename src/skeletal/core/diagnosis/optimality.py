@@ -30,7 +30,7 @@ from skeletal.core.masks.selection import top
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.preserve import differentiable, preserve_model
 from skeletal.core.model.tensors import Tensors, flatten, unflatten, widen
 from skeletal.core.model.weights import unwrap
 
@@ -154,6 +154,7 @@ def _best_swap(inside: Tensor, outside: Tensor, swaps: int) -> Swap:
     return out.nonzero().flatten().tolist(), back.nonzero().flatten().tolist()
 
 
+@differentiable()
 def local_optimality(
     model: nn.Module,
     batches: Sequence[Any],

@@ -13,7 +13,7 @@ from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import prefers_channels_last
-from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.preserve import differentiable, preserve_model
 from skeletal.core.model.tensors import widen
 from skeletal.core.model.weights import unwrap
 
@@ -30,6 +30,7 @@ class Saliency:
     """the mean loss at θ̄"""
 
 
+@differentiable()
 def measure_saliency(
     model: nn.Module,
     batches: Iterable[Any],

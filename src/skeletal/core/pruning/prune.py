@@ -18,7 +18,7 @@ from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import agree, everyone, rank, together
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import autocast
-from skeletal.core.model.preserve import device_of, preserve_model, preserve_random_state
+from skeletal.core.model.preserve import device_of, differentiable, preserve_model, preserve_random_state
 from skeletal.core.model.shards import is_sharded
 from skeletal.core.model.tensors import Tensors, not_finite, widen
 from skeletal.core.model.weights import Selection, prunable_weights, unwrap
@@ -106,6 +106,7 @@ def _initial(weights: dict[str, nn.Parameter]) -> Tensors:
 
 
 @together()  # an argument that is wrong on one rank stops all
+@differentiable()
 def prune(
     model: nn.Module,
     batches: Iterable[Any] | None = None,
@@ -144,8 +145,9 @@ def prune(
 
     Args:
         model: any module, on any device.
-        batches: an iterable of `(inputs, targets)` or of dicts of the model's arguments. It is cycled, and
-            never restarted between steps. Methods without data (random, magnitude) need none.
+        batches: an iterable of `(inputs, targets)` or of dicts of the model's arguments, with the examples along
+            dimension 0 (for the time-first batches of recurrent layers see `micro_batch`). It is cycled, and never
+            restarted between steps. Methods without data (random, magnitude) need none.
         density: fraction of prunable weights to keep, in (0, 1]; exactly `round(density * total)` are kept,
             ties going to the first position.
         sparsity: 1 - density. Give one of the two.
@@ -178,7 +180,9 @@ def prune(
             step's scores are the same up to rounding, except that active dropout draws other numbers, and that your own
             scores see gradients of 0 at pruned weights. Or a subclass of `Derivatives`, which computes derivatives in
             its own way.
-        micro_batch: run each batch in pieces of at most this many examples, to fit large images in little memory. If
+        micro_batch: run each batch in pieces of at most this many examples, to fit large images in little memory.
+            Pieces are cut along dimension 0 of every tensor, or from lists with an entry for each example; batches
+            that are time-first throughout would be cut along time, which nothing here can tell. If
             the loss is a mean over examples, the gradient is the whole batch's, each piece weighted by its examples;
             but batch norm in mode "train" takes its statistics from a piece (docs/imagenet.md has the effect). Methods
             with second derivatives keep a step's batches in memory, unless `batches` has a method `starting_at(k)`
@@ -197,9 +201,10 @@ def prune(
 
     Raises:
         ValueError: density, steps, method, schedule or another option out of range; no prunable weights, or sharded;
-            no batches; a pattern that does not allow this density or this network; ranks that differ in arguments or
-            weights; bfloat16 on a device that has no autocast; a sparse engine for a method that looks at pruned
-            weights.
+            no batches, or one that `micro_batch` cannot cut; a pattern that does not allow this density or this
+            network; ranks that differ in arguments or weights; bfloat16 on a device that has no autocast; a sparse
+            engine for a method that looks at pruned weights; reentrant activation checkpointing for a method that needs
+            more than the gradient of the loss.
         TypeError: a batch or a loss of the wrong kind.
         NonFiniteError: NaN or infinity in weights, loss, gradients or scores.
         CollapsedError: see `on_collapse`; names step, density and empty layers.
@@ -238,8 +243,8 @@ def prune(
     if batches is None and settings.row.needs_data:
         raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")
     model = unwrap(model)
-    autocast(precision, device_of(model))  # refuses a device that has none
     weights = _whole(prunable_weights(model, prunable))
+    autocast(precision, device_of(model))  # refuses a device that has none
     with shown(rank() == 0) if progress else nullcontext():
         mask, why_unknown = _find(model, batches, weights, settings, on_step)
     warn_if_collapsed(mask, why_unknown)
