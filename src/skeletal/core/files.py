@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -30,9 +31,9 @@ def atomic_file(path: str | Path) -> Generator[IO[bytes]]:
         OSError: it cannot be written, with `path` as its file name; any earlier file is still there.
 
     """
-    # Not `tempfile`, whose files only the owner may read.
+    # Not `tempfile`, whose files only the owner may read. Threads, too, may write to one path.
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     with failing_at(path):
         try:
             with open(draft, "wb") as file:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,19 @@ def test_a_failed_write_names_the_file_and_not_its_draft(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as missing:
         write_atomically(tmp_path / "nowhere" / "file", b"new")
     assert missing.value.filename == str(tmp_path / "nowhere" / "file")
+
+
+def test_threads_may_write_to_one_file(tmp_path):
+    path, contents = tmp_path / "file", [bytes([i]) * (1 + i << 18) for i in range(4)]
+
+    def write(content):
+        for _ in range(10):
+            write_atomically(path, content)
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor(len(contents)) as threads:
+        list(threads.map(write, contents))
+    assert files(tmp_path) == ["file"]
 
 
 def test_drafts_of_killed_writers_are_removed_and_nothing_else(tmp_path):
