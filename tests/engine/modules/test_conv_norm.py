@@ -58,6 +58,27 @@ def test_convolution_norm_addition_relu(convolved, kind, added, relu, training):
         assert_clean(out.storage, out.grid, SMALL.examples)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("added", [True, False], ids=["added", ""])
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("convolved", [True, False], ids=["conv", "alone"])
+def test_an_empty_batch_leaves_the_statistics(convolved, kind, added, training):
+    sparse, dense = conv() if convolved else (None, nn.Identity())
+    norm = norm_of(SMALL.outputs if convolved else SMALL.inputs, kind).train(training)
+    other_norm = copy.deepcopy(norm)
+    images, block = SMALL.images[:0].requires_grad_(), ToBlocks(1, torch.float64)
+    other = dense(images).detach().requires_grad_()
+    out, _ = ConvNorm(sparse, norm, halo=2, relu=True)(block(images), block(other) if added else None)
+    expected = torch.relu(other_norm(dense(images)) + other if added else other_norm(dense(images)))
+    close(to_images(out), expected)
+    ours = [images, *([] if sparse is None else sparse.parameters()), *norm.parameters()]
+    theirs = [images, *dense.parameters(), *other_norm.parameters()]
+    for one, two in zip(gradients(to_images(out), *ours), gradients(expected, *theirs), strict=True):
+        close(one, two[SMALL.mask] if one.shape != two.shape else two, "gradient")
+    for name, buffer in norm.named_buffers():
+        close(buffer.double(), other_norm.get_buffer(name).double(), name)
+
+
 def test_gradients_of_storages_are_clean():
     """What layers hand back to each other has zeros around it, too, whatever its examples."""
     sparse, _ = conv()

@@ -67,6 +67,9 @@ def test_a_single_image_without_its_batch():
 def test_an_empty_batch():
     sparse, dense = conv()
     same(sparse, dense, SMALL.mask, SMALL.images[:0])
+    flat, full, mask = linear()
+    for features in (torch.zeros(0, 7), torch.zeros(0, 3, 7), torch.zeros(3, 0, 7)):
+        same(flat, full, mask, features.double())
     with torch.no_grad():
         block = ToBlocks(1, torch.float64)(SMALL.images[:0])
         assert to_images(pooled(SMALL.images[:0], nn.MaxPool2d(2))).shape == (0, 4, 2, 2)

@@ -24,7 +24,7 @@ def factors(
 
     Args:
         sums: (parts, channels, 2), of the values and of their squares.
-        count: of values in a channel.
+        count: of values in a channel; with none, the batch's mean and variance are 0, and running ones stay.
         from_batch: whether mean and variance are the batch's, else the running ones.
         running_mean, running_variance: moved towards the batch's by `rate`, unless that is 0.
         rate, eps: as in batch norm.
@@ -43,11 +43,11 @@ def factors(
                 numbers[1, channel] += sums[part, channel, 1]
     for channel in range(channels):
         if from_batch:
-            mean = numbers[0, channel] / count
-            variance = numbers[1, channel] / count - mean * mean
+            mean = numbers[0, channel] / max(count, 1)
+            variance = numbers[1, channel] / max(count, 1) - mean * mean
             if variance < 0:
                 variance = 0.0
-            if rate != 0:
+            if rate != 0 and count > 0:
                 old = running_mean[channel]
                 running_mean[channel] = old + rate * (mean - old)
                 old = running_variance[channel]
@@ -79,9 +79,9 @@ def slopes(sums, count, from_batch, numbers, x_factor, constant, grad_weight, gr
         grad_weight[channel], grad_bias[channel] = slope, total
         x_factor[channel] = constant[channel] = 0
         if from_batch:
-            times_x = -exact * inverse * slope / count
+            times_x = -exact * inverse * slope / max(count, 1)
             x_factor[channel] = times_x
-            constant[channel] = -exact * total / count - times_x * mean
+            constant[channel] = -exact * total / max(count, 1) - times_x * mean
 
 
 @compiled
