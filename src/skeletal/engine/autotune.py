@@ -24,7 +24,7 @@ from skeletal.engine.modules.layers import Sparse, SparseConv2d
 from skeletal.engine.report import DENSE_LAST, FULL
 
 _REPEATS = 3
-_KERNELS = 3
+_KERNELS = 4
 """raised when kernels change so much that earlier choices mean nothing"""
 _HOPELESS = 3.0  # times the fastest so far, at the first call: not worth measuring again
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import gradcheck
-from torch.nn import functional as F
 
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, ToBlocks, to_images
+from skeletal.engine.modules.blocked import BlockedMaxPool, ToBlocks, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
+from skeletal.engine.modules.layers import SparseConv2d
 from skeletal.engine.plan.geometry import Shape
 from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, gradients, norm_of
 from tests.engine.sparse_cases import Case, assert_clean, close
@@ -139,14 +139,24 @@ def test_what_a_convolution_hands_on_collects_gradients():
     assert (torch.autograd.grad(only, ours)[0] == 1).all()
 
 
-def test_large_means_do_not_spoil_the_variance():
-    """Mean 30 times the deviation, in single precision."""
-    images = torch.randn(40, 2, 9, 9, generator=torch.Generator().manual_seed(0)) + 30
-    norm = nn.BatchNorm2d(2)
-    block = ToBlocks(0, torch.float32)(images)
-    out, _ = ConvNorm(None, norm, 0, relu=False)(Blocked(block.storage, block.grid, block.examples))
-    expected = F.batch_norm(images.double(), None, None, training=True)
-    assert (to_images(out) - expected).abs().max() < 1e-3
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", ""])
+@pytest.mark.parametrize("mean", [30, 1e2, 1e3, 1e4])
+@pytest.mark.parametrize("convolved", [True, False], ids=["conv", "alone"])
+def test_large_means_do_not_spoil_the_variance(convolved, mean, relu):
+    """So many times the deviation, in single precision: no further from the truth than the input's own rounding."""
+    convolution = nn.Conv2d(2, 2, 1, bias=False)
+    convolution.weight.data = torch.eye(2)[..., None, None]
+    images = torch.randn(40, 2, 9, 9, generator=torch.Generator().manual_seed(0)) + mean
+    norm = nn.BatchNorm2d(2, momentum=1)
+    exact = copy.deepcopy(norm).double()
+    sparse = SparseConv2d(convolution, convolution.weight != 0) if convolved else None
+    out = to_images(ConvNorm(sparse, norm, 0, relu)(ToBlocks(0, torch.float32)(images))[0])
+    expected = exact(images.double())
+    expected = expected.relu() if relu else expected
+    assert (out - expected).abs().max() < 2e-7 * mean
+    torch.testing.assert_close(norm.running_var.double(), exact.running_var, rtol=1e-6, atol=0)
+    (found,), (slope,) = gradients(out, norm.weight), gradients(expected, exact.weight)
+    assert (found - slope).abs().max() < 1e-6 * mean
 
 
 READERS = {  # and whether the fusion is kept
