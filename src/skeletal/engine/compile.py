@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from skeletal.core.progress import shown
 from skeletal.engine.availability import available
 from skeletal.engine.decay import param_groups, warn_of_lost_decay
 from skeletal.engine.dense_compact import dense_compact, gain
+from skeletal.engine.kernels import arena
 from skeletal.engine.network import Network, channels_last, input_shapes, refuse_exporters, under_its_name
 from skeletal.engine.report import DENSE_LAST, FULL, EngineReport, LayerTimes
 from skeletal.engine.user_state import Handed, from_user, load_written, to_user
@@ -78,6 +80,7 @@ class Compiled(Traced):
 
     def _hold(self) -> None:
         """Masked weights of layers that only run dense (attention, 1d convolutions) are held at 0 as usual."""
+        weakref.finalize(self, arena.release).atexit = False  # networks that are left ask for theirs anew
         warn_of_lost_decay([layer.values for layer in self.sparse_layers().values()])
         if self._held_masks:
             Skeleton(self._held_masks, self.network)

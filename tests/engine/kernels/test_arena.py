@@ -1,11 +1,13 @@
 """Memory that is kept between steps is used again, and never while anything refers to it."""
 
+import copy
 import gc
 import random
 
 import pytest
 import torch
 
+import skeletal
 from skeletal.engine.kernels import arena
 
 BIG = (1 << 18) // 4
@@ -87,6 +89,30 @@ def test_release_gives_free_blocks_back():
     del held  # lent before the release: it may go or come back, but is not lent twice
     two = [arena.empty((BIG,), torch.float32).fill_(i) for i in range(2)]
     assert [tensor.unique().tolist() for tensor in two] == [[0], [1]]
+
+
+def test_many_sizes_share_their_memory():
+    sizes = random.Random(0).sample(range(BIG, 3 * BIG), 60)
+    for size in sizes:
+        two = [arena.empty((size,), torch.float32).fill_(i) for i in range(2)]
+        assert [tensor.unique().tolist() for tensor in two] == [[0], [1]]
+        del two
+    address = arena.empty((min(sizes),), torch.float32).data_ptr()
+    assert arena.empty((min(sizes) + 1,), torch.float32).data_ptr() == address
+    assert arena.release() <= 2 * 4 * (2 * BIG + max(sizes)) + 4 * 64, "two of less than 2 BIG and two of more"
+
+
+def test_memory_goes_with_the_network():
+    model, example = torch.nn.Sequential(torch.nn.Conv2d(4, 16, 3)), torch.randn(16, 4, 40, 40)
+    mask = {"0.weight": torch.rand(16, 4, 3, 3) < 0.5}
+    for copied in (False, True):
+        fast = skeletal.compile(model, mask, example, path="sparse")
+        fast = copy.deepcopy(fast) if copied else fast
+        fast(example).sum().backward()
+        assert sum(map(len, arena._free.values()))
+        del fast
+        gc.collect()
+        assert arena.release() == 0
 
 
 def test_small_tensors_are_left_to_torch():

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck
+from torch.nn import functional as F
 
 from skeletal.engine.codegen.packed_bf16 import LANES
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import ToBlocks, to_images
+from skeletal.engine.modules.blocked import BlockedMaxPool, ToBlocks, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
+from skeletal.engine.plan.recent import MOST
 from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, linear, norm_of, same
 from tests.engine.sparse_cases import cases, close
 
@@ -110,6 +112,21 @@ def test_without_gradients(mode):
         close(flat(features), full(features))
     same(sparse, dense, SMALL.mask, SMALL.images)  # with the tables made in that mode
     same(flat, full, flat.mask, torch.randn(3, 7, dtype=torch.float64))
+
+
+def test_tables_of_many_sizes_do_not_pile_up():
+    sparse, dense = conv()
+    pool = BlockedMaxPool(nn.MaxPool2d(2), halo=0)
+    for size in range(4, 4 + 2 * MOST):
+        images = SMALL.random(2, 4, size, size)
+        close(sparse(images), dense(images))
+        close(to_images(pool(ToBlocks(0, torch.float64)(images))), F.max_pool2d(images, 2))
+    assert len(sparse._plans) == len(pool._windows) == MOST
+    flat, full, mask = linear()
+    for blocks in range(1, 3 * MOST):
+        same(flat, full, mask, SMALL.random(blocks * LANES - 3, 7))
+        assert blocks > MOST // 2 or blocks in flat._plans, "few sizes have tables of their own"
+    assert len(flat._plans) <= MOST
 
 
 def test_copies_share_tables_and_nothing_else():

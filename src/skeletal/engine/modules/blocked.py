@@ -13,6 +13,7 @@ from skeletal.engine.ops.images import Pack, Unpack
 from skeletal.engine.ops.pooling import GlobalMean, MaxPool, Windows
 from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid
+from skeletal.engine.plan.recent import recent
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,8 @@ class BlockedMaxPool(nn.Module):
         self._windows: dict[MapGrid, Windows] = {}
 
     def forward(self, x: Blocked) -> Blocked:
-        if x.grid not in self._windows:
-            target = MapGrid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
-            self._windows[x.grid] = Windows(self.geometry, x.grid, target)
-        windows = self._windows[x.grid]
+        target = MapGrid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
+        windows = recent(self._windows, x.grid, lambda: Windows(self.geometry, x.grid, target))
         if x.fusion is not None:
             x.fusion.readers += 1
         return Blocked(MaxPool.apply(x.raw, x.affine, windows, x.examples), windows.target, x.examples)

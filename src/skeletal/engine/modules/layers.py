@@ -23,6 +23,7 @@ from skeletal.engine.ops.scatter_weights import ScatterWeights
 from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid, blocks_for
 from skeletal.engine.plan.plan import ConvPlan
+from skeletal.engine.plan.recent import MOST, recent
 
 _OF_A_CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "transposed",
@@ -134,12 +135,13 @@ class SparseConv2d(Sparse):
         return MapGrid(height, width, ahead), MapGrid(*self.geometry.output(height, width), back)
 
     def plan(self, source: MapGrid, halo: int, *, in_parts: bool = True) -> ConvPlan:
-        """Tables for maps on one grid, worked out once; `halo` of its output, `in_parts` as in `ConvPlan`."""
-        key = source, halo, in_parts
-        if key not in self._plans:
+        """Tables for maps on one grid; `halo` of its output, `in_parts` as in `ConvPlan`."""
+
+        def make() -> ConvPlan:
             target = MapGrid(*self.geometry.output(source.height, source.width), halo)
-            self._plans[key] = ConvPlan(self.mask, self.geometry, source, target, in_parts=in_parts)
-        return self._plans[key]
+            return ConvPlan(self.mask, self.geometry, source, target, in_parts=in_parts)
+
+        return recent(self._plans, (source, halo, in_parts), make)
 
     def forward(self, input: Any, halo: int = 0) -> Any:
         if isinstance(input, Tensor):
@@ -180,15 +182,17 @@ class SparseLinear(Sparse):
             raise ValueError(f"a linear layer of {self.shape[1]} features got a tensor {tuple(x.shape)}")
         examples = x.shape[:-1].numel()
         dtype = self.storage_type()
-        blocks = max(1, blocks_for(examples, dtype))
-        if blocks not in self._plans:
-            grid = MapGrid(1, blocks, 0)
-            shape = Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
-            self._plans[blocks] = ConvPlan(self.mask[..., None, None], shape, grid, grid)
-        plan = self._plans[blocks]
+        plan = self.plan(max(1, blocks_for(examples, dtype)))
         rows = x if x.dim() == 2 else x.reshape(examples, self.shape[1])
         out = Multiply.apply(rows.to(dtype), self.values, self.bias, plan)
         return (out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape[0])).to(self.tensor_type())
+
+    def plan(self, blocks: int) -> ConvPlan:
+        """Tables for that many blocks of examples, or, where there were many other numbers, for more."""
+        if blocks not in self._plans and len(self._plans) >= MOST // 2:
+            blocks = 1 << (blocks - 1).bit_length()
+        grid, shape = MapGrid(1, blocks, 0), Shape((1, 1), (0, 0), (1, 1), 1, (1, 1))
+        return recent(self._plans, blocks, lambda: ConvPlan(self.mask[..., None, None], shape, grid, grid))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
         return copy_sharing(self, memo, "_plans")
