@@ -177,6 +177,27 @@ def test_copies_and_pickles():
     assert {layer.path for layer in pickled.sparse_layers().values()} == {"sparse"}
 
 
+def test_what_was_frozen_after_compiling_stays_so():
+    """In pickles and dense networks, while channels that could still be trained are not removed."""
+    model, mask, batches = case()
+    fast = skeletal.compile(model, mask, batches[0], path="sparse")
+    shapes = {name: weight.shape for name, weight in fast.named_parameters()}
+    small = skeletal.compact(model, mask, batches[0])
+    for network in (fast, small.model):
+        network.get_submodule("one.1").eval().requires_grad_(False)
+        network.get_submodule("head").requires_grad_(False)
+    frozen = {"one.1.weight", "one.1.bias", "head.weight", "head.bias"}
+    again = pickle.loads(pickle.dumps(fast))
+    assert {name: weight.shape for name, weight in again.named_parameters()} == shapes
+    for network in (again, copy.deepcopy(fast), fast.to_dense(), small.to_dense(), again.to_dense()):
+        assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == frozen
+        assert network.training and not network.get_submodule("one.1").training
+    losses = [train(network.eval(), batches, sgd(network)) for network in (fast, again)]
+    assert losses[0] == losses[1]
+    again.requires_grad_(True)
+    assert all(weight.requires_grad for weight in pickle.loads(pickle.dumps(again)).parameters())
+
+
 def test_other_batch_and_image_sizes():
     model, mask, batches = case()
     fast = skeletal.compile(model, mask, batches[0], path="sparse").train()

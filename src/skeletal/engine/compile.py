@@ -13,7 +13,14 @@ from torch import Tensor, fx, nn
 from skeletal.compaction.compact import Compact, compact
 from skeletal.compaction.original import Original
 from skeletal.compaction.tracing.network import Traced
-from skeletal.compaction.tracing.trace import become_like, state_tensors
+from skeletal.compaction.tracing.trace import (
+    become_like,
+    modes_of,
+    state_tensors,
+    take_modes,
+    take_trainable,
+    trainable_of,
+)
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
@@ -256,7 +263,9 @@ class Compiled(Traced):
         """Pickled as the dense network it stands for."""
         paths = {name: layer.path for name, layer in self.sparse_layers().items()}
         mask = dict(self.mask), dict(self.mask.metadata)
-        return _again, (self.to_dense(), mask, self._example, paths, self.chosen, self.training, self._sparse)
+        dense, state = self.to_dense(), (modes_of(self), trainable_of(self.network))
+        take_trainable(dense, trainable_of(self._original.blueprint))  # channels were removed with these in mind
+        return _again, (dense, mask, self._example, paths, self.chosen, state, self._sparse)
 
 
 def compile(
@@ -342,11 +351,14 @@ def _again(
     example: Any,
     paths: Mapping[str, str],
     chosen: str,
-    training: bool,
+    state: tuple[Mapping[str, bool], Mapping[str, bool]],
     sparse: bool = True,
 ) -> Compiled:
     whole = Mask(*mask)
     compacted = compact(dense, whole, example) if sparse else dense_compact(dense, whole, example)
     compiled = Compiled(compacted, whole, example, sparse=sparse)
     compiled.repeat(paths, chosen)
-    return compiled.train(training)
+    modes, trainable = state
+    take_modes(compiled, modes, modes[""])
+    take_trainable(compiled.network, trainable)
+    return compiled

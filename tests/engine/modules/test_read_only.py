@@ -36,6 +36,25 @@ def test_writing_is_refused(way):
     assert torch.equal(layer.values, before)
 
 
+EXCHANGES = [
+    nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm,
+    nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_exchanging_the_weight_is_refused(exchange):
+    layer = linear()
+    with pytest.raises(RuntimeError, match="parametrizations: apply those to the dense network, and compile that"):
+        exchange(layer)
+    if exchange is not nn.utils.weight_norm:  # which takes it out unseen
+        layer(torch.ones(2, 4)).sum().backward()
+        return
+    with pytest.raises(RuntimeError, match="cannot be exchanged"):
+        layer(torch.ones(2, 4))
+
+
 def test_reading_gives_plain_tensors_with_gradients():
     layer, x = linear(), torch.randn(2, 4)
     results = [

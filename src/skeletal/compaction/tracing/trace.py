@@ -40,8 +40,20 @@ def modes_of(module: nn.Module) -> dict[str, bool]:
     return {name: part.training for name, part in module.named_modules()}
 
 
+def take_trainable(module: nn.Module, trainable: Mapping[str, bool]) -> None:
+    """Freeze and unfreeze parameters by name; those without a name there stay as they are."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
+
+
+def trainable_of(module: nn.Module) -> dict[str, bool]:
+    """Whether each parameter of a network wants a gradient, by its name."""
+    return {name: weight.requires_grad for name, weight in module.named_parameters(remove_duplicate=False)}
+
+
 def become_like(module: nn.Module, source: nn.Module, training: bool) -> None:
-    """Take over each part's train or eval mode, and what the network's own code has written to attributes.
+    """Take over each part's train or eval mode, what the network's own code has written to attributes, and what is
+    frozen.
 
     Args:
         module: changed.
@@ -51,6 +63,7 @@ def become_like(module: nn.Module, source: nn.Module, training: bool) -> None:
     """
     take_attributes(module, source)
     take_modes(module, modes_of(source), training)
+    take_trainable(module, trainable_of(source))
 
 
 class _Arguments(nn.Module):

@@ -30,6 +30,10 @@ _OF_A_CONVOLUTION = (
     "output_padding", "padding_mode",
 )  # fmt: skip
 """attributes of a convolution that code may read"""
+_EXCHANGED = (
+    "the weight of a layer over kept weights cannot be exchanged, as by weight norm, spectral norm and"
+    " parametrizations: apply those to the dense network, and compile that"
+)
 _FIXED = {*_OF_A_CONVOLUTION, "in_features", "out_features"}
 
 
@@ -56,7 +60,10 @@ class Sparse(nn.Module):
     @property
     def values(self) -> nn.Parameter:
         """The parameter: kept values, in the order of the mask, registered as `weight`."""
-        return self._parameters["weight"]  # type: ignore[return-value]
+        weight = self._parameters.get("weight")
+        if weight is None:
+            raise RuntimeError(_EXCHANGED)
+        return weight
 
     @property
     def weight(self) -> Tensor:
@@ -75,6 +82,22 @@ class Sparse(nn.Module):
                 f"tables were made for the {name} this layer has: change it on the dense network, and compile that"
             )
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "weight":
+            raise RuntimeError(_EXCHANGED)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter.
+
+        Raises:
+            RuntimeError: the layer's weight has been taken out.
+
+        """
+        if "weight" not in self._parameters:
+            raise RuntimeError(_EXCHANGED)
+        super().register_parameter(name, param)
 
     @property
     def mask(self) -> Tensor:
