@@ -1,6 +1,6 @@
 """What the tests of the sparse engine share: convolutions of every shape, memory full of rubbish, invariants."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skeletal.engine.codegen.packed_bf16 import LANES, examples_of
 from skeletal.engine.kernels import arena
+from skeletal.engine.modules.blocked import Blocked, storage_type, to_blocks
 from skeletal.engine.plan import plan
 from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid
@@ -132,3 +133,8 @@ def close(one: Tensor | None, two: Tensor | None, what: str = "") -> None:
     assert torch.allclose(one.double(), two.double(), rtol=tolerance, atol=tolerance, equal_nan=True), (
         f"{what}: {(one - two).abs().max()}"
     )
+
+
+def blocked_as(halo: int, weights: torch.dtype, bf16: bool = True) -> Callable[[Tensor], Blocked]:
+    """From images to blocked maps of a `storage_type`."""
+    return lambda images: to_blocks(images, halo, storage_type(weights, bf16))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, ToBlocks, to_images
+from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 from skeletal.engine.ops.calls import run_convolution, run_gradients
@@ -15,7 +15,7 @@ from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid, pack, unpack
 from skeletal.engine.plan.plan import ConvPlan
 from tests.engine.half import HALF, autocast, nothing_remembered, same_bits
-from tests.engine.sparse_cases import Case, assert_clean, cases, close, rubbish, threads
+from tests.engine.sparse_cases import Case, assert_clean, blocked_as, cases, close, rubbish, threads
 
 __all__ = ["nothing_remembered"]
 SMALL = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 37, 4, 6, 5, 7, "half", 3)
@@ -83,7 +83,7 @@ def test_any_number_of_threads_gives_the_same():
 def pack_grad(images, halo):
     """The storage of images, with a way back for gradients."""
     with autocast():
-        return ToBlocks(halo, torch.float32)(images).storage
+        return blocked_as(halo, torch.float32)(images).storage
 
 
 @pytest.mark.parametrize("arguments", [(2, 2, 0), (3, 2, 1), (3, 1, 1), ((3, 2), 2, (1, 0))], ids=str)
@@ -131,7 +131,7 @@ def test_convolution_norm_addition_relu(training, added, relu):
         numbers, other = (torch.randn(37, c, 5, 7, generator=torch.Generator().manual_seed(c)) for c in (4, 6))
         numbers, other = (tensor.to(HALF).float().requires_grad_() for tensor in (numbers, other))
         with rubbish(), autocast():
-            block = ToBlocks(1, torch.float32, half)
+            block = blocked_as(1, torch.float32, half)
             out, passed = ConvNorm(sparse, norm, 1, relu)(block(numbers), block(other) if added else None)
             assert out.storage.dtype == passed.storage.dtype == (HALF if half else torch.float32)
             slope = torch.sin(torch.arange(37 * 6 * 35.0)).view(37, 6, 5, 7)
@@ -154,7 +154,7 @@ def test_statistics_are_exact_to_float32():
     numbers = (torch.randn(40, 2, 9, 9, generator=torch.Generator().manual_seed(0)) + 30).to(HALF)
     norm = nn.BatchNorm2d(2, momentum=1.0)
     with autocast():
-        ConvNorm(None, norm, 1, relu=True)(ToBlocks(1, torch.float32)(numbers.float()))
+        ConvNorm(None, norm, 1, relu=True)(blocked_as(1, torch.float32)(numbers.float()))
     close(norm.running_mean, numbers.double().mean((0, 2, 3)).float(), "mean")
     close(norm.running_var, numbers.double().var((0, 2, 3)).float(), "variance")
 

@@ -53,7 +53,7 @@ def layer_times(layer: Sparse, shape: tuple[int, ...]) -> tuple[float, float]:
         layer.path = "sparse"
         if isinstance(layer, SparseConv2d):
             source, target = layer.grids(*shape[2:])
-            packed = ToBlocks(source.halo, layer.values.dtype)(x)
+            packed = ToBlocks(layer, source.halo)(x)
             storage = packed.storage.requires_grad_()
 
             def sparse() -> None:

@@ -4,7 +4,6 @@ Walks the graph once and builds another. Between operations that know blocked ma
 does not, they become a tensor again. Batch norm, addition and ReLU join the convolution before them.
 """
 
-import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +15,20 @@ from torch.nn import functional as F
 
 from skeletal.compaction.tracing.tracer import acts_as_its_class
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import BlockedMaxPool, Elementwise, ToBlocks, can_pool
+from skeletal.engine.modules.blocked import (
+    BlockedDropout,
+    BlockedMaxPool,
+    BlockedMean,
+    Elementwise,
+    ToBlocks,
+    can_pool,
+    is_global,
+)
 from skeletal.engine.modules.conv_norm import ConvNorm
-from skeletal.engine.modules.layers import Sparse, SparseConv2d
+from skeletal.engine.modules.layers import SparseConv2d
 
-_ZERO_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity)
+# By exact type here and below: a subclass may do anything.
+_ZERO_MODULES = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU}
 _ZERO_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     torch.relu: torch.relu, torch.relu_: torch.relu, F.relu: torch.relu, F.relu_: torch.relu,
     "relu": torch.relu, "relu_": torch.relu,
@@ -47,13 +55,26 @@ class Lowered:
 
 @dataclass
 class _Pending:
-    """A convolution or a norm that has not run yet, because what follows may join it."""
+    """A convolution or a norm that has not run yet, because what follows may join it.
+
+    Nothing that could read or write its parameters and statistics may run before it.
+    """
 
     x: "_Value"
     convolution: tuple[str, SparseConv2d] | None = None
     norm: nn.BatchNorm2d | None = None
     other: "_Value | None" = None
     halo: int = 0
+
+    @property
+    def tensors(self) -> set[int]:
+        """Ids of its parameters and statistics."""
+        layers = [self.norm, None if self.convolution is None else self.convolution[1]]
+        return {id(tensor) for layer in layers if layer is not None for tensor in _tensors(layer)}
+
+
+def _tensors(layer: nn.Module) -> list[Tensor]:
+    return [tensor for own in (layer._parameters, layer._buffers) for tensor in own.values() if tensor is not None]
 
 
 @dataclass
@@ -63,6 +84,7 @@ class _Value:
     node: fx.Node | None
     blocked: bool
     pending: _Pending | None = None
+    """what it waits for; None too where that has joined another"""
     images: fx.Node | None = None
     """the same as a tensor, where that was asked for"""
 
@@ -84,6 +106,7 @@ class _Lowering:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, _Value] = {}
         self.halos = self._halos()
+        self.read = self._read()
         self.parts: dict[str, nn.Module] = {}
         self._switched = 0
         """how many regions deep gradients have been switched: readers outside must not use what is made there"""
@@ -94,7 +117,11 @@ class _Lowering:
                 self._run_pending()
                 self._switched += -1 if isinstance(node.args[0], fx.Node) else 1
             value = self._blocked(node)
-            self.values[node] = value if value is not None else _Value(self.graph.node_copy(node, self._plain), False)
+            if value is None:
+                if node.op in ("call_module", "output"):
+                    self._run_pending()
+                value = _Value(self.graph.node_copy(node, self._plain), False)
+            self.values[node] = value
         root = nn.Module()
         root.__dict__.update(self.old.__dict__)
         root._modules = dict(self.old._modules) | self.parts
@@ -105,11 +132,25 @@ class _Lowering:
         made.recompile()
         return Lowered(self.parts, type(made).forward, made.code)
 
-    def _run_pending(self) -> None:
-        """Run what still waits for operations to join it; what has joined another has no users left."""
-        for node, value in [*self.values.items()]:
-            if value.pending is not None and any(user not in self.values for user in node.users):
+    def _run_pending(self, sharing: set[int] | None = None) -> None:
+        """Run what still waits for operations to join it, all or what shares some of these tensors."""
+        for value in [*self.values.values()]:
+            if value.pending is not None and (sharing is None or value.pending.tensors & sharing):
                 self._run(value)
+
+    def _waiting(self, pending: _Pending) -> _Value:
+        """A convolution or a norm that waits for what may join it, unless others use its tensors."""
+        if pending.norm is not None:
+            self._run_pending({id(tensor) for tensor in _tensors(pending.norm)})
+        value = _Value(None, True, pending)
+        if pending.tensors & self.read:
+            self._run(value)
+        return value
+
+    def _read(self) -> set[int]:
+        """Ids of the tensors that the graph itself reads, and may write to, at some time."""
+        names = [str(node.target) for node in self.old_graph.nodes if node.op == "get_attr"]
+        return {id(operator.attrgetter(name)(self.old)) for name in names}
 
     def _halos(self) -> dict[tuple[int, int], int]:
         """For each size of maps, a halo that suffices for all convolutions on it, so that all share a grid."""
@@ -143,13 +184,13 @@ class _Lowering:
             return None
         inputs = [argument for argument in node.args if isinstance(argument, fx.Node)]
         if isinstance(layer, SparseConv2d) and layer.path == "sparse" and self._size(node) and len(inputs) == 1:
-            x = self._in_blocks(inputs[0])
-            return _Value(None, True, _Pending(x, (str(node.target), layer), halo=self._halo(node)))
+            x = self._in_blocks(inputs[0], layer)
+            return self._waiting(_Pending(x, (str(node.target), layer), halo=self._halo(node)))
         if type(layer) is nn.BatchNorm2d and inputs and self.values[inputs[0]].blocked:
             x = self.values[inputs[0]]
             if x.pending is not None and x.pending.norm is None and self._alone(inputs[0]):
-                return _Value(None, True, replace(x.pending, norm=layer))
-            return _Value(None, True, _Pending(x, norm=layer, halo=self._halo(node)))
+                return self._waiting(replace(self._taken(x), norm=layer))
+            return self._waiting(_Pending(x, norm=layer, halo=self._halo(node)))
         if node.target in _ADD and len(inputs) == len(node.args) == 2 and not node.kwargs:
             return self._add(*inputs)
         if node.target in (torch.cat, torch.concat) and node.args:
@@ -157,9 +198,11 @@ class _Lowering:
         if not inputs or not self.values[inputs[0]].blocked:
             return None
         x = self.values[inputs[0]]
-        if isinstance(layer, nn.MaxPool2d) and can_pool(layer):
+        if type(layer) is nn.MaxPool2d and can_pool(layer):
             return self._call(BlockedMaxPool(layer, self._halo(node)), x)
-        if self._is_global_mean(node, layer):
+        if type(layer) is nn.AdaptiveAvgPool2d and is_global(layer.output_size):
+            return _Value(self.graph.call_module(self._part(BlockedMean(layer)), (self._run(x),)), False)
+        if self._is_global_mean(node):
             out = self.graph.call_function(blocked.global_mean, (self._run(x),))
             if len(node.meta["shape"]) == 2:
                 out = self.graph.call_method("flatten", (out, 1))
@@ -167,16 +210,16 @@ class _Lowering:
         return self._elementwise(node, layer, x)
 
     def _elementwise(self, node: fx.Node, layer: Any, x: _Value) -> _Value | None:
-        relu = isinstance(layer, nn.ReLU) or _ZERO_FUNCTIONS.get(node.target) is torch.relu
+        kind = type(layer)
+        relu = kind is nn.ReLU or _ZERO_FUNCTIONS.get(node.target) is torch.relu
         if relu and x.pending is not None and x.pending.norm is not None and self._alone(node.args[0]):
-            return _Value(self._start(x.pending, relu=True), True)
-        if isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0):
+            return _Value(self._start(self._taken(x), relu=True), True)
+        if kind is nn.Identity:
             return x if self._alone(node.args[0]) else _Value(self._run(x), True)
-        if isinstance(layer, (*_ZERO_MODULES, nn.Dropout)):
-            function: Any = copy.copy(layer)  # with a mode of its own, which follows the network's
-            if hasattr(function, "inplace"):
-                function.inplace = False  # others may still need what it reads
-            return self._call(Elementwise(function), x)
+        if kind is nn.Dropout:
+            return self._call(BlockedDropout(layer), x)
+        if kind in _ZERO_MODULES:
+            return self._call(Elementwise(layer), x)
         if node.target in _ZERO_FUNCTIONS and len(node.args) == 1 and not set(node.kwargs) - {"inplace"}:
             return self._call(Elementwise(_ZERO_FUNCTIONS[node.target]), x)
         return None
@@ -189,7 +232,7 @@ class _Lowering:
             pending = value.pending
             if pending is not None and pending.norm is not None and pending.other is None and self._alone(node):
                 self._run(other)
-                return _Value(None, True, replace(pending, other=other))
+                return _Value(None, True, replace(self._taken(value), other=other))
         out = self.graph.call_function(blocked.add, tuple(self._run(value) for _, value in pairs))
         return _Value(out, True)
 
@@ -204,12 +247,9 @@ class _Lowering:
         return _Value(self.graph.call_function(blocked.concatenate, (maps,)), True)
 
     @staticmethod
-    def _is_global_mean(node: fx.Node, layer: Any) -> bool:
-        if isinstance(layer, nn.AdaptiveAvgPool2d):
-            return layer.output_size in (1, (1, 1))
+    def _is_global_mean(node: fx.Node) -> bool:
         if node.target is F.adaptive_avg_pool2d:
-            size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
-            return size in (1, (1, 1), [1, 1])
+            return is_global(node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size"))
         if node.target in ("mean", torch.mean):
             dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             known = set(node.kwargs) <= {"dim", "keepdim"} and len(node.args) <= 3
@@ -231,10 +271,15 @@ class _Lowering:
     def _run(self, value: _Value) -> fx.Node:
         """The node of a value; if it was pending, it runs now."""
         if value.node is None:
-            assert value.pending is not None
-            value.node = self._start(value.pending)
-            value.pending = None
+            value.node = self._start(self._taken(value))
         return value.node
+
+    @staticmethod
+    def _taken(value: _Value) -> _Pending:
+        """What a value waits for, for another that it joins."""
+        pending, value.pending = value.pending, None
+        assert pending is not None
+        return pending
 
     def _start(self, pending: _Pending, *, relu: bool = False) -> fx.Node:
         x, other = self._run(pending.x), pending.other
@@ -250,12 +295,11 @@ class _Lowering:
             pending.x.node = self.graph.call_function(blocked.second, (pair,))
         return out
 
-    def _in_blocks(self, node: fx.Node) -> _Value:
+    def _in_blocks(self, node: fx.Node, layer: SparseConv2d) -> _Value:
         value = self.values[node]
         if not value.blocked:
             assert value.node is not None
-            layer = next(layer for layer in self.old.modules() if isinstance(layer, Sparse))
-            part = self._part(ToBlocks(self._halo(node), layer.values.dtype, layer.bf16))
+            part = self._part(ToBlocks(layer, self._halo(node)))
             return _Value(self.graph.call_module(part, (value.node,)), True)
         return value
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import skeletal
 from skeletal.engine.codegen import amx
-from skeletal.engine.modules.blocked import ToBlocks, to_images
+from skeletal.engine.modules.blocked import to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 from skeletal.engine.ops.affine import Affine
@@ -23,7 +23,7 @@ from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid, pack, unpack
 from skeletal.engine.plan.plan import ConvPlan
 from skeletal.engine.plan.weight_blocks import SIDE
-from tests.engine.sparse_cases import Case, assert_clean, cases, rubbish, threads
+from tests.engine.sparse_cases import Case, assert_clean, blocked_as, cases, rubbish, threads
 
 HALF = torch.bfloat16
 WIDE = Case(Shape((1, 1), (1, 1), (1, 1), 1, (3, 3)), 37, 35, 67, 6, 9, "half", 3)
@@ -150,7 +150,7 @@ def test_norm_and_addition_are_as_near_as_without_the_unit(some_threads, monkeyp
         x, other, slope = (torch.randn(size_).to(HALF).float() for size_ in ((37, 3, 6, 9), size, size))
         x.requires_grad_(), other.requires_grad_()
         with rubbish(), torch.autocast("cpu", HALF):
-            block = ToBlocks(1, torch.float32, half)
+            block = blocked_as(1, torch.float32, half)
             middle, _ = ConvNorm(first, norms[0], 1, relu=True)(block(x))
             out, _ = ConvNorm(sparse, norms[1], 1, relu)(middle, block(other) if added else None)
             assert_clean(out.storage, out.grid, 37)

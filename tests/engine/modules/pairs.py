@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from skeletal.engine.modules.blocked import BlockedMaxPool, ToBlocks
+from skeletal.engine.modules.blocked import BlockedMaxPool
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 from skeletal.engine.plan.geometry import Shape
-from tests.engine.sparse_cases import Case, close, rubbish
+from tests.engine.sparse_cases import Case, blocked_as, close, rubbish
 
 SMALL = Case(Shape((1, 2), (1, 1), (1, 1), 2, (3, 2)), 3, 4, 6, 4, 5, "half", 3)
 
@@ -51,7 +51,7 @@ def norm_of(channels, kind):
 
 
 def pooled(images, layer):
-    return BlockedMaxPool(layer, halo=1)(ToBlocks(1, images.dtype)(images))
+    return BlockedMaxPool(layer, halo=1)(blocked_as(1, images.dtype)(images))
 
 
 def gradients(output, *tensors):

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from skeletal.engine.codegen.packed_bf16 import LANES
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import Elementwise, ToBlocks, to_images
+from skeletal.engine.modules.blocked import Elementwise, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d
 from skeletal.engine.ops.images import Pack
 from skeletal.engine.plan.grid import MapGrid, pack, unpack
 from tests.engine.modules.pairs import SMALL, full_of_rubbish, gradients, norm_of, pooled
-from tests.engine.sparse_cases import assert_clean, close
+from tests.engine.sparse_cases import assert_clean, blocked_as, close
 
 __all__ = ["full_of_rubbish"]
 NAN = float("nan")
@@ -60,7 +60,7 @@ def test_images_of_any_layout_and_type_into_blocks(layout, given, stored):
 @pytest.mark.parametrize("examples", [1, LANES, LANES + 3])
 def test_mean_sum_and_concatenation(examples):
     one, two = (torch.randn(examples, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    block, wider = ToBlocks(0, torch.float64), ToBlocks(2, torch.float64)
+    block, wider = blocked_as(0, torch.float64), blocked_as(2, torch.float64)
     for ours, theirs in (
         (blocked.global_mean(block(one)), one.mean((2, 3), True)),
         (to_images(blocked.add(block(one), wider(one))), one + one),
@@ -81,7 +81,7 @@ def test_mean_sum_and_concatenation(examples):
 
 
 def test_maps_of_other_sizes_are_not_combined():
-    block = ToBlocks(0, torch.float64)
+    block = blocked_as(0, torch.float64)
     whole = block(SMALL.images)
     norm = norm_of(4, "usual")
     for other in (block(SMALL.images[:1]), block(SMALL.images[:, :, :1]), block(SMALL.images[..., :2])):
@@ -96,7 +96,7 @@ def test_nan_stays_nan():
     layer = nn.MaxPool2d(3, 2, 1)
     assert torch.equal(to_images(pooled(images, layer)).isnan(), layer(images).isnan())
     norm = norm_of(2, "usual").eval()
-    block = ToBlocks(0, torch.float64)(images)
+    block = blocked_as(0, torch.float64)(images)
     with torch.no_grad():
         alone, _ = ConvNorm(None, norm, 0, relu=True)(block)
         assert torch.equal(to_images(alone).isnan(), images.isnan())
@@ -106,7 +106,9 @@ def test_nan_stays_nan():
         for training in (True, False):
             fused, _ = ConvNorm(sparse, norm.train(training), 1, relu=True)(block)
             assert torch.equal(to_images(fused).isnan(), torch.relu(norm(dense(images))).isnan())
-            added, _ = ConvNorm(sparse, norm, 1, relu=True)(ToBlocks(0, torch.float64)(torch.ones_like(images)), block)
+            added, _ = ConvNorm(sparse, norm, 1, relu=True)(
+                blocked_as(0, torch.float64)(torch.ones_like(images)), block
+            )
             assert to_images(added).isnan().sum() >= 2
     assert torch.equal(blocked.global_mean(block).isnan(), images.mean((2, 3), True).isnan())
     assert torch.equal(to_images(Elementwise(torch.relu)(block)).isnan(), images.isnan())

@@ -9,12 +9,12 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import BlockedMaxPool, ToBlocks, to_images
+from skeletal.engine.modules.blocked import BlockedMaxPool, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d
 from skeletal.engine.plan.geometry import Shape
 from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, gradients, norm_of
-from tests.engine.sparse_cases import Case, assert_clean, close
+from tests.engine.sparse_cases import Case, assert_clean, blocked_as, close
 
 __all__ = ["full_of_rubbish"]
 NORMS = ["usual", "no affine", "cumulative", "no statistics"]
@@ -33,7 +33,7 @@ def test_convolution_norm_addition_relu(convolved, kind, added, relu, training):
     fused = ConvNorm(sparse, norm, halo=2, relu=relu)
     images = SMALL.images.requires_grad_()
     other = torch.cos(3 * dense(images)).detach().requires_grad_()
-    block = ToBlocks(1, torch.float64)
+    block = blocked_as(1, torch.float64)
     parameters = [*([] if sparse is None else sparse.parameters()), *norm.parameters()]
     dense_parameters = [*dense.parameters(), *other_norm.parameters()]
     for step in range(2):
@@ -66,7 +66,7 @@ def test_an_empty_batch_leaves_the_statistics(convolved, kind, added, training):
     sparse, dense = conv() if convolved else (None, nn.Identity())
     norm = norm_of(SMALL.outputs if convolved else SMALL.inputs, kind).train(training)
     other_norm = copy.deepcopy(norm)
-    images, block = SMALL.images[:0].requires_grad_(), ToBlocks(1, torch.float64)
+    images, block = SMALL.images[:0].requires_grad_(), blocked_as(1, torch.float64)
     other = dense(images).detach().requires_grad_()
     out, _ = ConvNorm(sparse, norm, halo=2, relu=True)(block(images), block(other) if added else None)
     expected = torch.relu(other_norm(dense(images)) + other if added else other_norm(dense(images)))
@@ -83,7 +83,7 @@ def test_gradients_of_storages_are_clean():
     """What layers hand back to each other has zeros around it, too, whatever its examples."""
     sparse, _ = conv()
     norm = norm_of(SMALL.outputs, "usual")
-    x = ToBlocks(1, torch.float64)(SMALL.images)
+    x = blocked_as(1, torch.float64)(SMALL.images)
     storages = [x.storage.requires_grad_()]
     first, passed = sparse(x, 1)
     normed, _ = ConvNorm(None, norm, 1, relu=True)(first, first)
@@ -102,7 +102,7 @@ class Joined(nn.Module):
         self.convolution, self.norm = convolution, norm
 
     def forward(self, x, other):
-        block = ToBlocks(1, torch.float64)
+        block = blocked_as(1, torch.float64)
         return to_images(ConvNorm(self.convolution, self.norm, 0, relu=True)(block(x), block(other))[0])
 
 
@@ -121,7 +121,7 @@ def test_a_network_that_diverges_does_not_warn():
     sparse, _ = conv(dtype=torch.float32)
     images = torch.full((3, 4, 4, 5), 3e38, requires_grad=True)
     for relu in (True, False):
-        out, _ = ConvNorm(sparse, nn.BatchNorm2d(SMALL.outputs), 0, relu)(ToBlocks(1, torch.float32)(images))
+        out, _ = ConvNorm(sparse, nn.BatchNorm2d(SMALL.outputs), 0, relu)(blocked_as(1, torch.float32)(images))
         (gradient,) = torch.autograd.grad(to_images(out).sum(), images)
         assert not to_images(out).isfinite().all() and not gradient.isfinite().all()
 
@@ -129,13 +129,13 @@ def test_a_network_that_diverges_does_not_warn():
 def test_what_a_convolution_hands_on_collects_gradients():
     sparse, dense = conv()
     ours, theirs = (SMALL.images.requires_grad_() for _ in range(2))
-    out, passed = sparse(ToBlocks(0, torch.float64)(ours))
+    out, passed = sparse(blocked_as(0, torch.float64)(ours))
     again, passed_again = sparse(passed)
     total = (to_images(out) * 2 + to_images(again)).square().sum() + to_images(passed_again).pow(3).sum()
     expected = (3 * dense(theirs)).square().sum() + theirs.pow(3).sum()
     close(total, expected)
     close(torch.autograd.grad(total, ours)[0], torch.autograd.grad(expected, theirs)[0])
-    only = to_images(sparse(ToBlocks(0, torch.float64)(ours))[1]).sum()
+    only = to_images(sparse(blocked_as(0, torch.float64)(ours))[1]).sum()
     assert (torch.autograd.grad(only, ours)[0] == 1).all()
 
 
@@ -150,7 +150,7 @@ def test_large_means_do_not_spoil_the_variance(convolved, mean, relu):
     norm = nn.BatchNorm2d(2, momentum=1)
     exact = copy.deepcopy(norm).double()
     sparse = SparseConv2d(convolution, convolution.weight != 0) if convolved else None
-    out = to_images(ConvNorm(sparse, norm, 0, relu)(ToBlocks(0, torch.float32)(images))[0])
+    out = to_images(ConvNorm(sparse, norm, 0, relu)(blocked_as(0, torch.float32)(images))[0])
     expected = exact(images.double())
     expected = expected.relu() if relu else expected
     assert (out - expected).abs().max() < 2e-7 * mean
@@ -179,7 +179,7 @@ def test_who_sets_the_gradient_of_a_sum_to_zero(readers, joined):
     norm, norm_second = norm_of(4, "usual"), norm_of(4, "usual")
     copies = copy.deepcopy(norm), copy.deepcopy(norm_second)
     images, other = square.images.requires_grad_(), torch.cos(square.images).requires_grad_()
-    block, pool = ToBlocks(1, torch.float64), nn.MaxPool2d(2)
+    block, pool = blocked_as(1, torch.float64), nn.MaxPool2d(2)
     z, _ = ConvNorm(first, norm, 1, relu=True)(block(images), block(other))
     theirs = torch.relu(copies[0](dense_first(images)) + other)
 

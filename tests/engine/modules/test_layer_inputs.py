@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import ToBlocks, to_images
+from skeletal.engine.modules.blocked import to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d
 from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, linear, norm_of, pooled, same
-from tests.engine.sparse_cases import close
+from tests.engine.sparse_cases import blocked_as, close
 
 __all__ = ["full_of_rubbish"]
 NOT_CONTIGUOUS = {
@@ -71,7 +71,7 @@ def test_an_empty_batch():
     for features in (torch.zeros(0, 7), torch.zeros(0, 3, 7), torch.zeros(3, 0, 7)):
         same(flat, full, mask, features.double())
     with torch.no_grad():
-        block = ToBlocks(1, torch.float64)(SMALL.images[:0])
+        block = blocked_as(1, torch.float64)(SMALL.images[:0])
         assert to_images(pooled(SMALL.images[:0], nn.MaxPool2d(2))).shape == (0, 4, 2, 2)
         assert blocked.global_mean(block).shape == (0, 4, 1, 1)
 
@@ -89,4 +89,4 @@ def test_inputs_that_do_not_fit_are_refused():
         SparseConv2d(nn.Conv2d(1, 1, 2, padding="same"), torch.ones(1, 1, 2, 2, dtype=torch.bool))
     norm = norm_of(4, "usual")
     with pytest.raises(ValueError, match="1 value per channel"):
-        ConvNorm(None, norm, 0, relu=False)(ToBlocks(0, torch.float64)(SMALL.images[:1, :, :1, :1]))
+        ConvNorm(None, norm, 0, relu=False)(blocked_as(0, torch.float64)(SMALL.images[:1, :, :1, :1]))

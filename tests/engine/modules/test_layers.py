@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from skeletal.engine.codegen.packed_bf16 import LANES
 from skeletal.engine.modules import blocked
-from skeletal.engine.modules.blocked import BlockedMaxPool, ToBlocks, to_images
+from skeletal.engine.modules.blocked import BlockedMaxPool, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
 from skeletal.engine.plan.recent import MOST
 from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, linear, norm_of, same
-from tests.engine.sparse_cases import cases, close
+from tests.engine.sparse_cases import blocked_as, cases, close
 
 __all__ = ["full_of_rubbish"]
 
@@ -106,7 +106,7 @@ def test_without_gradients(mode):
     with mode():
         assert not sparse(SMALL.images).requires_grad
         close(sparse(SMALL.images), dense(SMALL.images))
-        fused = ConvNorm(sparse, norm, 0, relu=False)(ToBlocks(0, torch.float64)(SMALL.images))[0]
+        fused = ConvNorm(sparse, norm, 0, relu=False)(blocked_as(0, torch.float64)(SMALL.images))[0]
         close(to_images(fused), norm(dense(SMALL.images)))
         features = torch.randn(3, 7, dtype=torch.float64)
         close(flat(features), full(features))
@@ -120,7 +120,7 @@ def test_tables_of_many_sizes_do_not_pile_up():
     for size in range(4, 4 + 2 * MOST):
         images = SMALL.random(2, 4, size, size)
         close(sparse(images), dense(images))
-        close(to_images(pool(ToBlocks(0, torch.float64)(images))), F.max_pool2d(images, 2))
+        close(to_images(pool(blocked_as(0, torch.float64)(images))), F.max_pool2d(images, 2))
     assert len(sparse._plans) == len(pool._windows) == MOST
     flat, full, mask = linear()
     for blocks in range(1, 3 * MOST):
@@ -152,7 +152,7 @@ def test_outputs_can_be_changed_in_place_and_viewed(examples):
     """As torch's own can: they are contiguous, and nobody's views."""
     sparse, dense = conv()
     images = SMALL.random(examples, 4, 4, 5)
-    block = ToBlocks(1, torch.float64)
+    block = blocked_as(1, torch.float64)
     pairs = [(sparse(images), dense(images)), (blocked.global_mean(block(images)), images.mean((2, 3), True))]
     for bias in (True, False):
         flat, full, _ = linear(80, 5, bias=bias)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from skeletal.engine.codegen.packed_bf16 import LANES
-from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, ToBlocks, can_pool, to_images
+from skeletal.engine.modules.blocked import Blocked, BlockedMaxPool, can_pool, to_images
 from skeletal.engine.modules.conv_norm import ConvNorm
 from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, gradients, norm_of, pooled
-from tests.engine.sparse_cases import assert_clean
+from tests.engine.sparse_cases import assert_clean, blocked_as
 
 __all__ = ["full_of_rubbish"]
 POOLS = [(2, 2, 0), (3, 2, 1), (3, 1, 1), ((1, 2), (2, 1), 0), (2, 1, 1), (4, 3, 2), ((3, 2), 2, (1, 0)), (5, 5, 0)]
@@ -39,7 +39,7 @@ def test_what_max_pooling_leaves_to_torch():
 @pytest.mark.parametrize("arguments", POOLS[:-1], ids=str)
 def test_max_pooling_of_maps_that_are_still_to_be_normalised(arguments, relu):
     sparse, _ = conv()
-    maps, _ = ConvNorm(sparse, norm_of(SMALL.outputs, "usual"), 1, relu)(ToBlocks(1, torch.float64)(SMALL.images))
+    maps, _ = ConvNorm(sparse, norm_of(SMALL.outputs, "usual"), 1, relu)(blocked_as(1, torch.float64)(SMALL.images))
     settled = Blocked(maps.storage, maps.grid, maps.examples)
     assert maps.affine is not None
     found, expected = (BlockedMaxPool(nn.MaxPool2d(*arguments), 1)(x) for x in (maps, settled))

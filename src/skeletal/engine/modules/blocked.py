@@ -50,16 +50,32 @@ def storage_type(weights: torch.dtype, bf16: bool) -> torch.dtype:
     return torch.bfloat16 if bf16 and autocast and weights == torch.float32 else weights
 
 
-class ToBlocks(nn.Module):
-    """From a tensor (N, C, H, W) to blocked maps of a `storage_type`."""
+def to_blocks(images: Tensor, halo: int, dtype: torch.dtype) -> Blocked:
+    """From a tensor (N, C, H, W) to blocked maps of a type."""
+    grid = MapGrid(images.shape[2], images.shape[3], halo)
+    return Blocked(Pack.apply(images, grid, dtype), grid, len(images))
 
-    def __init__(self, halo: int, weights: torch.dtype, bf16: bool = True) -> None:
+
+class _StandsFor(nn.Module):
+    """Runs what a layer does, with the mode and the settings that the layer has by then.
+
+    Layers keep their own places in the network: in a tuple they are not registered again.
+    """
+
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.halo, self.weights, self.bf16 = halo, weights, bf16
+        self.layers = (layer,)
+
+
+class ToBlocks(_StandsFor):
+    """From a tensor (N, C, H, W) to blocked maps as a sparse layer stores them."""
+
+    def __init__(self, layer: Any, halo: int) -> None:
+        super().__init__(layer)
+        self.halo = halo
 
     def forward(self, x: Tensor) -> Blocked:
-        grid = MapGrid(x.shape[2], x.shape[3], self.halo)
-        return Blocked(Pack.apply(x, grid, storage_type(self.weights, self.bf16)), grid, len(x))
+        return to_blocks(x, self.halo, self.layers[0].storage_type())
 
 
 def with_halo(x: Blocked, halo: int) -> Blocked:
@@ -109,36 +125,61 @@ def concatenate(maps: Any) -> Blocked:
     return Blocked(torch.cat([x.storage for x in maps], 1), maps[0].grid, maps[0].examples)
 
 
-class Elementwise(nn.Module):
-    """A function of single numbers with f(0) = 0, which keeps the zeros around the maps."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
+class Elementwise(_StandsFor):
+    """A layer or function of single numbers with f(0) = 0, which keeps the zeros around the maps."""
 
     def forward(self, x: Blocked) -> Blocked:
-        return Blocked(self.function(x.storage), x.grid, x.examples)
+        (layer,) = self.layers
+        if getattr(layer, "inplace", False):  # others may still need what it reads
+            layer = copy.copy(layer)
+            layer.inplace = False
+        return Blocked(layer(x.storage), x.grid, x.examples)
 
 
-class BlockedMaxPool(nn.Module):
+class BlockedDropout(Elementwise):
+    """Dropout of blocked maps."""
+
+    def forward(self, x: Blocked) -> Blocked:
+        (layer,) = self.layers
+        return super().forward(x) if layer.training and layer.p else x
+
+
+class BlockedMaxPool(_StandsFor):
     """Max pooling of blocked maps; `halo` of its output."""
 
     def __init__(self, layer: nn.MaxPool2d, halo: int) -> None:
-        super().__init__()
-        pairs = (_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation))
-        self.geometry = Shape(*pairs, 1, _pair(layer.kernel_size))
+        super().__init__(layer)
         self.halo = halo
-        self._windows: dict[MapGrid, Windows] = {}
+        self._windows: dict[tuple[MapGrid, Shape], Windows] = {}
 
     def forward(self, x: Blocked) -> Blocked:
-        target = MapGrid(*self.geometry.output(x.grid.height, x.grid.width), self.halo)
-        windows = recent(self._windows, x.grid, lambda: Windows(self.geometry, x.grid, target))
+        (layer,) = self.layers
+        if not can_pool(layer):  # any more
+            return to_blocks(layer(to_images(x)), self.halo, x.raw.dtype)
+        geometry = Shape(
+            _pair(layer.stride), _pair(layer.padding), _pair(layer.dilation), 1, _pair(layer.kernel_size)
+        )  # fmt: skip
+        target = MapGrid(*geometry.output(x.grid.height, x.grid.width), self.halo)
+        windows = recent(self._windows, (x.grid, geometry), lambda: Windows(geometry, x.grid, target))
         if x.fusion is not None:
             x.fusion.readers += 1
         return Blocked(MaxPool.apply(x.raw, x.affine, windows, x.examples), windows.target, x.examples)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockedMaxPool":
         return copy_sharing(self, memo, "_windows")
+
+
+class BlockedMean(_StandsFor):
+    """Adaptive average pooling of blocked maps, to a tensor: at once where it leaves one pixel."""
+
+    def forward(self, x: Blocked) -> Tensor:
+        (layer,) = self.layers
+        return global_mean(x) if is_global(layer.output_size) else layer(to_images(x))
+
+
+def is_global(size: Any) -> bool:
+    """Whether adaptive pooling to a size leaves one pixel."""
+    return size == 1 or (isinstance(size, tuple | list) and tuple(size) == (1, 1))
 
 
 def can_pool(layer: nn.MaxPool2d) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skeletal.engine.codegen.packed_bf16 import LANES, numbers_pointer, slots_pointer
+from skeletal.engine.codegen.packed_bf16 import LANES, computes, numbers_pointer, slots_pointer
 from skeletal.engine.codegen.threads import share, thread_count
 from skeletal.engine.kernels import arena, fused_batch_norm
 from skeletal.engine.ops.affine import Affine
@@ -38,6 +38,24 @@ def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def ones(count: int, dtype: torch.dtype) -> Tensor:
     """So many; not to be written to."""
     return torch.ones(count, dtype=dtype, device="cpu")
+
+
+def _fit(plan: ConvPlan, x: Tensor, values: Tensor, *maps: Tensor | None) -> None:
+    """Kernels get addresses: they would read and write past the end of memory of another type or size.
+
+    Raises:
+        TypeError: maps and weights have types that do not go together.
+        ValueError: there are not as many weights as the plan was made for.
+
+    """
+    if computes(x.dtype) != values.dtype or any(other is not None and other.dtype != x.dtype for other in maps):
+        types = ", ".join(str(other.dtype) for other in (x, *maps) if other is not None)
+        raise TypeError(f"maps of {types} meet weights of {values.dtype}: convert the whole network and its inputs")
+    if values.numel() != plan.kept:
+        raise ValueError(
+            f"a layer of {plan.kept} kept weights got {values.numel()}: it takes the kept values, in the order of its"
+            " mask"
+        )
 
 
 class Call(NamedTuple):
@@ -87,6 +105,7 @@ def forward_call(
         norm: batch norm of what the convolution makes.
 
     """
+    _fit(plan, x, values, other, None if norm is None else norm.other)
     launch, blocks = launch_args(plan, x.dtype), x.shape[0]
     tables = plan.weight_blocks if launch.full else plan.forward
     units = blocks * len(plan.tiling.bands)
@@ -100,7 +119,10 @@ def forward_call(
     elif affine is not None:
         buffer = arena.empty((threads, plan.inputs * launch.planes[0]), x.dtype)
     rest, state, then, added, materialized, mode = launch.no_norm if norm is None else norm
-    numbers = [like(tensor, values.dtype) for tensor in (values, scale, shift, *rest)]
+    by_channel = [like(tensor, values.dtype) for tensor in (scale, shift, *rest)]
+    if wrong := [tensor.numel() for tensor in by_channel if tensor is not None and tensor.numel() != plan.outputs]:
+        raise ValueError(f"a layer of {plan.outputs} channels got a bias, or a norm after it, of {wrong[0]}")
+    numbers = [like(values, values.dtype), *by_channel]
     arguments = (
         launch.kinds,
         tuple(map(slots_pointer, (x, buffer, out, other, materialized, added))), tuple(map(numbers_pointer, numbers)),
@@ -145,6 +167,7 @@ def backward_call(
         relu_backward: whether the gradient of x counts only where x is above 0.
 
     """
+    _fit(plan, x, values, gradient, passed)
     launch, blocks, kind = launch_args(plan, x.dtype), x.shape[0], values.dtype
     forward = plan.weight_blocks if launch.full else plan.forward
     back = plan.weight_blocks_back if launch.full else plan.backward if wanted[0] else plan.forward
