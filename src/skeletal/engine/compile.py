@@ -25,7 +25,7 @@ from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.precision import autocast_as_inputs
-from skeletal.core.model.preserve import device_of, preserve_attributes
+from skeletal.core.model.preserve import device_of, differentiable, preserve_attributes
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import prunable_weights
 from skeletal.core.progress import shown
@@ -33,7 +33,15 @@ from skeletal.engine.availability import available
 from skeletal.engine.decay import param_groups, warn_of_lost_decay
 from skeletal.engine.dense_compact import dense_compact, gain
 from skeletal.engine.kernels import arena
-from skeletal.engine.network import Network, channels_last, input_shapes, refuse_exporters, under_its_name
+from skeletal.engine.network import (
+    REPLACED,
+    Network,
+    channels_last,
+    input_shapes,
+    refuse_exporters,
+    refuse_transforms,
+    under_its_name,
+)
 from skeletal.engine.report import DENSE_LAST, FULL, EngineReport, LayerTimes
 from skeletal.engine.user_state import Handed, from_user, load_written, to_user
 
@@ -96,6 +104,8 @@ class Compiled(Traced):
         """What the original network takes and returns."""
         if self._sparse:
             refuse_exporters()
+        if self._replaced:
+            refuse_transforms()
         if torch.compiler.is_compiling() and isinstance(self.network, Network):
             return self._run_outside_graphs(*arguments, **options)
         return self._run(*arguments, **options)
@@ -111,6 +121,17 @@ class Compiled(Traced):
         # The graph may switch gradients off; an error must not leave them so.
         with autocast_as_inputs(arguments, options, self.parameters()), torch.set_grad_enabled(torch.is_grad_enabled()):
             return self.network(*arguments, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = vars(self).get("_modules", {}).get("network")
+        for kind in () if own is None else (own._parameters, own._buffers):
+            if name in kind and isinstance(value, Tensor):
+                kind[name] = value  # as `functional_call` does with those of an ordinary module
+                return
+        part = isinstance(value, nn.Module) and "_taken_over" in vars(self)
+        if part and (under_its_name(own, name) is not None or any(True for _ in value.parameters())):
+            raise AttributeError(f"`{name}` cannot be set: {REPLACED}")
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         """Modules and tensors under the original network's names, too, where `functional_call` looks for them."""
@@ -154,6 +175,17 @@ class Compiled(Traced):
         """Buffers under the original network's names."""
         self._take_over()
         return self.network.named_buffers(prefix, recurse, remove_duplicate)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """The parameter of a name in the original network; of a masked weight, its vector of kept values."""
+        self._take_over()
+        path, _, name = target.rpartition(".")
+        return self.network.get_submodule(path).get_parameter(name)
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer of a name in the original network."""
+        self._take_over()
+        return self.network.get_buffer(target)
 
     def sparse_layers(self) -> dict[str, "Sparse"]:
         """The layers over kept weights, by name."""
@@ -319,6 +351,13 @@ def compile(
         mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     batch = (example, None) if isinstance(example, Tensor) else example
+    with differentiable():  # in inference mode, parameters would be made that cannot be trained
+        return _compiled(model, mask, batch, path, dtype, progress)
+
+
+def _compiled(
+    model: nn.Module, mask: Mask, batch: Any, path: str, dtype: torch.dtype | None, progress: bool
+) -> Compiled:
     if device_of(model).type != "cpu":
         return _without_kernels(model, mask, batch, path)
     autocast = nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16)

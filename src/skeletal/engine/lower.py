@@ -25,7 +25,7 @@ from skeletal.engine.modules.blocked import (
     is_global,
 )
 from skeletal.engine.modules.conv_norm import ConvNorm
-from skeletal.engine.modules.layers import SparseConv2d
+from skeletal.engine.modules.layers import Sparse, SparseConv2d
 
 # By exact type here and below: a subclass may do anything.
 _ZERO_MODULES = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU}
@@ -48,6 +48,8 @@ class Lowered:
 
     parts: dict[str, nn.Module]
     """modules without parameters that the code calls beside those of the network, by name"""
+    bound: frozenset[str]
+    """names of the network's modules that the code, or a part of it, was made for: no others can take their places"""
     forward: Callable[..., Any]
     """takes a module that has the network's modules and the parts, then the network's arguments"""
     code: str
@@ -130,7 +132,13 @@ class _Lowering:
         made.graph.eliminate_dead_code(is_impure_node=lambda node: node.target not in _PURE)
         made.graph.lint()
         made.recompile()
-        return Lowered(self.parts, type(made).forward, made.code)
+        called = {node.target for node in made.graph.nodes if node.op == "call_module"}
+        bound = {
+            str(node.target)
+            for node in self.old_graph.nodes
+            if node.op == "call_module" and (node.target not in called or isinstance(self._module(node), Sparse))
+        }
+        return Lowered(self.parts, frozenset(bound), type(made).forward, made.code)
 
     def _run_pending(self, sharing: set[int] | None = None) -> None:
         """Run what still waits for operations to join it, all or what shares some of these tensors."""

@@ -1,20 +1,30 @@
 """The modules of a traced network, run by our own code."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from skeletal.compaction.tracing.network import Traced
+from skeletal.compaction.tracing.tracer import has_hooks, has_own_forward
 
 if TYPE_CHECKING:  # loaded where a check has found that kernels work
     from skeletal.engine.lower import Lowered
 
 
+REPLACED = (
+    "a compiled network runs on tables that were made for its own parts: replace them in the model, and compile that;"
+    " a part that comes before or after belongs in a module that holds both"
+)
+
+
 class Network(Traced):
     """The modules of a network under their own names, run by our own code.
 
-    Modules with hooks are called as they are; if a hook is registered or removed later, the code is made anew.
+    Modules with hooks, or a forward pass of their own, are called as they are; where either comes or goes later, the
+    code is made anew.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -24,8 +34,10 @@ class Network(Traced):
         self._modules = dict(module._modules)
         self.graph = module.graph
         self.code = ""
-        self._hooks: list[dict[int, Any]] = []
-        self._hooked: list[bool] = []
+        self._layers: list[nn.Module] = []
+        self._special: list[bool] = []
+        self._bound: list[tuple[dict[str, Any], str, nn.Module, str]] = []
+        """where the modules lie that the code was made for: their owner's parts, their name there, and the full name"""
         self._function: Any = None
         self.take_over(module)
 
@@ -35,25 +47,35 @@ class Network(Traced):
 
         for name in [name for name in self._modules if name.startswith(PART)]:
             del self._modules[name]
-        self._hooks = [
-            hooks
-            for module in self.modules()
-            if module is not self
-            for hooks in (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-        ]
-        self._hooked = [bool(hooks) for hooks in self._hooks]
+        self._layers = [module for module in self.modules() if module is not self]
+        self._special = self._which_are_special()
+        self._bound = [place for name in sorted(lowered.bound) for place in self._path(name)]
         for name, part in lowered.parts.items():
             self.add_module(name, part.train(self.training))
         self._function, self.code = lowered.forward, lowered.code
 
+    def _which_are_special(self) -> list[bool]:
+        """Whether a call of each module does more, or something else, than its class says; the last for all of them."""
+        return [*(has_hooks(layer) or has_own_forward(layer) for layer in self._layers), bool(_has_any_global_hook())]
+
+    def _path(self, name: str) -> Iterator[tuple[dict[str, Any], str, nn.Module, str]]:
+        owner: nn.Module = self
+        for leaf in name.split("."):
+            parts = owner._modules  # not the owner, which may be this network: it would refer to itself
+            owner = owner.get_submodule(leaf)
+            yield parts, leaf, owner, name
+
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        """What the original network takes and returns."""
-        if [bool(hooks) for hooks in self._hooks] != self._hooked:
+        """What the original network takes and returns.
+
+        Raises:
+            RuntimeError: a module that its code was made for is no longer there.
+
+        """
+        for parts, leaf, module, name in self._bound:
+            if parts.get(leaf) is not module:
+                raise RuntimeError(f"`{name}` was replaced, but {REPLACED}")
+        if self._which_are_special() != self._special:
             from skeletal.engine.lower import lower
 
             self.install(lower(self, self.graph))
@@ -87,6 +109,20 @@ def refuse_exporters() -> None:
         raise RuntimeError(
             "a compiled network runs on kernels that no exporter can read: export"
             " skeletal.compact(fast.to_dense(), fast.mask, example).model, which computes the same"
+        )
+
+
+def refuse_transforms() -> None:
+    """Our kernels are unknown to the transforms of torch.func: grad, vmap, jvp and their like.
+
+    Raises:
+        RuntimeError: one of them is at work; says what to transform instead.
+
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "torch.func's transforms (grad, vmap, ...) cannot see into the kernels of a compiled network: transform"
+            " fast.to_dense(), which computes the same, or use fast(x).backward()"
         )
 
 

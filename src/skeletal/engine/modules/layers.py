@@ -76,6 +76,9 @@ class Sparse(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
+            if isinstance(value, nn.Parameter) and value.shape == self.values.shape:  # other kept values
+                self._parameters["weight"] = value
+                return
             raise AttributeError(WRITTEN_TO)
         if name in _FIXED and name in self.__dict__:
             raise AttributeError(

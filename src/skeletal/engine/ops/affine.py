@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.codegen.packed_bf16 import slots
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise
+from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.grid import MapGrid
 
 

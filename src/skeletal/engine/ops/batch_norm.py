@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.codegen.packed_bf16 import computes, flat, slots
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise, fused_batch_norm
 from skeletal.engine.ops.launch_args import Statistics
+from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.grid import MapGrid
 
 _NO_MOMENTS = np.empty((0, 0, 2))

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.kernels import arena
 from skeletal.engine.ops.affine import Affine, ReluGradientFusion
 from skeletal.engine.ops.calls import like, ones, run_convolution, run_gradients
 from skeletal.engine.ops.launch_args import NormArgs, NormGradArgs, Statistics, kinds, launch_args
+from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.plan import ConvPlan
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.codegen.packed_bf16 import COMPUTES, flat
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena
 from skeletal.engine.kernels.packing import shared_pack_planes
+from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.grid import MapGrid, blocks_for, pack, unpack
 
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.codegen.packed_bf16 import examples_of, flat
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena
 from skeletal.engine.kernels.linear import shared_multiply, shared_multiply_back
 from skeletal.engine.ops.calls import backward_call, forward_call, ones
+from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.plan import ConvPlan
 
 

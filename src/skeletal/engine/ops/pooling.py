@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.codegen.packed_bf16 import computes, examples_of, flat, slots
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise, max_pool
 from skeletal.engine.ops.affine import Affine, before
+from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.geometry import Shape
 from skeletal.engine.plan.grid import MapGrid
 

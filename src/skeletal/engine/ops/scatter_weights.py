@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from skeletal.engine.codegen.packed_bf16 import COMPUTES, flat
 from skeletal.engine.kernels import arena, sparse
@@ -23,7 +22,6 @@ class ScatterWeights(torch.autograd.Function):
         return dense
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         (positions,) = ctx.saved_tensors
         return gradient.reshape(-1).index_select(0, positions), None, None
