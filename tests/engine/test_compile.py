@@ -140,6 +140,49 @@ def test_states_are_the_users_own_both_ways():
     torch.testing.assert_close(other(batches[0][0]), user(batches[0][0]))
 
 
+def test_writing_into_any_state_counts():
+    """Into one of two, after the network was used, again and again; and loading comes after writing."""
+    model, mask, batches = case()
+    x = batches[0][0]
+    fast = skeletal.compile(model, mask, x, path="sparse").eval()
+    mask.attach(model.eval())
+    for network in (fast, model):
+        first, second = network.state_dict(), network.state_dict()
+        for step in range(3):
+            first["head.bias"].fill_(step)
+            second["head.weight"].mul_(2)
+            network(x)
+        second["stem.1.bias"].add_(1)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        first["head.bias"].fill_(9)
+        assert (network.state_dict()["head.bias"] == 9).all()
+        first["head.bias"].fill_(10)
+        network.load_state_dict(before)
+    torch.testing.assert_close(fast(x), model(x))
+    torch.testing.assert_close(fast.state_dict(), model.state_dict())
+    del first, second
+    assert not fast.handed.any
+
+
+def test_averages_that_fetch_their_state_once_keep_moving():
+    model, mask, batches = case()
+    x, outputs = batches[0][0], []
+    fast = skeletal.compile(model, mask, x, path="sparse").eval()
+    mask.attach(model.eval())
+    for network in (fast, model):
+        average = copy.deepcopy(network)
+        state = average.state_dict()
+        for _ in range(3):
+            with torch.no_grad():
+                for weight in network.parameters():
+                    weight.mul_(1.1)
+                for name, value in network.state_dict().items():
+                    if value.is_floating_point():
+                        state[name].mul_(0.5).add_(0.5 * value)
+                outputs.append(average(x))
+    torch.testing.assert_close(outputs[:3], outputs[3:])
+
+
 def test_within_a_larger_module():
     model, mask, batches = case()
     fast = skeletal.compile(model, mask, batches[0], path="sparse")

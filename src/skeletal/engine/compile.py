@@ -139,7 +139,7 @@ class Compiled(Traced):
         return super().__getattr__(name) if found is None else found
 
     def _take_over(self) -> None:
-        """Load what was written into the last `state_dict` of this network, as into any module's own memory."""
+        """Load what was written into a `state_dict` of this network, as into any module's own memory."""
         if self.handed.any:  # else nothing that torch.compile could not look into
             load_written(self)
 
