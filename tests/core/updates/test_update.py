@@ -155,6 +155,45 @@ def test_gradients_accumulate_as_the_loss_does():
     assert whole[2].mask == parts[2].mask
 
 
+def dense_gradients(model, x, y):
+    """Torch's functional gradient at the masked weights."""
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    return grad(lambda w: nn.functional.cross_entropy(functional_call(copy.deepcopy(model), w, (x,)), y))(weights)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_passes_that_zero_grad_throws_away_do_not_count(to_none):
+    model, used, update = begun()
+    model.eval()  # batch norm would see the other pass
+    (x, y), (other, _) = images(2)
+    for _ in range(3):
+        backward(model, other, y, -10)  # a generator's, through this network
+        used.zero_grad(set_to_none=to_none)
+        backward(model, x, y, 0.25)
+        torch.autograd.grad(nn.functional.cross_entropy(model(other), y), list(update._skeleton.weights.values()))
+        backward(model, x, y, 0.75)
+        if update.due:
+            for name, gradient in update._skeleton.gradients.items():
+                torch.testing.assert_close(gradient, dense_gradients(model, x, y)[name])
+        used.step()
+        update.step()
+
+
+def test_gradients_of_an_empty_layer_accumulate():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).double()
+    mask = {"0.weight": torch.rand(6, 6) < 0.5, "1.weight": torch.zeros(6, 6, dtype=torch.bool)}
+    skeleton = skeletal.Mask(mask).attach(model)
+    used = OPTIMIZERS["sgd"](model.parameters())
+    skeletal.MaskUpdate(skeleton, used, skeletal.RigL(every=1, end=1.0), steps=2)
+    x, y = torch.randn(8, 6).double(), torch.randint(6, (8,))
+    for given in (x, x[:4]):
+        backward(model, given, y[: len(given)])
+        used.zero_grad(set_to_none=False)
+    for half in (slice(4), slice(4, 8)):
+        backward(model, x[half], y[half], 0.5)
+    torch.testing.assert_close(skeleton.gradients["1.weight"], dense_gradients(model, x, y)["1.weight"])
+
+
 @pytest.mark.parametrize("at", [2, 3, 7])  # before an update, after it, and in between
 @pytest.mark.parametrize("rule", RULES)
 def test_a_resumed_loop_ends_in_the_same_bits(rule, at):

@@ -136,11 +136,14 @@ class Skeleton:
     def keep_gradients(self, wanted: bool) -> None:
         """Record the gradients of all weights, pruned ones included, in every backward pass from now on; or stop."""
         for held in self._held.values():
-            held.noting, held.noted = wanted, None
+            held.note(wanted)
 
     @property
     def gradients(self) -> Tensors:
-        """What was recorded since `keep_gradients(True)`, summed over backward passes; layers without are missing."""
+        """What was recorded since `keep_gradients(True)`, layers without are missing.
+
+        Summed over the backward passes whose sum is in `.grad`: what `zero_grad` has thrown away is not in it.
+        """
         noted = {name: held.noted for name, held in self._held.items()}
         return {name: gradient for name, gradient in noted.items() if gradient is not None}
 

@@ -17,9 +17,10 @@ class Held:
 
     def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
         self._all = ~keep
-        self._hook: Any = None
-        self.noting = False
-        self.noted: Tensor | None = None
+        self._hooks: list[Any] = []
+        self._coming: Tensor | None = None
+        self._added_to: tuple[Tensor, int] | None = None
+        self.note(False)
         self.bind(weight)
 
     @property
@@ -47,10 +48,9 @@ class Held:
         self.zero_own_gradient(weight)
 
     def let_go(self) -> None:
-        """Remove the gradient's hook."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        """Remove the gradient's hooks."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def where(self, device: torch.device) -> Tensor:
         """The pruned positions of this process's part, on a device."""
@@ -58,12 +58,33 @@ class Held:
             self._where = self._where.to(device)
         return self._where
 
+    def note(self, wanted: bool) -> None:
+        """From now on, add up gradients in `noted`, before their pruned entries are zeroed; or stop."""
+        self.noting, self._added_to = wanted, None
+        self.noted: Tensor | None = None
+
     def zero_gradient(self, gradient: Tensor) -> Tensor:
         """The gradient with its pruned entries zeroed."""
         if self.noting:
-            dense = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
-            self.noted = dense if self.noted is None else self.noted + dense
+            if self._thrown_away():
+                self.noted = None
+            self._coming = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
         return _zeroed(gradient, self.where(gradient.device))
+
+    def add_noted(self, weight: Tensor) -> None:
+        """Note the gradient that has come, now that it is part of `.grad`; one that was only asked for never is."""
+        if self.noting and self._coming is not None and weight.grad is not None:
+            self.noted = self._coming if self.noted is None else self.noted + self._coming
+            self._coming, self._added_to = None, (weight.grad, weight.grad._version)
+
+    def _thrown_away(self) -> bool:
+        """Whether `.grad` has been zeroed since what is noted was added to it."""
+        gradient = None if (weight := self.weight()) is None else weight.grad
+        if gradient is None:
+            return True
+        if self._added_to is not None and gradient is self._added_to[0] and gradient._version == self._added_to[1]:
+            return False  # all pruned, or without a gradient: zero, but not zeroed
+        return not gradient.to_dense().any()
 
     def zero_own_gradient(self, weight: Tensor) -> None:
         """Zero the pruned entries of the weight's `.grad`."""
@@ -81,11 +102,14 @@ class Held:
             return
         # Filled, because multiplying by the mask would leave NaN and -0.
         local(weight).masked_fill_(self.where(weight.device), 0)
-        if self._hook is None and weight.requires_grad:  # also where it was frozen until now
+        if not self._hooks and weight.requires_grad:  # also where it was frozen until now
             if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
-                self._hook = weight.register_post_accumulate_grad_hook(self.zero_own_gradient)
+                self._hooks = [weight.register_post_accumulate_grad_hook(self.zero_own_gradient)]
             else:
-                self._hook = weight.register_hook(self.zero_gradient)
+                self._hooks = [
+                    weight.register_hook(self.zero_gradient),
+                    weight.register_post_accumulate_grad_hook(self.add_noted),
+                ]
 
     def warn_of_another_mask(self, loaded: Tensor) -> None:
         """Warn if loaded weights are not 0 where this mask is."""

@@ -24,7 +24,8 @@ class MaskUpdate:
     papers' pseudocode leaves it out.
 
     The gradients of pruned weights, which RigL asks for, are taken only in the backward passes before an update:
-    of the whole layer, at the masked weights, summed over the passes if they accumulate.
+    of the whole layer, at the masked weights, summed over the passes if they accumulate; passes that `zero_grad`
+    throws away, such as SAM's first or a generator's through a discriminator, do not count.
 
     Under torchrun, all ranks call it and make the same move: gradients are averaged over the ranks.
 
