@@ -1,17 +1,20 @@
 """Does any path lead from the input to the output?"""
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, outputs_of, shorten
-from skeletal.core.diagnosis.structure import random_positive, stand_ins
+from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, many_of, outputs_of, shorten
+from skeletal.core.diagnosis.structure import MORE, Draw, random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, set_mode, with_parameters
 from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
+
+_DRAWS = 8  # of either sign, before the answer is no
 
 
 def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | None, str]:
@@ -22,7 +25,8 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
     harmless (see `stand_ins`): weights random and positive, biases 0, floating-point inputs positive. Everything is
     in double precision, so that a signal may shrink by many orders of magnitude. Then the output depends on
     the input if a random projection of it has a non-zero gradient there, or if it changes with it; token
-    inputs, which have no gradient, are exchanged for others from the same batch.
+    inputs, which have no gradient, are exchanged for others from the same batch. Before the answer is no, the network
+    runs with random signs too, on more examples: some need negative values, as CReLU, or send few examples each way.
 
     Args:
         model: in any mode; the caller restores it (see `preserve_model`).
@@ -36,17 +40,31 @@ def reaches_output(model: nn.Module, mask: Tensors, batch: Any) -> tuple[bool | 
     mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
     set_mode(model, False)
 
-    def attempt(examples: int | None, dtype: torch.dtype | None) -> tuple[bool | None, str]:
-        state = stand_ins(model, mask, dtype, 0.0, torch.Generator().manual_seed(0))
-        return _probe(model, state, shorten(batch, examples), dtype)
+    def attempt(
+        examples: Any, dtype: torch.dtype | None, scale: float = 1.0, signs: Draw = random_positive, seed: int = 0
+    ) -> tuple[bool | None, str]:
+        state = stand_ins(model, mask, dtype, 0.0, torch.Generator().manual_seed(seed), signs)
+        return _probe(model, state, examples, dtype, scale, signs)
 
     try:
-        return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
+        found = first_that_runs(model, [partial(attempt, shorten(batch, few), dtype) for few, dtype in ATTEMPTS])
+        if found[0] is not False:
+            return found
     except ValueError as error:  # an error on made-up inputs says nothing about the mask
         return None, str(error)
+    many = many_of(batch)
+    for seed in range(_DRAWS):
+        how = (*MORE[seed % len(MORE)], seed)
+        with suppress(ValueError):  # negative inputs may be no inputs
+            again = [partial(attempt, many, dtype, *how) for dtype in (torch.float64, None)]
+            if first_that_runs(model, again)[0]:
+                return True, ""
+    return found
 
 
-def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | None) -> tuple[bool | None, str]:
+def _probe(
+    model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | None, scale: float, signs: Draw
+) -> tuple[bool | None, str]:
     generator = torch.Generator().manual_seed(1)
     floats: list[Tensor] = []
     sparse: list[Tensor] = []
@@ -58,21 +76,21 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
             raise OverflowError("the probing signal overflows")
         return found
 
-    def draw(scale: float) -> Any:
-        def positive(tensor: Tensor) -> Tensor:
+    def draw(size: float) -> Any:
+        def drawn_like(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
-            drawn = scale * random_positive(tensor, dtype, generator)
+            drawn = size * signs(tensor, dtype, generator)
             if tensor.layout != torch.strided:  # whether it changes anything is seen from another draw
                 sparse.append(drawn)
                 return drawn
             floats.append(drawn.requires_grad_())
             return floats[-1]
 
-        return map_inputs(positive, batch)
+        return map_inputs(drawn_like, batch)
 
     batch = to_device(batch, device_of(model))
-    one = run(draw(1.0))
+    one = run(draw(scale))
     if not one:
         return None, "the model returns no floating-point tensor"
     if floats or sparse:
@@ -81,7 +99,7 @@ def _probe(model: nn.Module, state: Tensors, batch: Any, dtype: torch.dtype | No
             gradients = torch.autograd.grad(projection, floats, allow_unused=True)
             if any(gradient is not None and gradient.ne(0).any() for gradient in gradients):
                 return True, ""
-        return any(map(differ, one, run(draw(2.0)))), ""
+        return any(map(differ, one, run(draw(2 * scale)))), ""
     others = [map_inputs(lambda t: _exchange(t, generator), batch) for _ in range(3)]
     if all(_same(batch, other) for other in others):
         return None, "all the batch's inputs are the same"

@@ -1,14 +1,15 @@
 """Which kept weights lie on a path from the input to the output, which read only a constant, which do nothing."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, outputs_of, shorten
-from skeletal.core.diagnosis.structure import random_positive, stand_ins
+from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, many_of, outputs_of, shorten
+from skeletal.core.diagnosis.structure import MORE, Draw, random_positive, random_signed, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, preserve_attributes, with_parameters
 from skeletal.core.model.random_state import seed_all
@@ -37,6 +38,10 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     do not shrink with depth, and gradients keep their sum. Max pools pass only winners, and ReLU6 only small values,
     so draws are repeated on two scales until one finds nothing new.
 
+    Some networks need negative values (CReLU, min(x, 0), centred weights), large ones, or many examples (experts to
+    which few are sent). So before anything is called dead, draws of either sign on more examples are added: a gradient
+    at any of them proves that there is a path.
+
     Layers that mix signs (LayerNorm, softmax, centred by their nature) may cancel for one draw, but with probability
     0 for a random one; there, a weight is effective if its generic gradient is not 0, and a path closed only by
     exact cancellation (softmax over equal tokens) may appear open due to rounding. A kernel position that meets only
@@ -60,10 +65,12 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     def sort(examples: int | None, dtype: torch.dtype | None) -> tuple[Tensors, Tensors]:
         few = shorten(to_device(batch, device_of(model)), examples)
         effective = _reached(model, mask, few, dtype, biased=False)
+        effective = _with_more(effective, model, mask, batch, biased=False)
         left = {name: keep & ~effective[name] for name, keep in mask.items()}
         if not any(keep.any() for keep in left.values()):
             return effective, left
-        trained = _reached(model, mask, few, dtype, biased=True)
+        trained = _or(effective, _reached(model, mask, few, dtype, biased=True))
+        trained = _with_more(trained, model, mask, batch, biased=True)
         return effective, {name: keep & trained[name] for name, keep in left.items()}
 
     return first_that_runs(model, [partial(sort, *how) for how in ATTEMPTS])
@@ -89,7 +96,8 @@ def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any
 
     def reach(examples: int | None, dtype: torch.dtype | None) -> Tensors:
         few = shorten(to_device(batch, device_of(model)), examples)
-        return _reached(model, mask, few, dtype, biased=False, losses=True)
+        reached = _reached(model, mask, few, dtype, biased=False, losses=True)
+        return _with_more(reached, model, mask, batch, biased=False, losses=True)
 
     try:
         for module, _ in modes:
@@ -115,11 +123,11 @@ def changing_without_gradient(model: nn.Module, mask: Mapping[str, Tensor], dead
     mask = {name: keep.to(device_of(model)) for name, keep in mask.items()}
     dead = {name: weights.to(device_of(model)) for name, weights in dead.items() if weights.any()}
 
-    def attempt(examples: int | None, dtype: torch.dtype | None) -> list[str]:
+    def attempt(examples: int | None, dtype: torch.dtype | None, draw: Draw) -> list[str]:
         generator = torch.Generator().manual_seed(0)
-        state = stand_ins(model, mask, dtype, 1.0, generator)
+        state = stand_ins(model, mask, dtype, 1.0, generator, draw)
         few = shorten(to_device(batch, device_of(model)), examples)
-        inputs = map_inputs(lambda t: random_positive(t, dtype, generator) if t.is_floating_point() else t, few)
+        inputs = map_inputs(lambda t: draw(t, dtype, generator) if t.is_floating_point() else t, few)
 
         def outputs(names: list[str]) -> list[Tensor]:
             drawn = {
@@ -138,7 +146,14 @@ def changing_without_gradient(model: nn.Module, mask: Mapping[str, Tensor], dead
 
         return [name for name in dead if change([name])] if dead and change(list(dead)) else []
 
-    return first_that_runs(model, [partial(attempt, *how) for how in ATTEMPTS])
+    def changing(draw: Draw) -> list[str]:
+        return first_that_runs(model, [partial(attempt, *how, draw) for how in ATTEMPTS])
+
+    found = changing(random_positive)
+    dead = {name: weights for name, weights in dead.items() if name not in found}
+    with suppress(ValueError):  # negative inputs may be no inputs
+        found += changing(random_signed)
+    return found
 
 
 def channels(owner: nn.Module | None, effective: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -163,30 +178,73 @@ def _reached(
     """Where, in any of several random draws, the gradient of a random projection of the outputs is not 0."""
     generator = torch.Generator().manual_seed(0)
     reached = {name: torch.zeros_like(keep) for name, keep in mask.items()}
-    total = sum(int(keep.sum()) for keep in mask.values())
-    found = 0
-    for draw in range(_DRAWS):
-        scale = _SCALES[draw % len(_SCALES)]
-        state = stand_ins(model, mask, dtype, scale if biased else 0.0, generator)
-        leaves = {name: state[name].requires_grad_() for name in mask}
-
-        def positive(tensor: Tensor, scale: float = scale) -> Tensor:
-            return random_positive(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
-
-        inputs = map_inputs(positive, batch)
-        returned = with_parameters(model, state, lambda inputs=inputs: forward(model, inputs))
-        outputs = list(outputs_of(returned, losses=losses))
-        if any(not torch.isfinite(output).all() for output in outputs):
-            raise OverflowError("the probing signal overflows")
-        projection = sum((output * random_positive(output, None, generator)).sum() for output in outputs)
-        if not isinstance(projection, Tensor) or not projection.requires_grad:
-            return reached
-        gradients = torch.autograd.grad(projection, list(leaves.values()), allow_unused=True)
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-            if gradient is not None:
-                dense = gradient if gradient.layout == torch.strided else gradient.to_dense()  # of sparse embeddings
-                reached[name] |= leaf.detach().ne(0) & dense.ne(0)
-        before, found = found, sum(int(tensor.sum()) for tensor in reached.values())
-        if found == total or (found == before and draw + 1 >= len(_SCALES)):
+    for number in range(_DRAWS):
+        scale, before = _SCALES[number % len(_SCALES)], reached
+        reached = _or(reached, _reached_once(model, mask, batch, generator, dtype, scale, biased=biased, losses=losses))
+        if _same(reached, mask) or (_same(reached, before) and number + 1 >= len(_SCALES)):
             break
     return reached
+
+
+def _with_more(
+    reached: Tensors, model: nn.Module, mask: Tensors, batch: Any, *, biased: bool, losses: bool = False
+) -> Tensors:
+    """What is reached, and what draws of either sign on more examples reach, until a round of them finds no more."""
+    generator, quiet = torch.Generator().manual_seed(1), 0
+    many = many_of(to_device(batch, device_of(model)))
+    for number in range(_DRAWS):
+        if quiet == len(MORE) or _same(reached, mask):
+            break
+        scale, draw = MORE[number % len(MORE)]
+
+        def attempt(dtype: torch.dtype | None, scale: float = scale, draw: Draw = draw) -> Tensors:
+            return _reached_once(model, mask, many, generator, dtype, scale, draw, biased=biased, losses=losses)
+
+        before = reached
+        with suppress(ValueError):  # negative inputs may be no inputs
+            reached = _or(reached, first_that_runs(model, [partial(attempt, torch.float64), partial(attempt, None)]))
+        quiet = quiet + 1 if _same(reached, before) else 0
+    return reached
+
+
+def _reached_once(
+    model: nn.Module,
+    mask: Tensors,
+    batch: Any,
+    generator: torch.Generator,
+    dtype: torch.dtype | None,
+    scale: float,
+    draw: Draw = random_positive,
+    *,
+    biased: bool,
+    losses: bool,
+) -> Tensors:
+    state = stand_ins(model, mask, dtype, scale if biased else 0.0, generator, draw)
+    leaves = {name: state[name].requires_grad_() for name in mask}
+
+    def drawn(tensor: Tensor) -> Tensor:
+        return draw(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
+
+    inputs = map_inputs(drawn, batch)
+    returned = with_parameters(model, state, lambda: forward(model, inputs))
+    outputs = list(outputs_of(returned, losses=losses))
+    if any(not torch.isfinite(output).all() for output in outputs):
+        raise OverflowError("the probing signal overflows")
+    reached = {name: torch.zeros_like(keep) for name, keep in mask.items()}
+    projection = sum((output * random_positive(output, None, generator)).sum() for output in outputs)
+    if not isinstance(projection, Tensor) or not projection.requires_grad:
+        return reached
+    gradients = torch.autograd.grad(projection, list(leaves.values()), allow_unused=True)
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        if gradient is not None:
+            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()  # of sparse embeddings
+            reached[name] = leaf.detach().ne(0) & dense.ne(0)
+    return reached
+
+
+def _or(one: Tensors, two: Tensors) -> Tensors:
+    return {name: mask | two[name] for name, mask in one.items()}
+
+
+def _same(one: Tensors, two: Tensors) -> bool:
+    return all(torch.equal(mask, two[name]) for name, mask in one.items())

@@ -15,6 +15,7 @@ Value = TypeVar("Value")
 
 # Two examples suffice for most models; some need the whole batch, some have constants in single precision.
 ATTEMPTS: tuple[tuple[int | None, torch.dtype | None], ...] = ((2, torch.float64), (None, torch.float64), (None, None))
+_MANY = 2**13  # numbers in a batch: two images of CIFAR, hundreds of rows of a table
 
 
 def first_that_runs(model: nn.Module, functions: Iterable[Callable[[], Value]]) -> Value:
@@ -42,6 +43,14 @@ def shorten(batch: Any, examples: int | None) -> Any:
     if layouts - {torch.strided}:
         return batch
     return map_tensors(lambda tensor: tensor[:examples] if tensor.dim() else tensor, batch)
+
+
+def many_of(batch: Any) -> Any:
+    """The whole batch, or the first examples of a large one, at least two."""
+    sizes = []
+    map_tensors(lambda tensor: sizes.append((len(tensor), tensor.numel())) or tensor if tensor.dim() else tensor, batch)
+    lengths, numbers = zip(*sizes, strict=True) if sizes else ((0,), (0,))
+    return shorten(batch, max(2, max(lengths) * _MANY // max(sum(numbers), 1)))
 
 
 def outputs_of(outputs: Any, *, losses: bool = False) -> Iterator[Tensor]:

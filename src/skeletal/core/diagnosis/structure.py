@@ -1,5 +1,7 @@
 """A network reduced to its structure: what its architecture and a mask let through, whatever its weights are."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,14 +12,48 @@ from skeletal.core.model.weights import is_bias
 FAKE_QUANTIZATION = ("fake_quant_enabled", "observer_enabled")  # switches, as buffers
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # of a batch norm that has seen nothing
 
+Draw = Callable[[Tensor, torch.dtype | None, torch.Generator], Tensor]
+"""`random_positive` or `random_signed`"""
+
+
+def random_positive(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
+    """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
+    if like.layout != torch.strided:
+        return with_values(like, random_positive(stored_values(like), dtype, generator))
+    return (0.5 + torch.rand(like.shape, generator=generator, device="cpu")).to(like.device, dtype or like.dtype)
+
+
+def random_signed(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
+    """As `random_positive`, but some are negative: on average a share of them that is random itself."""
+    if like.layout != torch.strided:
+        return with_values(like, random_signed(stored_values(like), dtype, generator))
+    share = torch.rand((), generator=generator, device="cpu")
+    negative = torch.rand(like.shape, generator=generator, device="cpu") < share
+    values = random_positive(like, dtype, generator)
+    return torch.where(negative.to(values.device), -values, values)
+
+
+MORE: tuple[tuple[float, Draw], ...] = (
+    (1.0, random_signed),
+    (2.0**10, random_positive),
+    (2.0**10, random_signed),
+)
+"""scales and signs of draws for what positive draws of moderate size do not reach"""
+
 
 def stand_ins(
-    model: nn.Module, mask: Tensors, dtype: torch.dtype | None, bias: float, generator: torch.Generator
+    model: nn.Module,
+    mask: Tensors,
+    dtype: torch.dtype | None,
+    bias: float,
+    generator: torch.Generator,
+    draw: Draw = random_positive,
 ) -> Tensors:
     """All parameters and buffers, set so that a signal passes exactly where the mask lets it.
 
     Weights become random and positive on the mask, those that enter a unit summing to 1 (no overflow, however
-    deep), norm scales 1, batch-norm statistics 0 and 1, biases random times `bias`.
+    deep), norm scales 1, batch-norm statistics 0 and 1, biases random times `bias`. With `random_signed`, these are
+    absolute values.
 
     Args:
         model: is not changed.
@@ -25,6 +61,7 @@ def stand_ins(
         dtype: of floating-point stand-ins; None keeps their own.
         bias: 0 leaves only paths from the input.
         generator: for the random numbers, on the CPU.
+        draw: weights and biases.
 
     """
     parameters = {name for name, _ in model.named_parameters()}
@@ -41,22 +78,15 @@ def stand_ins(
         elif name in parameters:
             keep = mask.get(name, torch.ones_like(value))
             if is_bias(name):
-                value = random_positive(value, dtype, generator) * bias * keep
+                value = draw(value, dtype, generator) * bias * keep
             elif value.dim() > 1:
-                value = random_positive(value, dtype, generator) * keep
-                sums = value.flatten(1).sum(1).clamp(min=1e-30)  # into each unit; of each input, where transposed
+                value = draw(value, dtype, generator) * keep
+                sums = value.abs().flatten(1).sum(1).clamp(min=1e-30)  # into each unit; of each input, where transposed
                 value /= sums.view(-1, *[1] * (value.dim() - 1))
             else:
                 value = torch.ones_like(value) * keep
         state[name] = value
     return state
-
-
-def random_positive(like: Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
-    """Between 0.5 and 1.5, with the shape, device and, unless another is given, dtype of a tensor."""
-    if like.layout != torch.strided:
-        return with_values(like, random_positive(stored_values(like), dtype, generator))
-    return (0.5 + torch.rand(like.shape, generator=generator, device="cpu")).to(like.device, dtype or like.dtype)
 
 
 def stored_values(tensor: Tensor) -> Tensor:
