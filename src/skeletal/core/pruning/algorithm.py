@@ -50,7 +50,8 @@ def algorithm_1(
         where = f"step {t} of {len(counts)}"
         point = Point(theta, mask, count, derivatives, generator)  # lines 5, 6: a mini-batch, θ̄ = θ ⊙ c_{t-1}
         scores = scores_at(point, method.score, where)  # line 7: g(θ̄) of Eq. 5, or another criterion
-        mask, filled = keep(scores, mask, count, method.nested, on_collapse, where)  # lines 8, 9: Eq. 7, or Eq. 6
+        how = method.nested, on_collapse, where, method.looks_at_data
+        mask, filled = keep(scores, mask, count, *how)  # lines 8, 9: Eq. 7, or Eq. 6
         kept = sum(kept_in(mask).values())
         yield Step(t, len(counts), kept, kept / total, point.loss, mask, scores, filled)
         del point, scores  # four times the weights, while the next step has the activations to hold

@@ -9,7 +9,7 @@ from skeletal.core.patterns.pattern import Patterned
 
 
 def keep_top(
-    scores: Tensors, mask: Tensors, count: int, nested: bool, on_collapse: str, where: str
+    scores: Tensors, mask: Tensors, count: int, nested: bool, on_collapse: str, where: str, data: bool = True
 ) -> tuple[Tensors, int]:
     """The mask of the `count` highest scores, and how many of those weights have none and were only filled in.
 
@@ -22,6 +22,7 @@ def keep_top(
         nested: choose among the weights of the mask (Eq. 7), else among all (Eq. 6).
         on_collapse: "raise", or "keep" to fill in by position.
         where: the step, for the error.
+        data: whether the scores look at data, of which more might help.
 
     Raises:
         CollapsedError: fewer weights have a score than are to be kept.
@@ -38,7 +39,7 @@ def keep_top(
         raise CollapsedError(
             f"collapsed at {where}, density {count / total:.6g}: {count:,} weights are to be kept"
             f" but only {count - missing:,} have a finite, non-zero score."
-            f" {_what_is_the_matter(empty, len(flat), count - missing, count)},"
+            f" {_what_is_the_matter(empty, len(flat), count - missing, count, data)},"
             " or on_collapse='keep' to fill up by position"
         )
     if missing or flat.min() < 0:
@@ -48,7 +49,14 @@ def keep_top(
 
 
 def keep_pattern(
-    pattern: Patterned, scores: Tensors, mask: Tensors, count: int, nested: bool, on_collapse: str, where: str
+    pattern: Patterned,
+    scores: Tensors,
+    mask: Tensors,
+    count: int,
+    nested: bool,
+    on_collapse: str,
+    where: str,
+    data: bool = True,
 ) -> tuple[Tensors, int]:
     """The best mask of a pattern with at most `count` weights; otherwise as `keep_top`.
 
@@ -69,24 +77,29 @@ def keep_pattern(
             f"collapsed at {where}, density {count / total:.6g}: {filled:,} of the weights to be kept are in groups of"
             f" the pattern {pattern.name} in which no weight has a finite, non-zero score."
             f" Layers without any: {', '.join(empty) or 'none'}."
-            " Use more batches_per_step, another number of steps or a higher density,"
+            f" Use {_more_batches(data)}another number of steps or a higher density,"
             " or on_collapse='keep' to fill up by position"
         )
     return chosen.keep, filled
 
 
-def _what_is_the_matter(empty: list[str], choice: int, scored: int, count: int) -> str:
+def _what_is_the_matter(empty: list[str], choice: int, scored: int, count: int, data: bool) -> str:
     if empty:
         return (
             f"Layers without any: {', '.join(empty)}."
-            " Use more batches_per_step, another number of steps or a higher density"
+            f" Use {_more_batches(data)}another number of steps or a higher density"
         )
+    inactive = ", or are not active on these batches" if data else ""
     return (
         f"Every layer has some, but {choice - scored:,} of the {choice:,} weights to choose from lie on no path that"
-        " carries a signal: their channels have no input or output left, or are not active on these batches."
+        f" carries a signal: their channels have no input or output left{inactive}."
         f" This step prunes only {choice - count:,}."
-        " Use fewer steps, so that each prunes more, more batches_per_step or a higher density"
+        f" Use fewer steps, so that each prunes more, {_more_batches(data)}or a higher density"
     )
+
+
+def _more_batches(data: bool) -> str:
+    return "more batches_per_step, " if data else ""
 
 
 def _places(mask: Tensors) -> Tensors | None:

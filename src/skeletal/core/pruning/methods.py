@@ -18,15 +18,21 @@ class Method:
     one_shot: bool = False
     """one step by definition"""
     needs_data: bool = True
+    looks_at_data: bool = True
+    """scores depend on the numbers in the batches, not only on their shapes"""
     by_count: bool = False
     """scores depend on how many weights are to be kept, so that a lower density's say nothing of a higher one"""
 
 
 METHODS: dict[str, Method] = {
-    "random": Method(scores.noise, steps=1, one_shot=True, needs_data=False),
-    "magnitude": Method(scores.magnitude, steps=1, one_shot=True, needs_data=False),
-    "random-uniform": Method(scores.uniform_noise, steps=1, one_shot=True, needs_data=False, by_count=True),
-    "random-erk": Method(scores.erk_noise, steps=1, one_shot=True, needs_data=False, by_count=True),
+    "random": Method(scores.noise, steps=1, one_shot=True, needs_data=False, looks_at_data=False),
+    "magnitude": Method(scores.magnitude, steps=1, one_shot=True, needs_data=False, looks_at_data=False),
+    "random-uniform": Method(
+        scores.uniform_noise, steps=1, one_shot=True, needs_data=False, looks_at_data=False, by_count=True
+    ),
+    "random-erk": Method(
+        scores.erk_noise, steps=1, one_shot=True, needs_data=False, looks_at_data=False, by_count=True
+    ),
     "snip": Method(scores.connection_sensitivity, steps=1, one_shot=True),
     "grasp": Method(scores.gradient_preservation, steps=1, one_shot=True),
     "force": Method(scores.connection_sensitivity, steps=60),
@@ -34,11 +40,11 @@ METHODS: dict[str, Method] = {
     "force-regrow": Method(scores.regrowing_sensitivity, steps=60, nested=False),
     "grasp-it": Method(scores.gradient_norm, steps=60),
     "grasp-iterative": Method(scores.gradient_preservation, steps=60),
-    "synflow": Method(scores.flow, steps=100),
-    "phew": Method(scores.heavy_walks, steps=1, one_shot=True, by_count=True),
-    "npb": Method(scores.balance, steps=1, one_shot=True, by_count=True),
+    "synflow": Method(scores.flow, steps=100, looks_at_data=False),
+    "phew": Method(scores.heavy_walks, steps=1, one_shot=True, looks_at_data=False, by_count=True),
+    "npb": Method(scores.balance, steps=1, one_shot=True, looks_at_data=False, by_count=True),
     "prospr": Method(scores.prospect, steps=1, one_shot=True),
-    "ntk-sap": Method(scores.kernel_spectrum, steps=100),
+    "ntk-sap": Method(scores.kernel_spectrum, steps=100, looks_at_data=False),
     "px": Method(scores.kernel_bound, steps=100),
 }
 
@@ -53,7 +59,7 @@ def row_for(method: str, score: scores.Score | None = None, steps: int | None = 
     method = named("method", method, METHODS)
     row = METHODS[method]
     if score is not None:
-        row = replace(row, score=score, one_shot=False)
+        row = replace(row, score=score, one_shot=False, looks_at_data=True)
     if steps is None:
         return row
     if steps < 1:

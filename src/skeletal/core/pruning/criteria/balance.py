@@ -11,7 +11,7 @@ from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.preserve import set_mode, with_parameters
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import counting_state
-from skeletal.core.pruning.criteria.inputs import made_inputs, tensor_from
+from skeletal.core.pruning.criteria.inputs import along_paths, made_inputs, tensor_from
 from skeletal.core.pruning.criteria.layers import Forward, layers_replaced
 
 NODES, KERNELS = 0.01, 1.0
@@ -62,7 +62,7 @@ def balanced_masks(
 
     inputs = made_inputs(model, shorten(batch, 1), lambda x: torch.full_like(x, DOWN, dtype=torch.float64), "npb")
     state = counting_state(model, weights)
-    with layers_replaced(model, weights, counting, "npb"), torch.no_grad():
+    with layers_replaced(model, weights, counting, "npb"), torch.no_grad(), along_paths("npb"):
         with_parameters(model, state, lambda: tensor_from(model, inputs, "npb"))
     passed(Passes("forward", 1, fresh=False))
     for name, weight in weights.items():
@@ -141,5 +141,6 @@ def _mask(paths: Tensor, shape: torch.Size, groups: int, budget: int, generator:
     cells = shape[2:].numel()
     counts = best_counts(paths, shape[0], cells, groups, budget)
     kernels = spread(counts, paths, shape[0], groups, generator).transpose(1, 2).reshape(shape[0], shape[1], 1)
-    ranks = torch.rand(shape[0], shape[1], cells, generator=generator, device="cpu").argsort(dim=2).argsort(dim=2)
+    drawn = torch.rand(shape[0], shape[1], cells, dtype=torch.float32, generator=generator, device="cpu")
+    ranks = drawn.argsort(dim=2).argsort(dim=2)
     return (ranks < kernels).view(shape)

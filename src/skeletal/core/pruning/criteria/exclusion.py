@@ -15,7 +15,7 @@ from skeletal.core.model.preserve import device_of, differentiable, set_mode, st
 from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors, not_finite
 from skeletal.core.pruning.criteria.flow import counting_state, positive_state
-from skeletal.core.pruning.criteria.inputs import made_inputs, one_of_ones, tensor_from
+from skeletal.core.pruning.criteria.inputs import along_paths, check_dependent, made_inputs, one_of_ones, tensor_from
 
 ACTIVATIONS = {
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "selu",
@@ -35,7 +35,7 @@ def path_exclusion(derivatives: Derivatives, kept: Tensors, mask: Tensors) -> Te
     kernel (PX, Iurada et al. 2024, "Finding Lottery Tickets in Vision Models via Data-driven Spectral Foresight
     Pruning").
 
-    Paths run through weights that are not to be pruned, too. Batch norm is the identity except for its scale, biases
+    Paths run through weights that are not to be pruned, too. Norms are the identity except for their scale, biases
     are 0, max pooling passes the largest of what arrives. In doubles, and up to a constant factor, on which no ranking
     depends.
 
@@ -77,7 +77,7 @@ def _reached(derivatives: Derivatives, batches: list[Any], kept: Tensors, ones: 
                 with_parameters(model, own, lambda given=inputs: forward(model, given))
             set_mode(model, False)
             inputs = made_inputs(model, piece, lambda x: x.double().square() * DOWN, "px")
-            with torch.no_grad(), _Gates(slopes.found):
+            with torch.no_grad(), along_paths("px"), _Gates(slopes.found):
                 outputs = with_parameters(model, dict(ones), lambda given=inputs: tensor_from(model, given, "px"))
             found.append(share * outputs.mean(0, keepdim=True))
         passed(Passes("forward", examples(batch)))  # to see what is open
@@ -94,11 +94,10 @@ def _contributions(model: nn.Module, batch: object, leaves: Tensors, squares: Te
     """∂R/∂θ̄² ⊙ θ̄² with one example of ones, every activation open."""
     set_mode(model, False)
     inputs = one_of_ones(model, batch, "px")
-    with differentiable(), _Gates(None):
+    with differentiable(), along_paths("px"), _Gates(None):
         outputs = with_parameters(model, squares | leaves, lambda: tensor_from(model, inputs, "px"))
         bound = (reached * outputs).sum()
-        if not bound.requires_grad:
-            return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        check_dependent(bound, "px")
         refuse_reentrant(bound)
         gradients = torch.autograd.grad(bound, list(leaves.values()), allow_unused=True)
     passed(Passes("gradient", 1, fresh=False))
@@ -133,15 +132,18 @@ class _Gates(TorchFunctionMode):
         self.slopes = None if slopes is None else iter(slopes)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if not _is_activation(func, args):
-            return func(*args, **(kwargs or {}))
-        if self.slopes is None:
-            return args[0]
-        slope = next(self.slopes, None)
-        if slope is None or slope.shape != args[0].shape:
-            raise ValueError("px runs the network twice on a batch, and its activations were not the same ones")
-        # In place, as what follows may rely on an activation's input having been overwritten.
-        return args[0].mul_(slope.double().square())
+            return func(*args, **kwargs)
+        gate: Tensor | float = 1.0
+        if self.slopes is not None:
+            slope = next(self.slopes, None)
+            if slope is None or slope.shape != args[0].shape:
+                raise ValueError("px runs the network twice on a batch, and its activations were not the same ones")
+            gate = slope.double().square()
+        # In place where the activation is, as what follows may rely on its input having been overwritten; or not.
+        in_place = func.__name__.endswith("_") or kwargs.get("inplace")
+        return args[0].mul_(gate) if in_place else args[0] * gate
 
 
 def _is_activation(func: Any, args: Any) -> bool:

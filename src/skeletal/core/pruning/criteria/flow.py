@@ -13,16 +13,17 @@ from skeletal.core.model.preserve import device_of, differentiable, set_mode, st
 from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import is_bias
-from skeletal.core.pruning.criteria.inputs import tensor_from
+from skeletal.core.pruning.criteria.inputs import along_paths, check_dependent, tensor_from
 
 
 def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
     """|w| ⊙ ∂R/∂|w|, where R is the sum of the outputs for an input of ones through absolute weights.
 
     As in Tanaka et al. 2020, Eq. 2, with these choices. Batch norm is the identity except for its scale: eval mode,
-    running mean 0 and variance 1, as at initialization, whatever the model has seen since. Biases are 0: they
-    are not part of a path from the input. Everything is in double precision; R is linear in the input, so if it
-    overflows, the input is scaled down by a power of two, which changes no ranking.
+    running mean 0 and variance 1, as at initialization, whatever the model has seen since. So are layer, group,
+    instance and RMS norm, which would divide by the size of their input. Biases are 0: they are not part of a path
+    from the input. Everything is in double precision; R is linear in the input, so if it overflows, the input is
+    scaled down by a power of two, which changes no ranking.
 
     Args:
         model: in any mode; the caller restores it.
@@ -30,7 +31,8 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
         batch: only the shapes of one example's inputs are used.
 
     Raises:
-        ValueError: the inputs are not floating-point numbers, or no scale avoids an overflow.
+        ValueError: the inputs are not floating-point numbers; no scale avoids an overflow; the outputs have no
+            gradient; or the network does not run in doubles.
 
     """
     set_mode(model, False)
@@ -47,7 +49,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
     example = map_inputs(ones, shorten(to_device(batch, device_of(model)), 1))
     if not floats:
         raise ValueError("synflow sends an input of ones through the network; this one takes no floating-point input")
-    with differentiable():
+    with differentiable(), along_paths("synflow"):
         for exponent in (0, -300, -600, -900):
             for value in floats:
                 value.fill_(2.0**exponent)
@@ -55,6 +57,7 @@ def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
             if not torch.isfinite(outputs).all():
                 passed(Passes("forward", 1, fresh=False))
                 continue
+            check_dependent(outputs, "synflow")
             passed(Passes("gradient", 1, fresh=False))
             refuse_reentrant(outputs)
             gradients = torch.autograd.grad(outputs.sum(), list(leaves.values()), allow_unused=True)

@@ -1,6 +1,7 @@
 """Inputs made for a network in place of its data, of the kind that it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.diagnosis.structure import stored_values, with_values
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of
+from skeletal.core.pruning.criteria.norms import Unnormalized
 
 
 def made_inputs(model: nn.Module, batch: object, make: Callable[[Tensor], Tensor], method: str) -> Any:
@@ -49,3 +51,42 @@ def tensor_from(model: nn.Module, inputs: object, method: str) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise ValueError(f"{method} needs a model that returns a tensor, not {type(outputs).__name__}")
     return outputs
+
+
+@contextmanager
+def along_paths(method: str) -> Generator[None]:
+    """What runs inside takes sums over paths, forwards and backwards: in doubles, also those that it makes itself.
+
+    Norms only scale (see `Unnormalized`).
+
+    Raises:
+        ValueError: the network makes numbers of another type all the same; names the method.
+
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Unnormalized():
+            yield
+    except RuntimeError as error:
+        if "type" not in str(error):
+            raise
+        raise ValueError(
+            f"{method} runs the network in double precision, where it fails: {error}."
+            " Let its forward make numbers of its input's type, not of one that it names"
+        ) from error
+    finally:
+        torch.set_default_dtype(before)
+
+
+def check_dependent(outputs: Tensor, method: str) -> None:
+    """Make sure that gradients can be taken.
+
+    Raises:
+        ValueError: the outputs have none; names the method.
+
+    """
+    if not outputs.requires_grad:
+        raise ValueError(
+            f"{method}: the outputs do not depend on the prunable weights: computed under no_grad, or detached?"
+        )

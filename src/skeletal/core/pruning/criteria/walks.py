@@ -19,7 +19,7 @@ from skeletal.core.model.preserve import device_of, differentiable, set_mode, wi
 from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import positive_state
-from skeletal.core.pruning.criteria.inputs import tensor_from
+from skeletal.core.pruning.criteria.inputs import along_paths, check_dependent, tensor_from
 from skeletal.core.pruning.criteria.layers import layers_replaced
 
 WALKS = 128  # at a time
@@ -50,7 +50,7 @@ def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, g
     walk = _Walk(weights, generator)
     state = positive_state(model, weights)
     number, visits = 0, 0
-    with layers_replaced(model, weights, lambda layer, name: _taking(layer, walk, name), "phew"):
+    with layers_replaced(model, weights, lambda layer, name: _taking(layer, walk, name), "phew"), along_paths("phew"):
         while walk.found < count and visits < MOST_VISITS * count:
             for direction in (_forwards, _backwards):
                 walk.begin(number)
@@ -256,8 +256,7 @@ def _backwards(model: nn.Module, batch: object, walk: _Walk) -> None:
 
 
 def _gradients(of: Tensor, floats: list[Tensor]) -> list[Tensor]:
-    if not of.requires_grad:
-        return [torch.zeros_like(value) for value in floats]
+    check_dependent(of, "phew")
     refuse_reentrant(of)
     found = torch.autograd.grad(of, floats, allow_unused=True)
     return [torch.zeros_like(f) if g is None else g for f, g in zip(floats, found, strict=True)]
