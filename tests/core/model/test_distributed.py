@@ -25,6 +25,7 @@ METHODS = {
     "grasp-it": {"method": "grasp-it", "steps": 3},
     "synflow": {"method": "synflow", "steps": 3},
     "px": {"method": "px", "steps": 3, "batches_per_step": 2},
+    "ntk-sap": {"method": "ntk-sap", "steps": 3},
     "random": {"method": "random"},
     "2:4": {"method": "force", "steps": 3, "pattern": "2:4"},
     "channels": {"method": "snip", "pattern": "channels"},

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import examples, map_inputs, to_device
+from skeletal.core.model.distributed import average_over_ranks, everyone, rank
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import (
@@ -16,7 +17,7 @@ from skeletal.core.model.preserve import (
 from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.recompute import refuse_reentrant
 from skeletal.core.model.tensors import Tensors
-from skeletal.core.pruning.criteria.inputs import tensor_from
+from skeletal.core.pruning.criteria.inputs import check_dependent, tensor_from
 
 SPREAD = 1e-2
 """standard deviation of Δ, √ε"""
@@ -29,8 +30,9 @@ def tangent_kernel_saliency(
 
     For a small Δ ~ N(0, εI) its mean over Δ is ε times the trace of the tangent kernel, its nuclear norm (NTK-SAP,
     Wang et al. 2023, "Improving Neural Network Pruning by Aligning Training Dynamics"). Inputs x are noise N(0, 1) in
-    the shape of the batch. Weights θ₀ are noise as well, drawn anew at every call with each layer's mean square: many
-    realisations, one per pruning step, stand for the expectation.
+    the shape of the batch; over several processes, of all their batches together, of which each takes its own part.
+    Weights θ₀ are noise as well, drawn anew at every call with each layer's mean square: many realisations, one per
+    pruning step, stand for the expectation.
 
     Args:
         model: in the mode it is scored in; never written to.
@@ -44,14 +46,20 @@ def tangent_kernel_saliency(
 
     """
     floats = []
+    counts, own = everyone(examples(batch)), rank()
+    first, end = sum(counts[:own]), sum(counts[: own + 1])
 
     def noise(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        floats.append(normal(tensor, generator))
+        if tensor.dim() and len(tensor) == counts[own]:
+            floats.append(normal(tensor.new_empty(sum(counts), *tensor.shape[1:]), generator)[first:end])
+        else:
+            floats.append(normal(tensor, generator))
         return floats[-1]
 
     inputs = map_inputs(noise, to_device(batch, device_of(model)))
+    generator.set_state(everyone(generator.get_state())[0])  # it has moved on by the size of inputs
     if not floats:
         raise ValueError("ntk-sap sends noise through the network; this one takes no floating-point input")
     drawn = {name: normal(value, generator) * value.square().mean().sqrt() for name, value in weights.items()}
@@ -69,13 +77,16 @@ def tangent_kernel_saliency(
 
     with differentiable(), autocast("float32", device_of(model)):
         distance = (outputs_at(drawn) - outputs_at(moved)).square().sum()
+        check_dependent(distance, "ntk-sap")
         refuse_reentrant(distance)
         gradients = torch.autograd.grad(distance, list(leaves.values()), allow_unused=True)
     passed(Passes("gradient", 2 * examples(inputs), fresh=False))
-    return {
-        name: torch.zeros_like(leaf) if gradient is None else gradient.abs()
+    found = {
+        name: torch.zeros_like(leaf.detach()) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
+    average_over_ranks(found)  # the sum, up to a factor
+    return {name: gradient.abs() for name, gradient in found.items()}
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
