@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from skeletal.cli import app
@@ -30,6 +33,32 @@ def test_advice_as_text_with_a_picture(cli):
     assert refused.status == 1 and "no finished runs of these methods and of the dense network" in refused.err
 
 
+def batches(root="runs"):
+    """Of every sweep: its method, steps and batches of each."""
+    configs = [json.loads(file.read_text()) for file in Path(root).rglob("config.json")]
+    keys = ("method", "steps", "batches_per_step")
+    return sorted(tuple(c[key] for key in keys) for c in configs if c["method"] != "dense")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["--steps", 2], [("force", 2, 1), ("snip", 1, 1), ("snip", 1, 2)]),
+        (["--steps", 2, "--batches-per-step", 3], [("force", 2, 3), ("snip", 1, 3), ("snip", 1, 6)]),
+    ],
+)
+def test_snip_mb_sees_as_many_batches_as_force(cli, given, found):
+    assert cli("advise", *FEW, "--methods", "force", "--methods", "snip-mb", *given).status == 0
+    assert batches() == found
+
+
+@pytest.mark.parametrize(("given", "found"), [([], {"px"}), (["--methods", "snip"], {"snip"})])
+def test_the_method_of_a_file_is_the_one_looked_at_unless_others_are_named(cli, given, found):
+    Path("my.toml").write_text('method = "px"\nsteps = 2\n')
+    assert cli("advise", "--config", "my.toml", *FEW[2:], *given).status == 0
+    assert {method for method, _, _ in batches()} == found
+
+
 def test_what_it_leaves_is_no_training(cli):
     assert cli("advise", *FEW).status == 0
     assert "no runs in runs" in cli("compare", "runs").err
@@ -51,6 +80,8 @@ def test_what_another_process_works_on_is_waited_for_by_the_user(cli):
         (["--best-of", 2], "advice follows one mask down to each density"),
         (["--density", 0.1], "name them with --densities"),
         (["--sparsity", 0.9], "name them with --densities"),
+        (["--method", "magnitude"], "name them, or one, with --methods, not --method"),
+        (["--method=force"], "name them, or one, with --methods, not --method"),
         (["--densities", 1.5], "density is 1.5"),
         (["--methods", "forc"], "unknown method 'forc'. Did you mean 'force'"),
         (["--seeds", 0], "at least one method, one density and one seed"),

@@ -93,7 +93,15 @@ def test_the_methods_of_the_help_are_those_of_the_table():
 def test_methods_as_people_write_them(written, method, batches):
     pruning = resolve(Pruning(method=written), "cifar10")
     assert (pruning.method, pruning.batches_per_step) == (method, batches)
-    assert resolve(Pruning(method=written, batches_per_step=7), "cifar10").batches_per_step == 7
+
+
+@pytest.mark.parametrize("given", [{}, {"steps": 5}, {"batches_per_step": 7}, {"steps": 5, "batches_per_step": 7}])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", ["snip-mb", "grasp-mb"])
+def test_many_batches_are_those_of_all_of_forces_steps(method, preset, given):
+    force, many = (resolve(Pruning(method=name, **given), preset) for name in ("force", method))
+    assert (many.steps, many.batches_per_step) == (1, force.steps * force.batches_per_step)
+    assert resolve(many, preset) == many
 
 
 def test_networks_and_data_sets_as_people_write_them(tmp_path, monkeypatch):

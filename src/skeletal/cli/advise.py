@@ -1,5 +1,6 @@
 """`skeletal advise`."""
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ def advise(
     Parameters
     ----------
     methods
-        one or more; by default force, snip and random
+        one or more; by default the method of a --config file, or else force, snip and random
     densities
         densities to look at; by default 0.5, 0.2, 0.1, ... 0.001
     seeds
@@ -67,15 +68,16 @@ def advise(
     from rich.console import Console
 
     from skeletal.core.choices import plain
-    from skeletal.core.pruning.shorthand import expanded
     from skeletal.study.beyond.advice_shown import Advised
     from skeletal.study.beyond.advise import DENSITIES, METHODS_ADVISED, Advice
 
     if pruning.density is not None or pruning.sparsity is not None:
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
+    if any(token.partition("=")[0] == "--method" for token in sys.argv):
+        raise ValueError("advise looks at several methods: name them, or one, with --methods, not --method")
     prunings = []
     for method in methods or METHODS_ADVISED:
-        steps = None if plain(expanded(method)[0]) in ONE_SHOT else pruning.steps
+        steps = None if plain(method) in ONE_SHOT else pruning.steps
         setup, settings = resolved(preset, setup, replace(pruning, method=method, steps=steps))
         prunings.append(settings)
     every = tuple(range(setup.seed, setup.seed + seeds))

@@ -26,7 +26,8 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
     """The settings of a TOML file, for the command in `tokens`.
 
     One file serves every command that takes such settings, `run` as well as `prune`: those that only the others take
-    are ignored. A density on the command line replaces a sparsity in the file, and vice versa.
+    are ignored. A density on the command line replaces a sparsity in the file, and vice versa. For `advise`, which takes
+    several methods, a file's method is the only one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -36,7 +37,7 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
     if not path.is_file():
         raise FileNotFoundError(f"no config file at {path}; `skeletal run --print-config > {path}` writes one")
     try:
-        settings: dict[str, Any] = tomllib.loads(path.read_text())
+        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for key, value in settings.items():
@@ -49,6 +50,8 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
         overruled = key in ("density", "sparsity") and given & {"--density", "--sparsity"}
         if passed_over or overruled:
             del settings[key]
+    if _command(tokens) == "advise" and "method" in settings:
+        settings.setdefault("methods", [settings.pop("method")])
     return Dict(settings, use_commands_as_keys=False, source=str(path))
 
 

@@ -58,11 +58,12 @@ class Pruning:
     """weights that stay or go together: channels (whole ones), fan-in (equally many in every output unit of a layer),
     N:M (at most N of M inputs, such as 2:4), RxC (blocks of R outputs and C inputs, such as 4x4)"""
     steps: int | None = None
-    """pruning steps T; one-shot methods take 1"""
+    """pruning steps T; one-shot methods take 1, snip-mb and grasp-mb the batches of so many in one"""
     schedule: Literal["exponential", "linear"] = "exponential"
     """how the number of kept weights falls: Eq. 9 or Eq. 8 of the paper"""
     batches_per_step: int | None = None
-    """batches whose gradients are averaged at each step; snip-mb is snip with as many as FORCE sees in all its steps"""
+    """batches whose gradients are averaged at each step; snip-mb is snip with as many as FORCE sees in all its steps:
+    --steps times these"""
     prune_batch_size: int | None = None
     """examples in each of those batches, over all processes"""
     as_in: str = "paper"
@@ -232,8 +233,9 @@ def resolve(record: Record, preset: str) -> Record:
                     "the method imp prunes single weights: leave --pattern out, or choose another --method"
                 )
         known |= AS_IN[as_in]
-        if many:  # as many as an iterative method sees in all its steps
-            known["batches_per_step"] *= known["steps"]
+        if many:  # as many as an iterative method with the same settings sees in all its steps
+            each, steps = record.batches_per_step or known["batches_per_step"], record.steps or known["steps"]
+            record = replace(record, steps=None, batches_per_step=each * steps)
         if record.density is not None and record.sparsity is not None:
             raise ValueError(
                 f"give density or sparsity, not both (density={record.density}, sparsity={record.sparsity})"
