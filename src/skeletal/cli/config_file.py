@@ -26,8 +26,8 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
     """The settings of a TOML file, for the command in `tokens`.
 
     One file serves every command that takes such settings, `run` as well as `prune`: those that only the others take
-    are ignored. A density on the command line replaces a sparsity in the file, and vice versa. For `advise`, which takes
-    several methods, a file's method is the only one.
+    are ignored. A density on the command line replaces a sparsity in the file, and vice versa. `advise`, which takes
+    several methods, takes the file's as the only one.
 
     Raises:
         FileNotFoundError: no such file.

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 import skeletal
 from skeletal.harness.config import Pruning, Training, resolve
@@ -32,6 +33,16 @@ def test_an_interrupted_run_keeps_its_mask(tmp_path, monkeypatch):
     assert folder.path == path and folder.finished
     assert skeletal.Mask.load(path / "mask.safetensors") == found
     assert result["kept"] == found.kept and result["prune_seconds"] == found.metadata["prune_seconds"]
+
+
+def test_a_last_batch_that_cannot_be_trained_on_is_refused_before_the_pruning(tmp_path, monkeypatch):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    monkeypatch.setattr(experiment, "create_model", lambda *_: network)
+    monkeypatch.setattr(finding, "prune", never)
+    images = len(finding.load_data(SETUP).train)
+    with pytest.raises(ValueError, match=f"{images} training images in batches of {images - 1} leave a single one"):
+        run(tmp_path, training=replace(TRAINING, batch_size=images - 1))
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_a_finished_run_is_only_read(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from skeletal.harness.runs.rewinding import last_round, rewind_epoch
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.moving import rule_of
 from skeletal.harness.training.processes import launcher
-from skeletal.harness.training.task import Task, TrainResult
+from skeletal.harness.training.task import Task, TrainResult, refuse_single_images
 from skeletal.harness.training.train import steps_per_epoch, train
 
 # A run stays the same run wherever things lie, whatever computes them and whosever defaults were taken.
@@ -228,6 +228,7 @@ def prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.
     data = load_data(setup)
     steps = steps_per_epoch(training, data)
     model = create_model(setup, data)
+    refuse_single_images(model, data, training)
     if (rule := rule_of(training, steps)) is not None:
         total = sum(weight.numel() for weight in prunable_weights(model).values())
         whole = steps * (training.epochs or 0)

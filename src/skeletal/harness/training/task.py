@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import ranks
+from skeletal.core.model.preserve import device_of, preserve_model, preserve_values
 from skeletal.harness.config import Training, without_later
 from skeletal.harness.console import trackers
 from skeletal.harness.data.placing import shared
@@ -106,3 +108,25 @@ def steps_per_epoch(training: Training, data: Data) -> int:
     if steps == 0:
         raise ValueError("there is nothing to train on: the training split is empty")
     return steps
+
+
+def refuse_single_images(model: nn.Module, data: Data, training: Training) -> None:
+    """Check that training meets no batch of one image, if batch norm then sees a single value per channel.
+
+    Raises:
+        ValueError: it would, at the latest at the end of an epoch.
+
+    """
+    images, batch = len(data.train), training.batch_size or 0
+    together = 1 if training.sync_bn else ranks()
+    if not any(0 < size < 2 * together for size in (min(batch, images), images % batch)):  # each rank has its part
+        return
+    try:
+        with preserve_model(model, training=True, seed=0), preserve_values(model), torch.no_grad():
+            model(data.blank().to(device_of(model)))
+    except ValueError as error:
+        raise ValueError(
+            f"{images} training images in batches of {batch} leave a single one to a batch"
+            f"{' of a process' if together > 1 else ''}, which this network cannot be trained on ({error}):"
+            " choose another --batch-size"
+        ) from None
