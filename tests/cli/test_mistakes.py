@@ -211,6 +211,42 @@ def test_a_folder_is_no_place_for_a_mask_and_nothing_is_searched_for_it(cli):
         assert "pruning" not in shown.err
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where nothing can be written")
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (["prune", "--method", "random", "--out"], "/proc/a.safetensors"),
+        (["diagnose", "a.safetensors", "--repair", 1, "--out"], "/proc/a.safetensors"),
+        *(
+            ([*command, "--plot"], plot)
+            for command in (["advise"], ["show", "a.safetensors"], ["compare", "runs"])
+            for plot in ("a.jpg", "/proc/a.png")
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(cli, command, file, monkeypatch):
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("worked for nothing, perhaps for hours")
+
+    for work in (
+        "core.masks.mask.Mask.load",
+        "harness.runs.finding.load_data",
+        "harness.runs.review.diagnose_mask",
+        "harness.store.search.runs_below",
+        "study.dispatch.launch.launch",
+    ):
+        monkeypatch.setattr(f"skeletal.{work}", worked)
+    shown = cli(*command, file)
+    assert shown.status == 1 and shown.out == "" and file in shown.err
+
+
+def test_an_export_that_cannot_be_written_is_refused_before_the_work(cli, monkeypatch):
+    Path("a-file").touch()
+    monkeypatch.setattr("skeletal.harness.runs.export.load_run", None)
+    shown = cli("export", "runs/a", "--torch", "--out", "a-file/net.pt2")
+    assert shown.status == 1 and "a-file/net.pt2" in shown.err
+
+
 def test_a_defect_of_ours_is_not_dressed_up_as_the_users(cli, monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError

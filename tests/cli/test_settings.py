@@ -21,6 +21,7 @@ def printed(cli, *arguments):
         ["run", "--density", "0.0123", "--lr", "1e-7", "--milestones", "0.2", "--milestones", "0.9", "--bf16"],
         ["run", "--empty-milestones"],
         ["run", "--data-dir", 'C:\\my "data" ü'],
+        ["run", "--data-dir", "data/\U0001f600"],
         ["run", "--sparsity", "0.98"],
         ["prune", "--schedule", "linear", "--steps", "7"],
         ["train", "--channels-last", "--test-every", "2"],

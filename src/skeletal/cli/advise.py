@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, print_json, resolved, work
+from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, check_files, print_json, resolved, work
 from skeletal.harness.config import ONE_SHOT, Pruning, Setup
 
 
@@ -75,6 +75,7 @@ def advise(
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
     if any(token.partition("=")[0] == "--method" for token in sys.argv):
         raise ValueError("advise looks at several methods: name them, or one, with --methods, not --method")
+    check_files(plot=plot)
     prunings = []
     for method in methods or METHODS_ADVISED:
         steps = None if plain(method) in ONE_SHOT else pruning.steps

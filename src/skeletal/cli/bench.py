@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from skeletal.cli.settings import Flag, print_json
+from skeletal.cli.settings import Flag, check_files, print_json
 from skeletal.core.progress import say
 
 
@@ -87,7 +87,8 @@ def bench(
     names = tuple(name.strip() for name in baselines.split(",") if name.strip())
     for name in names:
         require("baseline", name, [key for key in CONTESTANTS if key not in OURS])
-    _check({"batch-size": batch_size, "repeat": repeat, "threads": threads}, out, plot)
+    _check({"batch-size": batch_size, "repeat": repeat, "threads": threads})
+    check_files(out, plot=plot)
     if threads is not None:
         torch.set_num_threads(threads)
     masks = {}
@@ -119,22 +120,13 @@ def bench(
             print(f"written: {written}")
 
 
-def _check(numbers: Mapping[str, int | None], out: Path | None, plot: Path | None) -> None:
+def _check(numbers: Mapping[str, int | None]) -> None:
     """Refuse what would fail only once everything has been measured.
 
     Raises:
-        ValueError: a number below 1, or no name of a picture.
-        OSError: nothing can be written there.
+        ValueError: a number below 1.
 
     """
-    from skeletal.core.files import require_writable
-    from skeletal.harness.output.figures import require_picture
-
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"--{name} is {number}; it has to be at least 1")
-    if plot is not None:
-        require_picture(plot)
-    for path in (out, plot):
-        if path is not None:
-            require_writable(path)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from skeletal.cli.settings import Flag, print_json
+from skeletal.cli.settings import Flag, check_files, print_json
 
 
 def diagnose(
@@ -48,6 +48,7 @@ def diagnose(
         raise ValueError("--out is where the repaired mask goes: say how many weights a layer gets with --repair")
     if out is not None and out.exists():
         raise ValueError(f"{out} already exists: choose another --out")
+    check_files(out)
     mask, found = diagnose_mask(path, model=model, data=data, data_dir=data_dir, repaired=repair)
     if out is not None:
         mask.save(out)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from skeletal.cli.settings import Flag, print_json, summary
+from skeletal.cli.settings import Flag, check_files, print_json, summary
 
 
 def evaluate(
@@ -75,6 +75,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     """
     if not paths:
         raise ValueError("name the mask files or run folders to show")
+    check_files(plot=plot)
     from skeletal.core.masks.mask import Mask
     from skeletal.harness.ledger import Cost, Ledger
     from skeletal.harness.output.costs import cost_table

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from skeletal.cli.settings import Flag, print_json
+from skeletal.cli.settings import Flag, check_files, print_json
 
 
 def compare(
@@ -59,6 +59,7 @@ def compare(
     """
     if markdown + csv + latex + json > 1:
         raise ValueError("--markdown, --csv, --latex and --json exclude each other: choose one")
+    check_files(plot=plot)
     from skeletal.harness.comparison import compare as comparing
     from skeletal.harness.comparison.budget import at_most
     from skeletal.harness.comparison.row import row_of

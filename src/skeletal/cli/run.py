@@ -12,6 +12,7 @@ from skeletal.cli.settings import (
     SetupFlags,
     SlurmFlags,
     TrainingFlags,
+    check_files,
     print_json,
     resolved,
     summary,
@@ -136,6 +137,7 @@ def prune(
     from skeletal.core.model.distributed import on_first
     from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
+    on_first(lambda: check_files(out))
     data = load_data(setup)
     mask = find_mask(create_model(setup, data), data, setup, pruning)
     on_first(lambda: mask.save(out))

@@ -37,6 +37,24 @@ def resolved(preset: str, *records: Any) -> list[Any]:
     return [_known(resolve(record, preset)) for record in records]
 
 
+def check_files(out: Path | None = None, *, plot: Path | None = None) -> None:
+    """Refuse files that could not be written, before the work that goes into them; makes their folders.
+
+    Raises:
+        ValueError: `plot` is not the name of a picture.
+        OSError: nothing can be written there.
+
+    """
+    from skeletal.core.files import require_writable
+    from skeletal.harness.output.figures import require_picture
+
+    if plot is not None:
+        require_picture(plot)
+    for path in (out, plot):
+        if path is not None:
+            require_writable(path)
+
+
 def _known(record: Any) -> Any:
     """A network of another library under that library's name for it; ours need no look-up."""
     if not isinstance(record, Setup) or record.model in NETWORKS:
@@ -68,7 +86,7 @@ def print_config(preset: str, *records: Any) -> None:
 
 def _toml(value: Any) -> str:
     # JSON's strings, numbers, booleans and lists are TOML's, too.
-    return json.dumps(str(value) if isinstance(value, Path) else value)
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
 def print_json(value: Any) -> None:

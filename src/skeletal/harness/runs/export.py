@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skeletal.compaction.compact import compact
 from skeletal.core.extras import extra
-from skeletal.core.files import write_atomically
+from skeletal.core.files import require_writable, write_atomically
 from skeletal.core.progress import stage
 from skeletal.harness.runs.load import load_run
 
@@ -54,6 +54,8 @@ def export(path: Path, form: str, out: Path | None = None, *, data_dir: Path | N
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
+    file = out or path / name
+    require_writable(file)
     run = load_run(path, data_dir)
     generator = torch.Generator().manual_seed(0)
     images, others = (torch.randn(count, *run.shape, generator=generator) for count in (4, 3))
@@ -61,7 +63,6 @@ def export(path: Path, form: str, out: Path | None = None, *, data_dir: Path | N
     if run.mask is not None:
         with stage("removing dead channels"):
             network = compact(run.network, run.mask, images).model.eval()
-    file = out or path / name
     draft = file.with_name(f".{file.name}.draft")
     try:
         with stage(f"exporting to {form}"):
