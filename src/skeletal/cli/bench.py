@@ -107,7 +107,7 @@ def bench(
     result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=say)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(dumps(result, indent=1))
+        out.write_text(dumps(result, indent=1), encoding="utf-8")
     if plot is not None:
         from skeletal.harness.bench.plot import plot_roofline
 

@@ -13,7 +13,7 @@ from skeletal.core.files import write_atomically
 def processor(*fields: str) -> list[str]:
     """The first line of each field in what Linux says about the CPU; elsewhere what Python knows about it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return [platform.machine(), platform.processor()]
     return [next((line for line in lines if line.startswith(field)), "") for field in fields]
@@ -22,7 +22,7 @@ def processor(*fields: str) -> list[str]:
 def remembered(name: str) -> dict[str, Any] | None:
     """What `remember` has written, or None."""
     try:
-        found = json.loads(_file(name).read_text())
+        found = json.loads(_file(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

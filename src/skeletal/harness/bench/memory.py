@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skeletal.harness.bench.setting import Setting
+from skeletal.harness.stopwatch import reset_peak, resident
 
-_STATUS = Path("/proc/self/status")
 _STEPS = 2  # the first makes gradients and momentum, the second runs with them
 
 
@@ -30,7 +30,7 @@ def peak_memory(setting: Setting, mask: Path, contestant: str, threads: int) -> 
         ValueError: the process failed; its last line of errors.
 
     """
-    if not _STATUS.exists():
+    if resident("VmHWM") is None:
         return None
     order = {"setting": asdict(setting), "mask": str(mask), "contestant": contestant, "threads": threads}
     command = [sys.executable, "-m", __name__]
@@ -39,10 +39,6 @@ def peak_memory(setting: Setting, mask: Path, contestant: str, threads: int) -> 
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise ValueError(f"measuring the memory of {contestant} failed: {last}; --no-memory leaves it out")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _held(what: str) -> int:
-    return 1024 * int(_STATUS.read_text().split(f"{what}:")[1].split()[0])
 
 
 def _answer() -> None:
@@ -58,14 +54,14 @@ def _answer() -> None:
     inputs, targets = setting.batch()
     mask = Mask.load(order["mask"])
     with flush_denormals():
-        before = _held("VmRSS")
+        before = resident("VmRSS") or 0
         contestant = candidate.build(setting.network(), mask, inputs, targets)
         gc.collect()
-        built = _held("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        built = resident("VmRSS") or 0
+        reset_peak()
         for _ in range(_STEPS):
             contestant.train()
-        print(json.dumps({"built": built - before, "peak": _held("VmHWM") - before}))
+        print(json.dumps({"built": built - before, "peak": (resident("VmHWM") or 0) - before}))
 
 
 if __name__ == "__main__":

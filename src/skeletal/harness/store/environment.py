@@ -28,7 +28,7 @@ def _version(package: str) -> str | None:
 def cpu_model() -> str | None:
     """What the CPU calls itself."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
