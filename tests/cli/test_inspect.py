@@ -84,6 +84,27 @@ def test_show_a_run(cli):
     assert unfinished.status == 1 and dense["folder"] in unfinished.err
 
 
+def test_of_several_paths_those_that_hold_nothing_are_passed_over(cli, masks):
+    """As the shell makes of runs/*: a mask, logs, another program's file, a run that has only begun."""
+    begun = Path(cli("run", "--epochs", "1", "--batch-size", "512", "--method", "dense", "--json").json["folder"])
+    (begun / "result.json").unlink()
+    (begun.parent / "logs").mkdir()
+    (begun.parent / "mlflow.db").write_text("SQLite format 3")
+    others = sorted(begun.parent.iterdir())
+    assert {path.name for path in others} == {"logs", "mlflow.db", begun.name}
+    shown = cli("show", masks[0], *others)
+    assert shown.status == 0 and cli("show", masks[0]).out.startswith(shown.out)
+    for path in others:
+        assert len([line for line in shown.err.splitlines() if f"passed over: {path} " in line]) == 1
+    nothing = cli("show", *others)
+    assert nothing.status == 1 and all(str(path) in nothing.err for path in others)
+    assert cli("show", masks[0], "runs/mine").status == 1  # misspelt, perhaps
+    damaged = Path("damaged.safetensors")
+    damaged.write_text("cut off")
+    assert cli("show", masks[0], damaged).status == 1
+    assert cli("compare", *others).err.startswith(f"passed over: {begun.parent / 'mlflow.db'} is not a folder")
+
+
 def test_doctor(cli, tmp_path):
     text, found = cli("doctor"), cli("doctor", "--json", "--data-dir", "elsewhere").json
     assert text.status == 0 and text.err == ""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from skeletal.cli.settings import Flag, check_files, print_json, summary
+from skeletal.core.progress import say
 
 
 def evaluate(
@@ -53,8 +54,8 @@ def evaluate(
 def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: Flag = False) -> None:
     """Show masks or runs: layers, how they were found, accuracy, what they cost.
 
-    Given several, shows them side by side, with a column of kept weights for each. Given another folder, shows the
-    runs in it, at any depth.
+    Given several, shows them side by side, with a column of kept weights for each, and passes over what holds neither
+    masks nor results. Given another folder, shows the runs in it, at any depth.
 
     For example:
 
@@ -83,7 +84,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     from skeletal.harness.store.folders import MASK, RunFolder
 
     masks: dict[str, Mask] = {}
-    named, paths = paths, tuple(inside for path in paths for inside in _runs_in(path))
+    named, paths = paths, _inside_all(paths)
     stems = [path.name.removesuffix(".safetensors") for path in paths]
     for path, stem in zip(paths, stems, strict=True):
         file = path
@@ -97,9 +98,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
                 if (costs := cost_table(Ledger.read(result.get("cost")))).rows:
                     print(costs.shown(markdown=markdown), end="\n\n")
             if not file.exists():
-                if not folder.finished and paths == named:
-                    raise ValueError(f"{path} holds neither a mask nor a result yet")
-                continue  # a dense run, or one that has just begun
+                continue  # a dense run
         masks[stem if stems.count(stem) == 1 else str(path)] = Mask.load(file)
     if plot is not None:
         if not masks:
@@ -123,16 +122,50 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
         print(f"drawn into {plot}")
 
 
-def _runs_in(path: Path) -> list[Path]:
-    """The run folders in a folder that is not one itself."""
-    from skeletal.harness.store.folders import is_run
+class _NothingError(ValueError):
+    """A path holds nothing to show."""
+
+
+def _inside_all(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """What lies at several paths; those that hold nothing are told of and passed over, unless all do."""
+    found, nothing = [], []
+    for path in paths:
+        try:
+            found += _inside(path)
+        except _NothingError as error:
+            nothing.append(str(error))
+    if not found:
+        raise ValueError("; ".join(nothing))
+    for reason in nothing:
+        say(f"passed over: {reason}")
+    return tuple(found)
+
+
+def _inside(path: Path) -> list[Path]:
+    """The mask file or run folder at a path, or the run folders in the folder there, as far as they hold something.
+
+    Raises:
+        _NothingError: there is none.
+
+    """
+    from skeletal.core.errors import MaskError
+    from skeletal.core.masks.mask import Mask
+    from skeletal.harness.store.folders import MASK, RunFolder, is_run
     from skeletal.harness.store.search import runs_below
 
-    if not path.is_dir() or is_run(path):
+    if not path.is_dir():
+        if path.is_file() and path.suffix != ".safetensors":
+            try:
+                Mask.load(path)
+            except MaskError as error:
+                raise _NothingError(str(error)) from None
         return [path]
-    found = [folder.path for folder in runs_below(path)]
+    folders = [RunFolder.at(path)] if is_run(path) else list(runs_below(path))
+    if not folders:
+        raise _NothingError(f"{path} is not a run folder and contains none")
+    found = [folder.path for folder in folders if folder.finished or (folder.path / MASK).exists()]
     if not found:
-        raise ValueError(f"{path} is not a run folder and contains none")
+        raise _NothingError(f"{path} holds neither a mask nor a result yet")
     return found
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, check_files, print_json
+from skeletal.core.progress import say
 
 
 def compare(
@@ -65,8 +66,13 @@ def compare(
     from skeletal.harness.comparison.row import row_of
     from skeletal.harness.store.search import runs_below
 
-    found = (folder for root in runs or (Path("runs"),) for folder in runs_below(root))
-    folders = {folder.path.absolute(): folder for folder in found if "kind" not in folder.config}  # trainings alone
+    roots = runs or (Path("runs"),)
+    if len(roots) > 1:  # of runs/*, say, which names whatever else lies there
+        for file in (path for path in roots if path.is_file()):
+            say(f"passed over: {file} is not a folder")
+        roots = [path for path in roots if not path.is_file()]
+    found = (folder for root in roots for folder in runs_below(root))
+    folders = {folder.path.resolve(): folder for folder in found if "kind" not in folder.config}  # trainings alone
     if not folders:
         raise ValueError(f"no runs in {', '.join(map(str, runs or ('runs',)))}")
     rows = comparing.chosen(map(row_of, folders.values()), filter or ())
