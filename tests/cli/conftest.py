@@ -8,6 +8,7 @@ import pytest
 
 from skeletal.cli import app, main
 from skeletal.core.errors import BusyError
+from skeletal.core.progress import Progress, Stage, shown
 from skeletal.harness.store.folders import RunFolder
 
 
@@ -47,6 +48,23 @@ def cli(tmp_path, monkeypatch, capsys):
         return Outcome(status, *capsys.readouterr())
 
     return skeletal
+
+
+class Heard(Progress):
+    """Everything that stages say, as lines."""
+
+    def __init__(self) -> None:
+        self.lines_said: list[str] = []
+
+    def changed(self, stage: Stage) -> None:
+        self.lines_said.append(str(stage))
+
+
+@pytest.fixture
+def heard():
+    """What stages say while they go on."""
+    with shown(True, Heard) as progress:
+        yield progress.lines_said
 
 
 @pytest.fixture

@@ -68,6 +68,15 @@ def test_what_it_leaves_is_no_training(cli):
     assert trained.status == 0 and cli("compare", "runs").out.count("snip") == 2  # in the heading, and as a row
 
 
+def test_the_time_left_is_that_of_this_sessions_sweeps(cli, heard):
+    assert cli("advise", *FEW).status == 0
+    next(Path("runs/advise").glob("*/result.json")).unlink()
+    heard.clear()
+    assert cli("advise", *FEW).status == 0
+    first = next(line for line in heard if line.startswith("sweeps: 1 of 2, "))
+    assert "left" not in first and any(line.startswith("sweeps: 2 of 2, ") for line in heard)
+
+
 @pytest.mark.usefixtures("all_busy")
 def test_what_another_process_works_on_is_waited_for_by_the_user(cli):
     done = cli("advise", *FEW)

@@ -28,3 +28,15 @@ def test_demo(cli, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in Path("here").glob("*/*")} == before
     kept = {(result["method"], result.get("kept")) for result in printed["results"]}
     assert kept == {("dense", None)} | {(m, k) for m in ("force", "snip", "random") for k in (47_158, 2_358)}
+
+
+def test_the_time_left_is_that_of_this_sessions_runs(cli, heard, monkeypatch):
+    monkeypatch.setattr(import_module("skeletal.cli.demo"), "METHODS", ("random",))
+    monkeypatch.setattr(import_module("skeletal.cli.demo"), "DENSITIES", (0.1, 0.005))
+    assert cli("demo", "--epochs", "1").status == 0
+    next(Path("runs/demo").glob("*random-0.1-*/result.json")).unlink()
+    heard.clear()
+    assert cli("demo", "--epochs", "1").status == 0
+    told = [line for line in heard if line.startswith("prune, train, test: run ")]
+    assert ["left" in line for line in told] == [False] * len(told)
+    assert [line.split()[4] for line in told] == ["2", "2", "3", "3"]

@@ -24,6 +24,14 @@ def test_a_finished_study_is_only_read(ran):
     assert again["runs"] == again["finished"] == 2 and again["errors"] == {} and again["submitted"] == []
 
 
+def test_the_time_left_is_that_of_this_sessions_runs(ran, heard, tmp_path):
+    """A run of an earlier session took no time in this one."""
+    next((tmp_path / "studies").glob("*/result.json")).unlink()
+    assert ran("study", "run", *FEW, *HERE).status == 0
+    first = next(line for line in heard if line.startswith("runs: 1 of 2, "))
+    assert "left" not in first and any(line.startswith("runs: 2 of 2, ") for line in heard)
+
+
 def test_list_tells_what_is_done(ran):
     listed = ran("study", "list", "--scale", "smoke", "--json").json
     items = {line["item"]: line for line in listed["items"]}

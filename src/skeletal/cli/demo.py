@@ -37,7 +37,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
 
     from skeletal.core.errors import CollapseWarning
     from skeletal.harness.output.accuracy import plot_accuracy
-    from skeletal.harness.runs.experiment import run
+    from skeletal.harness.runs.experiment import run, run_folder
     from skeletal.harness.runs.finding import DENSE
 
     torch.set_num_threads(1)  # on 8x8 images threads wait for each other more than they compute
@@ -49,11 +49,13 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
         f"{len(settings)} runs: prune {setup.model} before training,"
         f" train {epochs} epoch{'s' if epochs != 1 else ''} on {setup.data}, test"
     )
-    with stage("prune, train, test", len(settings), unit="run") as told:
-        for number, (method, density) in enumerate(settings):
-            told.update(number, note=method if method == DENSE else f"{method} at density {density:g}")
-            wanted = Pruning(method=method, density=None if method == DENSE else density)
-            pruning, training = resolved("quick", wanted, Training(epochs=epochs, batch_size=64, engine="dense"))
+    wanted = [Pruning(method=method, density=None if method == DENSE else density) for method, density in settings]
+    training, *prunings = resolved("quick", Training(epochs=epochs, batch_size=64, engine="dense"), *wanted)
+    left = [not run_folder(setup, pruning, training, root=out).finished for pruning in prunings]
+    with stage("prune, train, test", len(left), unit="run", done=left.count(False)) as told:
+        for number, pruning in enumerate(prunings):
+            what = DENSE if pruning.method == DENSE else f"{pruning.method} at density {pruning.density:g}"
+            told.update(len(left) - sum(left[number:]), note=what)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CollapseWarning)  # the table says it
                 results.append(run(setup, pruning, training, root=out, progress=False)[1])

@@ -123,10 +123,10 @@ def work(jobs: Sequence[Any], root: Path, setup: Setup, what: str, *, executor: 
         BusyError: another process works on some.
 
     """
-    from skeletal.study.dispatch.launch import launch, refuse_unfinished
+    from skeletal.study.dispatch.launch import counts, launch, refuse_unfinished
     from skeletal.study.paper.collect import error_of
 
-    with stage(what, len(jobs)) as told:
+    with stage(what, len(jobs), done=counts(jobs, root)["finished"]) as told:
 
         def report(counted: Any) -> None:
             told.update(counted["finished"], note=f"{counted['failed']} failed" if counted["failed"] else "")

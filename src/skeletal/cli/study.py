@@ -126,7 +126,7 @@ def run(
     from skeletal.study.dispatch.launch import counts, launch
     from skeletal.study.paper.collect import error_of
 
-    with stage("runs", len(todo)) as told:
+    with stage("runs", len(todo), done=counts(todo, which.root)["finished"]) as told:
 
         def report(counted: Any) -> None:
             told.update(counted["finished"], note=f"{counted['failed']} failed" if counted["failed"] else "")
