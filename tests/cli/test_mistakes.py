@@ -47,6 +47,7 @@ VALUES = {
         ["study", "run", "fig7", "--scale", "smoke", "--plan", "array", "--slurm.partition", "gpu"],
         ["--plan prints no --slurm.*", "#SBATCH"],
     ),
+    "waiting by those who do not": (["run", "--wait", "--executor", "local"], ["passes over", "leave --wait out"]),
     "several processes in this one": (["sanity", "--jobs", "4"], ["--jobs needs --executor local"]),
     "advice by several processes in this one": (["advise", "--jobs", "2"], ["--jobs needs --executor local"]),
     "a study by several processes in this one": (

@@ -67,6 +67,18 @@ def test_a_run_from_end_to_end(cli, method):
     assert stamps(folder) == before  # nothing was overwritten, nothing trained again
 
 
+def test_a_finished_run_can_still_be_logged(cli):
+    folder = Path(cli("run", *METHODS["random"], *QUICK, "--json").json["folder"])
+    cli("prune", *METHODS["random"])
+    again = [*METHODS["random"], *QUICK, "--log", "csv"]
+    assert cli("run", *again).status == 0 and len((folder / "metrics.csv").read_text().splitlines()) == 2
+    (folder / "metrics.csv").unlink()
+    assert cli("run", *again, "--executor", "local").status == 0 and (folder / "metrics.csv").exists()
+    cli("train", "--mask", "mask.safetensors", *QUICK)
+    assert cli("train", "--mask", "mask.safetensors", *QUICK, "--log", "csv").status == 0
+    assert len(list(Path("runs").glob("*/metrics.csv"))) == 2
+
+
 def test_other_settings_are_another_run(cli):
     folders = {
         cli("run", *METHODS["random"], *QUICK, *more, "--json").json["folder"]

@@ -59,7 +59,7 @@ def run(
     seeds
         number of seeds, from --seed on; prints mean accuracy and deviation
     wait
-        wait for another process that works on the same run, instead of failing
+        wait for another process that works on the same run, instead of failing; with --executor none
     executor
         none: in this process; local: in a process of its own; slurm: submit it; it resumes when preempted
     slurm
@@ -75,6 +75,10 @@ def run(
     setup, pruning, training = resolved(preset, setup, pruning, training)
     if seeds < 1:
         raise ValueError(f"--seeds is the number of runs and has to be at least 1, not {seeds}")
+    if wait and executor != "none":
+        raise ValueError(f"--executor {executor} passes over what another process works on: leave --wait out")
+    from skeletal.harness.console.trackers import log_finished
+
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
     if executor != "none" or slurm:
         from skeletal.study.dispatch.launch import launch_one, refuse_slurm
@@ -86,10 +90,14 @@ def run(
         if ids:
             return print_json({"submitted": ids}) if json else print(f"submitted to Slurm: {', '.join(ids)}")
         folders = [job.folder(out) for job in jobs]
+        for folder in folders:
+            log_finished(folder, training)
         return _report([(folder.path, folder.result()) for folder in folders], json)
     from skeletal.harness.runs import experiment
 
     done = [experiment.run(each, pruning, training, root=out, name=name, wait=wait) for each in setups]
+    for folder, _ in done:
+        log_finished(folder, training)
     _report([(folder.path, result) for folder, result in done], json)
 
 
@@ -190,9 +198,11 @@ def train(
     if mask is not None:
         setup = _as_the_mask_was_found(mask, setup)
     setup, training = resolved(preset, setup, training)
+    from skeletal.harness.console.trackers import log_finished
     from skeletal.harness.runs import experiment
 
     folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait)
+    log_finished(folder, training)
     _report([(folder.path, result)], json)
 
 

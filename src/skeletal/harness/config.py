@@ -58,12 +58,11 @@ class Pruning:
     """weights that stay or go together: channels (whole ones), fan-in (equally many in every output unit of a layer),
     N:M (at most N of M inputs, such as 2:4), RxC (blocks of R outputs and C inputs, such as 4x4)"""
     steps: int | None = None
-    """pruning steps T; one-shot methods take 1, snip-mb and grasp-mb the batches of so many in one"""
+    """pruning steps T; one-shot methods take 1"""
     schedule: Literal["exponential", "linear"] = "exponential"
     """how the number of kept weights falls: Eq. 9 or Eq. 8 of the paper"""
     batches_per_step: int | None = None
-    """batches whose gradients are averaged at each step; snip-mb is snip with as many as FORCE sees in all its steps:
-    --steps times these"""
+    """batches whose gradients are averaged at each step; snip-mb is snip with as many as FORCE sees in all its steps"""
     prune_batch_size: int | None = None
     """examples in each of those batches, over all processes"""
     as_in: str = "paper"

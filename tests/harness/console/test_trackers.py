@@ -56,6 +56,22 @@ def test_every_number_of_metrics_jsonl_is_a_scalar(tmp_path):
     assert b"0.weight" in text.tensor_proto.string_val[0] and b"kept 80 of 176" in text.tensor_proto.string_val[0]
 
 
+def test_a_finished_run_is_logged_as_if_it_had_been_from_the_beginning(tmp_path):
+    """The truth is a run that was; what has been logged already is left alone."""
+    both = replace(LOGGED, log=("csv",))
+    asked, late = run(tmp_path / "asked", training=both), run(tmp_path / "late", training=TRAINING)
+    folder = RunFolder.at(late)
+    MASK.save(late / "mask.safetensors")
+    (late / "metrics.jsonl").write_bytes((asked / "metrics.jsonl").read_bytes())  # the same seconds
+    trackers.log_finished(folder, TRAINING)
+    assert not (late / "tensorboard").exists() and not (late / "metrics.csv").exists()
+    for _ in range(2):
+        trackers.log_finished(folder, both)
+        assert logged(late / "tensorboard")[0] == logged(asked / "tensorboard")[0]
+        assert (late / "metrics.csv").read_bytes() == (asked / "metrics.csv").read_bytes()
+        assert len(list((late / "tensorboard").iterdir())) == 1
+
+
 def test_without_the_option_nothing_is_written(tmp_path):
     assert not (run(tmp_path, training=TRAINING) / "tensorboard").exists()
 

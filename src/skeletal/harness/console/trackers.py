@@ -1,16 +1,17 @@
 """Who is told of every epoch, besides the `metrics.jsonl` that every run has; TensorBoard is one of them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.distributed import rank
 from skeletal.harness.config import LOGGERS, Training
 from skeletal.harness.console.loggers import Csv, MLflow, WandB, scalars
-from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.folders import MASK, STARTING_MASK, RunFolder
 
 
 class Tracker(Protocol):
@@ -89,21 +90,39 @@ def names_of(training: Training) -> tuple[str, ...]:
 
 def of(folder: RunFolder | None, training: Training, mask: Mask | None, start: int) -> Tracker:
     """The trackers of a run that is at epoch `start`; without a folder nobody is told."""
-    if folder is None:
-        return Several(())
+    return Several(()) if folder is None else _opened(folder, names_of(training), mask, start)
+
+
+def _opened(folder: RunFolder, names: Sequence[str], mask: Mask | None, start: int) -> Tracker:
     opened: dict[str, Callable[[], Tracker]] = {
         "csv": lambda: Csv(folder),
-        "tensorboard": lambda: TensorBoard(folder.path / "tensorboard", mask, start=start),
+        "tensorboard": lambda: TensorBoard(folder.path / _FILES["tensorboard"], mask, start=start),
         "wandb": lambda: WandB(folder),
         "mlflow": lambda: MLflow(folder),
     }
     with ExitStack() as stack:  # closes those already open if the next one fails
         trackers = []
-        for name in names_of(training):
+        for name in names:
             trackers.append(opened[name]())
             stack.callback(trackers[-1].close)
         stack.pop_all()
     return Several(trackers)
+
+
+_FILES = {"csv": "metrics.csv", "tensorboard": "tensorboard"}
+"""what loggers that keep files in the run's folder call them"""
+
+
+def log_finished(folder: RunFolder, training: Training) -> None:
+    """Tell of a finished run's epochs those who keep files in its folder and have none: it did not know of them."""
+    late = [name for name in names_of(training) if name in _FILES and not (folder.path / _FILES[name]).exists()]
+    if not late or rank():
+        return
+    masks = (folder.path / name for name in (STARTING_MASK, MASK))
+    mask = next((Mask.load(file) for file in masks if file.exists()), None)
+    with closing(_opened(folder, late, mask, 0)) as tracker:
+        for row in folder.metrics():
+            tracker.epoch(row)
 
 
 def require_loggers(training: Training) -> None:
