@@ -190,6 +190,11 @@ def _() -> object:
     return command("run", "--model", "lenet5")
 
 
+@case(SETTINGS, "a last batch of one image, on which batch norm cannot train")
+def _() -> object:
+    return command("run", "--model", "resnet50-cifar", "--batch-size", "4")
+
+
 def config(content: bytes) -> str:
     Path("my.toml").write_bytes(content)
     return command("run", "--config", "my.toml")
