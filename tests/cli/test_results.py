@@ -122,6 +122,53 @@ def test_a_length_for_each_density_is_one_curve(cli):
     assert ">force<" in drawn and "epochs=" not in drawn
 
 
+def by_label(place):
+    found = [row_of(RunFolder.at(file.parent)) for file in sorted(Path(place).rglob("config.json"))]
+    seeds = {}
+    for row, label in zip(found, labels(found), strict=True):
+        seeds.setdefault(label, []).append((row["density_asked"], row["seed"]))
+    return {label: sorted(those) for label, those in seeds.items()}
+
+
+def test_what_follows_from_the_density_makes_no_other_curve(cli):
+    for density, rounds in ((0.8, 1), (0.64, 2)):
+        leave("runs", "imp", density, 0, 60.0, steps=rounds)
+    leave("runs/other", "imp", 0.64, 0, 60.0, steps=5)
+    assert by_label("runs") == {"imp": [(0.64, 0), (0.8, 0)], "imp, steps=5": [(0.64, 0)]}
+
+
+def test_gradual_pruning_to_several_densities_is_one_curve_for_each_it_begins_with(cli):
+    for end in (0.3, 0.1):
+        leave("dense", "dense-gradual", end, 0, 60.0, asked=1.0, update="gradual", update_density=end)
+        for start in (0.9, 0.5):
+            how = {"asked": start, "update": "gradual", "update_density": end}
+            leave(f"from/{start}", "snip-gradual", end, 0, 60.0, **how)
+    assert by_label("dense") == {"dense-gradual": [(0.1, 0), (0.3, 0)]}
+    assert by_label("from") == {
+        "snip-gradual, starting_density=0.9": [(0.1, 0), (0.3, 0)],
+        "snip-gradual, starting_density=0.5": [(0.1, 0), (0.3, 0)],
+    }
+    rows = [row_of(RunFolder.at(file.parent)) for file in Path("from").rglob("config.json")]
+    assert all(len(group) == 1 for _, group in outcomes(rows))
+
+
+def test_what_one_command_does_in_one_and_two_do_in_turn_is_one_curve(cli):
+    how = ["--method", "snip", "--density", 0.3, "--prune-batch-size", 32]
+    train = ["--epochs", 1, "--batch-size", 512, "--engine", "dense", "--out", "both", "--device", "cpu"]
+    best = ["--best-of", 2, "--batches-per-step", 2]
+    for seed, more in ((0, []), (1, ["--recompute"]), (0, best), (1, best), (0, ["--as-in", "force-code"])):
+        mask = f"mask-{seed}{''.join(map(str, more))}.safetensors"
+        assert cli("prune", *how, *more, "--seed", seed, "--out", mask, "--device", "cpu").status == 0
+        assert cli("train", "--mask", mask, *train).status == 0
+    for seed, more in ((2, []), (2, best), (2, ["--loss", "nll"])):
+        assert cli("run", *how, *train, *more, "--seed", seed).status == 0
+    assert by_label("both") == {
+        "snip, batches_per_step=1": [(0.3, seed) for seed in (0, 1, 2)],
+        "snip, batches_per_step=2, best_of=2": [(0.3, seed) for seed in (0, 1, 2)],
+        "snip, batches_per_step=1, loss=nll": [(0.3, seed) for seed in (0, 2)],
+    }
+
+
 def test_runs_with_masks_from_files_are_seeds_of_each_other_as_they_were_found(cli):
     train = ["--epochs", 1, "--batch-size", 512, "--device", "cpu", "--engine", "dense", "--out", "masked"]
     for seed, steps in ((0, 2), (1, 2), (0, 3)):

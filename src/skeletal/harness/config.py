@@ -193,6 +193,12 @@ LATER = {
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
 
+# A run stays the same run wherever things lie, whatever computes them and whosever defaults were taken.
+NOT_IDENTITY = (
+    "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "log", "sparsity",
+    "as_in", "recompute",
+)  # fmt: skip
+
 IMP = "imp"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 

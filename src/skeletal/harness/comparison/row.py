@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from skeletal.core.masks.mask import Mask
-from skeletal.harness.config import Pruning
+from skeletal.harness.config import AS_IN, IMP, NOT_IDENTITY, Pruning, Setup, Training, rounds_to
 from skeletal.harness.ledger import Ledger
 from skeletal.harness.store.folders import MASK, RunFolder
 
@@ -14,9 +14,14 @@ COSTS = ("finding_macs", "training_macs", "total_macs", "dense_macs", "memory")
 COLUMNS = (
     "model", "data", "method", "density", "sparsity", "seed", "epochs", "accuracy", "seconds", *COSTS, "folder",
 )  # fmt: skip
-_NO_DIFFERENCE = {*COLUMNS, "density_asked", "epochs_asked", "test_every", "mask"}
-"""columns, settings that change no result, and the digest of a mask, whose settings stand beside it"""
-_FINDING = {f.name for f in fields(Pruning)}
+_NO_DIFFERENCE = {
+    *COLUMNS, *NOT_IDENTITY, "density_asked", "update_density", "epochs_asked", "test_every", "on_collapse", "mask",
+}  # fmt: skip
+"""columns and what is asked for in them, settings that change no mask and no result, and the digest of a mask, whose
+settings stand beside it"""
+_DEFAULTS = {f.name: f.default for record in (Setup, Pruning, Training) for f in fields(record)} | AS_IN["paper"]
+_LOSSES = {"default": "cross-entropy", "nll_loss": "nll"}
+"""as settings call the losses that masks record"""
 
 
 def row_of(folder: RunFolder) -> Row:
@@ -36,10 +41,14 @@ def row_of(folder: RunFolder) -> Row:
     if config.get("mask") is not None and (folder.path / MASK).exists():  # from a file, which says how it was found
         mask = Mask.load(folder.path / MASK)
         method, density = mask.metadata.get("method", "mask"), mask.density
-        found_with = {name: mask.metadata[name] for name in _FINDING if name in mask.metadata}
+        found_with = _found_with(mask)
         if mask.metadata.get("seed", config.get("seed")) != config.get("seed"):
             found_with["mask_seed"] = mask.metadata["seed"]
     density = 1.0 if method == "dense" else density
+    asked = config.get("density", found_with.get("density", density))
+    if config.get("update") == "gradual":  # which goes from one density to another
+        found_with["starting_density"] = config.get("density", found_with.get("density"))
+        asked = config.get("update_density")
     row = {
         "model": config.get("model"),
         "data": result.get("data", config.get("data")),
@@ -54,7 +63,22 @@ def row_of(folder: RunFolder) -> Row:
         "folder": str(folder.path),
     }
     settings = {name: value for name, value in (found_with | config).items() if name not in row}
-    return row | {"epochs_asked": config.get("epochs"), "density_asked": config.get("density", density)} | settings
+    return row | {"epochs_asked": config.get("epochs"), "density_asked": asked} | settings
+
+
+def _found_with(mask: Mask) -> Row:
+    """How a mask was found, as settings of a run say it."""
+    made = mask.metadata
+    found = {f.name: made[f.name] for f in fields(Pruning) if f.name in made}
+    if made.get("repaired"):  # to more weights than were asked for
+        found.pop("density", None)
+    if "loss" in made:
+        found["loss"] = _LOSSES.get(made["loss"], made["loss"])
+    if "engine" in made:
+        found["scoring_engine"] = made["engine"]
+    if "best_of" in made:
+        found["best_of"] = len(made["best_of"]["losses"])
+    return found
 
 
 def _costs(ledger: Ledger) -> Row:
@@ -86,9 +110,17 @@ def _family(row: Row) -> tuple[Any, ...]:
 
 def _differing(rows: Sequence[Row]) -> list[str]:
     settings = dict.fromkeys(name for row in rows for name in row if name not in _NO_DIFFERENCE)
-    return [name for name in sorted(settings) if len({str(row.get(name)) for row in rows}) > 1]
+    return [name for name in sorted(settings) if len({str(_setting(row, name)) for row in rows}) > 1]
+
+
+def _setting(row: Row, name: str) -> Any:
+    """A setting that tells one run from another; None for what is usual, or follows from the density."""
+    value = row.get(name)
+    if name == "steps" and row["method"] == IMP and value == rounds_to(row["density_asked"]):
+        return None
+    return None if value == _DEFAULTS.get(name) else value
 
 
 def _label(row: Row, telling: Sequence[str]) -> str:
-    told = [f"{name}={row[name]}" for name in telling if row.get(name) is not None]
+    told = [f"{name}={value}" for name in telling if (value := _setting(row, name)) is not None]
     return ", ".join([str(row["method"]), *told])

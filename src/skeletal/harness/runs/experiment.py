@@ -19,7 +19,7 @@ from skeletal.core.progress import say, shown
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.prune import prune
 from skeletal.core.updates.gradual import Gradual
-from skeletal.harness.config import IMP, Pruning, Setup, Training, without_later
+from skeletal.harness.config import IMP, NOT_IDENTITY, Pruning, Setup, Training, without_later
 from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.ledger import Cost, Ledger
@@ -31,12 +31,6 @@ from skeletal.harness.training.moving import rule_of
 from skeletal.harness.training.processes import launcher
 from skeletal.harness.training.task import Task, TrainResult, refuse_single_images
 from skeletal.harness.training.train import steps_per_epoch, train
-
-# A run stays the same run wherever things lie, whatever computes them and whosever defaults were taken.
-_NOT_IDENTITY = (
-    "data_dir", "download", "device", "workers", "engine", "graph", "compile", "tensorboard", "log", "sparsity",
-    "as_in", "recompute",
-)  # fmt: skip
 
 
 def _place(
@@ -198,7 +192,7 @@ def identity(*records: Setup | Pruning | Training) -> dict[str, Any]:
     """The settings that make a run what it is."""
     merged: dict[str, Any] = {}
     for record in records:
-        merged |= {key: value for key, value in asdict(record).items() if key not in _NOT_IDENTITY}
+        merged |= {key: value for key, value in asdict(record).items() if key not in NOT_IDENTITY}
     return without_later(merged)
 
 
