@@ -126,6 +126,11 @@ def _() -> object:
     return with_state(lambda state: state["settings"].update(lr=3.0))
 
 
+@case(CHECKPOINTS, "other data")
+def _() -> object:
+    return with_state(lambda state: state.update(data="other examples"))
+
+
 @case(CHECKPOINTS, "another network")
 def _() -> object:
     return with_state(lambda state: state["model"].update({"9.bias": torch.zeros(3)}))
@@ -148,6 +153,15 @@ def _() -> object:
         (folder / "config.json").write_text(json.dumps(config | {"lr": 3.0}))
 
     return run_again(edit)
+
+
+@case(RUNS, "other data under the same name, or a network of your own that you have rewritten")
+def _() -> object:
+    def elsewhere(folder: Path) -> None:
+        file = folder / "environment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": {"data": "that of other examples"}}))
+
+    return run_again(elsewhere)
 
 
 @case(RUNS, "a folder of another format version")

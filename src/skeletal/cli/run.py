@@ -81,11 +81,14 @@ def run(
 
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
     if executor != "none" or slurm:
+        from skeletal.harness.runs.finding import refuse_unlike
         from skeletal.study.dispatch.launch import launch_one, refuse_slurm
         from skeletal.study.paper.jobs import Job
 
         refuse_slurm(slurm, executor)
         jobs = [Job(each, pruning, training, name) for each in setups]
+        for job in jobs:
+            refuse_unlike(job.folder(out), job.setup)
         ids = [i for job in jobs for i in launch_one(job, out, executor=executor, slurm=slurm or {})]
         if ids:
             return print_json({"submitted": ids}) if json else print(f"submitted to Slurm: {', '.join(ids)}")

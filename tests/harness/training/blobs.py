@@ -50,6 +50,7 @@ class Pass:
 def blobs(shape=(8,), before=None, validation=20):
     return SimpleNamespace(
         num_classes=CLASSES,
+        fingerprint=f"blobs of {shape}",
         blank=lambda: torch.zeros(1, *shape),
         train=Split(EXAMPLES, shape, before),
         validation=Split(validation, shape),

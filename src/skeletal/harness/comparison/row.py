@@ -62,7 +62,8 @@ def row_of(folder: RunFolder) -> Row:
         **_costs(Ledger.read(result.get("cost"))),
         "folder": str(folder.path),
     }
-    settings = {name: value for name, value in (found_with | config).items() if name not in row}
+    digests = {f"{name}_digest": value.split()[0] for name, value in folder.fingerprint.items()}
+    settings = {name: value for name, value in (found_with | config | digests).items() if name not in row}
     return row | {"epochs_asked": config.get("epochs"), "density_asked": asked} | settings
 
 
@@ -110,7 +111,8 @@ def _family(row: Row) -> tuple[Any, ...]:
 
 def _differing(rows: Sequence[Row]) -> list[str]:
     settings = dict.fromkeys(name for row in rows for name in row if name not in _NO_DIFFERENCE)
-    return [name for name in sorted(settings) if len({str(_setting(row, name)) for row in rows}) > 1]
+    values = {name: {str(_setting(row, name)) for row in rows} for name in sorted(settings)}
+    return [name for name in values if len(values[name] - ({"None"} if name.endswith("_digest") else set())) > 1]
 
 
 def _setting(row: Row, name: str) -> Any:

@@ -26,7 +26,7 @@ from skeletal.harness.data.draws import batch_range, divide, order, seed_of
 from skeletal.harness.data.errors import DataError
 from skeletal.harness.data.pixels import FORMATS, cannot_decode, in_eight_bits, warn_of_skipped
 from skeletal.harness.data.specs import IMAGENET_MEAN, IMAGENET_STD
-from skeletal.harness.data.splits import WHOLE, Batch, Data, Share
+from skeletal.harness.data.splits import WHOLE, Batch, Data, Share, digest_of
 
 LOOKS_FOR = "an image folder: train/<class>/ and val/<class>/ (or test/<class>/)"
 SIZE = 224
@@ -45,6 +45,15 @@ class Listing:
     def file(self, index: int) -> Path:
         """The path of an image."""
         return Path(os.fsdecode(self.names[index]))
+
+    @property
+    def digest(self) -> str:
+        """Of all names below the folder, all labels and about 1,000 file sizes."""
+        root = os.path.commonpath([self.names[0], self.names[-1]])
+        names = b"\n".join(name.removeprefix(root) for name in self.names.tolist())
+        looked_at = map(self.file, range(0, len(self.names), max(1, len(self.names) // 1000)))
+        sizes = [file.stat().st_size for file in looked_at if file.exists()]
+        return digest_of(names, self.labels.numpy().tobytes(), repr(sizes).encode())
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,11 @@ class FolderSplit:
     def labels(self) -> Tensor:
         """Return the class of every example: int64, `(len(self),)`."""
         return self.listing.labels[self.members]
+
+    @property
+    def digest(self) -> str:
+        """Of all files, whatever is a member: see `Listing.digest`."""
+        return self.listing.digest
 
     def batches(
         self,

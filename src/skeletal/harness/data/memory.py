@@ -12,7 +12,7 @@ from skeletal.harness.data.augment import Draws, crop_and_flip, draw, normalize
 from skeletal.harness.data.draws import batch_range, divide, generator, order
 from skeletal.harness.data.errors import DataError
 from skeletal.harness.data.specs import Spec
-from skeletal.harness.data.splits import WHOLE, Batch, Data, Share
+from skeletal.harness.data.splits import WHOLE, Batch, Data, Share, digest_of
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,12 @@ class MemorySplit:
     def labels(self) -> Tensor:
         """Return the class of every example: int64, `(len(self),)`."""
         return self.part.labels[self.members]
+
+    @property
+    def digest(self) -> str:
+        """Of the whole part, whatever is a member: of all labels and about 1,000 images."""
+        images = self.part.images[:: max(1, len(self.part.images) // 1000)]
+        return digest_of(self.part.labels.numpy().tobytes(), images.numpy().tobytes())
 
     @property
     def there(self) -> Part:

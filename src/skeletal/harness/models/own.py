@@ -1,11 +1,13 @@
 """Networks of the user's own, by `package.module:function`."""
 
+import hashlib
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,25 @@ def is_function(name: str) -> bool:
 
 def builder(name: str) -> Callable[..., nn.Module]:
     """What builds the network: the function, or the class, called with those of our arguments that it takes.
+
+    Raises as `function` does.
+    """
+    return partial(_build, name, function(name))
+
+
+def digest(name: str) -> str | None:
+    """A digest of the file in which a network's function is written; None if there is no such function or file."""
+    try:
+        found = function(name)
+        where = found if inspect.isroutine(found) or inspect.isclass(found) else import_module(name.partition(":")[0])
+        file = inspect.getsourcefile(inspect.unwrap(where))
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    except (ValueError, TypeError, OSError):
+        return None
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The function, or the class, of that name.
 
     Modules are also looked for in the working folder.
 
@@ -46,11 +67,11 @@ def builder(name: str) -> Callable[..., nn.Module]:
     if not callable(found):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"{module_name} has no function {attribute!r}; it has {', '.join(functions) or 'none'}")
-    return partial(_build, name, found)
+    return found
 
 
-def _build(name: str, function: Callable[..., Any], **sizes: int) -> nn.Module:
-    signature = inspect.signature(function)
+def _build(name: str, build: Callable[..., Any], **sizes: int) -> nn.Module:
+    signature = inspect.signature(build)
     parameters = signature.parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     taken = {parameter.name for parameter in parameters}
@@ -62,7 +83,7 @@ def _build(name: str, function: Callable[..., Any], **sizes: int) -> nn.Module:
             f"{name}{signature} cannot be called ({error}): it gets num_classes, in_channels and image_size, so give"
             " other arguments a default"
         ) from error
-    model = function(**given)
+    model = build(**given)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} gives {type(model).__name__}, not a torch.nn.Module")
     for weight, value in model.named_parameters():

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from skeletal.harness.data import Data
 from skeletal.harness.devices import pick_device
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.output.bars import for_person
-from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.runs.finding import DENSE, create_model, find_mask, fingerprint, load_data, refuse_unlike
 from skeletal.harness.runs.rewinding import last_round, rewind_epoch
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.moving import rule_of
@@ -98,6 +99,7 @@ def run(
         The run's folder and what is in its `result.json`.
 
     Raises:
+        ValueError: the folder's run is on other data of the same name, or of a network that has been rewritten.
         BusyError: another process is at work on the same run.
         PeerError: another rank has failed.
 
@@ -108,6 +110,7 @@ def run(
         return _train(begin(setup, pruning, training, root=root, name=name, progress=progress), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
+        on_first(partial(refuse_unlike, folder, setup))
         return folder, folder.once(timed(work), wait=wait)
 
 
@@ -119,6 +122,7 @@ def begin(
     if pruning.method == IMP:
         rewind_epoch(pruning, training.epochs or 0)
     data, model = prepare(setup, training, 1.0 if pruning.method == DENSE else pruning.density or 1.0)
+    RunFolder.find(*place).refuse_unlike(fingerprint(setup, data))
     if pruning.method == IMP:
         return last_round(_opened(place, model, data, setup, training, None), pruning, progress=progress)
     if pruning.method != DENSE:
@@ -165,6 +169,7 @@ def train_masked(
 
     def work() -> dict[str, Any]:
         data, model = prepare(setup, training, 1.0 if mask is None else mask.density)
+        folder.refuse_unlike(fingerprint(setup, data))
         if mask is not None:
             for what, ours in (("network", setup.model), ("seed", setup.seed)):
                 theirs = mask.metadata.get(what, ours)
@@ -174,6 +179,7 @@ def train_masked(
         return _train(_opened(place, model, data, setup, training, mask), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
+        on_first(partial(refuse_unlike, folder, setup))
         return folder, folder.once(timed(work), wait=wait)
 
 
@@ -259,7 +265,7 @@ def _opened(
     folder = RunFolder.find(*place)
 
     def leave_mask() -> None:
-        RunFolder.open(*place)
+        RunFolder.open(*place, fingerprint(setup, data))
         if mask is not None and not (folder.path / MASK).exists():
             mask.save(folder.path / MASK)
 

@@ -1,12 +1,14 @@
 """How a mask is found: the network at its initialization, the data set, and the batches it is pruned on."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from skeletal.core.choices import named
+from skeletal.core.extras import MissingExtraError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, ranks
 from skeletal.core.model.gradients import Derivatives
@@ -25,12 +27,13 @@ from skeletal.harness.data import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.ledger import of_all_ranks
 from skeletal.harness.meter import Meter, uses_of
-from skeletal.harness.models.own import is_function
+from skeletal.harness.models import own
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.best_of import best_of
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.runs.public_codes import LOSSES
 from skeletal.harness.stopwatch import Stopwatch
+from skeletal.harness.store.folders import RunFolder
 
 DENSE = "dense"
 WORTH = 20
@@ -60,9 +63,34 @@ def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
         image_size=data.image_size,
         seed=setup.seed,
     )
-    if is_function(setup.model) and isinstance(data, Data):
+    if own.is_function(setup.model) and isinstance(data, Data):
         _check_outputs(setup.model, model, data)
     return model
+
+
+def fingerprint(setup: Setup, data: Data | None) -> dict[str, str]:
+    """Tells what a setup names from others of the same names: its data, and the file of a network of the user's own."""
+    code = own.digest(setup.model) if own.is_function(setup.model) else None
+    known = {"data": None if data is None else data.fingerprint, "network": code}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def refuse_unlike(folder: RunFolder, setup: Setup) -> None:
+    """Keep a finished run from being taken for one on other data, or of a network that has been rewritten.
+
+    Data that cannot be read here may be gone: the result stands.
+
+    Raises:
+        ValueError: it is another; says what differs.
+
+    """
+    if not (folder.finished and folder.fingerprint):
+        return
+    try:
+        data = load_data(replace(setup, download=False))
+    except (data_sets.DataNotFoundError, data_sets.DataError, MissingExtraError):
+        data = None
+    folder.refuse_unlike(fingerprint(setup, data))
 
 
 def _check_outputs(name: str, model: nn.Module, data: Data) -> None:

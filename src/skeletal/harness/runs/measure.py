@@ -25,7 +25,7 @@ from skeletal.harness.data.draws import seed_of
 from skeletal.harness.devices import pick_device
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.experiment import describe, identity, run_name, timed
-from skeletal.harness.runs.finding import DENSE, create_model, find_mask, load_data
+from skeletal.harness.runs.finding import DENSE, create_model, find_mask, fingerprint, load_data, refuse_unlike
 from skeletal.harness.store.folders import MASK, RunFolder
 
 BATCHES, BATCH_SIZE = 10, 128
@@ -150,10 +150,11 @@ def measure(
         result = describe(setup, data, mask)
         bn_mode = pruning.bn_mode or "train"
         result |= measured(model, data, mask, seed=setup.seed, bn_mode=bn_mode, batches=measure_batches)
-        _leave(place, mask)
+        _leave(place, mask, fingerprint(setup, data))
         return result | {"method": pruning.method, "filled": _filled(mask), "trace": trace}
 
     with shown(progress and rank() == 0, for_person):
+        refuse_unlike(folder, setup)
         return folder, folder.once(timed(work), wait=wait)
 
 
@@ -203,14 +204,15 @@ def measure_masked(
         model = create_model(setup, data).to(pick_device(setup.device))
         result = describe(setup, data, mask)
         result |= measured(model, data, mask, seed=setup.seed, batches=measure_batches)
-        _leave(place, mask)
+        _leave(place, mask, fingerprint(setup, data))
         return result
 
+    refuse_unlike(folder, setup)
     return folder, folder.once(timed(work), wait=wait)
 
 
-def _leave(place: tuple[Path, str, dict[str, Any]], mask: Mask) -> None:
-    mask.save(RunFolder.open(*place).path / MASK)
+def _leave(place: tuple[Path, str, dict[str, Any]], mask: Mask, of: dict[str, str]) -> None:
+    mask.save(RunFolder.open(*place, of).path / MASK)
 
 
 def _filled(mask: Mask) -> int:

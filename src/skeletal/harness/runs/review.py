@@ -1,5 +1,6 @@
 """Looking again at what a run has left: its trained network scored, its mask diagnosed."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import Diagnosis, diagnose
 from skeletal.core.masks.mask import Mask
 from skeletal.core.masks.repair import repair
-from skeletal.core.model.distributed import together
+from skeletal.core.model.distributed import rank, together
 from skeletal.core.progress import stage
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
-from skeletal.harness.runs.finding import create_model, load_data
+from skeletal.harness.runs.finding import create_model, fingerprint, load_data
 from skeletal.harness.runs.load import setup_of, shapes_of, trained
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training import checkpoint
@@ -52,12 +53,17 @@ def evaluate_run(
         MaskError: a pruned weight is not zero.
         ValueError: there is no such split or engine.
 
+    Warns:
+        UserWarning: the run was trained on other data of the same name, or its network has been rewritten.
+
     """
     require("engine", engine, ENGINES)
     require("split", split, SPLITS)
     folder = RunFolder.at(path)
     config, setup = folder.config, setup_of(folder, data_dir, device)
     data = load_data(setup)
+    if rank() == 0 and (unlike := folder.unlike(fingerprint(setup, data))):
+        warnings.warn(f"this is not what the run was trained on: {unlike}", stacklevel=3)
     model, mask = trained(folder, setup, data)
     part: data_sets.Split = getattr(data, split)
     target = pick_device(device)

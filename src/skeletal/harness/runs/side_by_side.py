@@ -9,6 +9,7 @@ from typing import Any
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.experiment import begin, result_of, run_folder
+from skeletal.harness.runs.finding import refuse_unlike
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.task import Task, TrainResult
 
@@ -80,5 +81,6 @@ def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | 
     if not folder.finished:
         held.enter_context(folder.claim())
     if folder.finished:  # perhaps by the process that had it until just now
+        refuse_unlike(folder, setup)
         return folder.result()
     return lambda: begin(*parts, root=root, name=settings.name, progress=False)

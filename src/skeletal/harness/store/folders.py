@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -73,8 +73,12 @@ class RunFolder:
     """the resolved settings, as JSON gives them back"""
 
     @classmethod
-    def open(cls, root: Path | str, name: str, config: dict[str, Any]) -> "RunFolder":
+    def open(
+        cls, root: Path | str, name: str, config: dict[str, Any], fingerprint: Mapping[str, str] | None = None
+    ) -> "RunFolder":
         """Find or create the folder of the run called `name` with the settings `config`.
+
+        A new one keeps the `fingerprint` of what its settings name, such as the data.
 
         Raises:
             ValueError: `name` is not a folder name, the folder was written by another version of its format, or
@@ -86,7 +90,8 @@ class RunFolder:
         file = folder.path / "config.json"
         if not file.exists():
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.path / "environment.json", _json(environment(), indent=2) + "\n")
+            where = environment() | {"fingerprint": dict(fingerprint or {})}
+            write_atomically(folder.path / "environment.json", _json(where, indent=2) + "\n")
             write_atomically(file, _json({"format": FORMAT, **folder.config}, indent=2) + "\n")
         return folder
 
@@ -138,6 +143,31 @@ class RunFolder:
             raise ValueError(
                 f"{self.path / 'config.json'} holds other settings than this run's ({', '.join(changed)}); "
                 "it was edited by hand: restore it, or delete the folder to run again"
+            )
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What `open` was given; empty for runs of earlier versions."""
+        file = self.path / "environment.json"
+        return _read_json(file).get("fingerprint", {}) if file.exists() else {}
+
+    def unlike(self, here: Mapping[str, str]) -> str:
+        """What the run was made of and is otherwise here, for people; empty if nothing is, or is known to be."""
+        there = self.fingerprint
+        other = [name for name, value in here.items() if there.get(name, value) != value]
+        return "; ".join(f"the {name} was {there[name]}, and is {here[name]}" for name in other)
+
+    def refuse_unlike(self, here: Mapping[str, str]) -> None:
+        """Keep a run from being mixed with another of the same settings.
+
+        Raises:
+            ValueError: something that it was made of is otherwise `here`.
+
+        """
+        if unlike := self.unlike(here):
+            raise ValueError(
+                f"{self.path} is a run of the same settings on something else ({unlike}): put that back as it was, or"
+                " choose another --out"
             )
 
     @property

@@ -119,6 +119,8 @@ class RunState:
     """after so many epochs a second copy of the checkpoint is kept for good"""
     ledger: Ledger = field(default_factory=partial(Ledger, training=Cost(), evaluation=Cost()))
     """what the run has cost so far, over all sessions; finding the mask is not its business"""
+    data: str = ""
+    """what it is trained on, see `Data.fingerprint`"""
     newest: float = math.nan
     """the last loss that `materialize` has seen"""
 
@@ -182,6 +184,7 @@ class RunState:
         (rng, cuda_rng), *others = everyone((torch.get_rng_state(), cuda_rng))
         state = {
             "settings": self.settings,
+            "data": self.data,
             "engine": self.engine.choice,
             "model": self.engine.network.state_dict(),
             "optimizer": _optimizer_state(self.engine, self.optimizer, self.moving is not None),
@@ -206,8 +209,8 @@ class RunState:
         """Resume from the folder's checkpoint, if there is one; drop metrics that are newer.
 
         Raises:
-            ValueError: the checkpoint was trained with other settings, is of another network, or metrics of earlier
-                epochs are gone.
+            ValueError: the checkpoint was trained with other settings or on other data, is of another network, or
+                metrics of earlier epochs are gone.
 
         """
         if self.folder is None:
@@ -221,6 +224,11 @@ class RunState:
             raise ValueError(
                 f"the checkpoint in {self.folder.path} has other settings ({', '.join(names)}); "
                 "open another run folder, or delete the checkpoint to train from the beginning"
+            )
+        if (there := state.get("data", self.data)) != self.data:  # which earlier versions did not keep
+            raise ValueError(
+                f"the checkpoint in {self.folder.path} was trained on other data ({there}) than are here ({self.data}):"
+                " put them back as they were, or open another run folder, as it may have seen what is now held out"
             )
         if len(self.rows) != state["epoch"]:
             raise ValueError(

@@ -98,7 +98,7 @@ class Trainer:
         )
         rate = scheduler(self._optimizer, training)
         run = RunState(engine, self._optimizer, rate, mask, task.folder, settings, task.device)
-        run.keep_epoch = task.keep_epoch
+        run.keep_epoch, run.data = task.keep_epoch, task.data.fingerprint
         if mask is not None and (rule is not None or not engine.compiled):
             skeleton = mask.attach(task.model, self._optimizer)
             opened.callback(skeleton.detach)
