@@ -194,6 +194,10 @@ def test_a_mask_brings_its_network_data_and_seed(cli):
     trained = cli("train", "--mask", "mask.safetensors", "--epochs", "1", "--batch-size", "1024", *DENSE)
     assert trained.status == 0 and "warning" not in trained.err
     assert trained.err.startswith("as the mask was found: --model resnet20-cifar --seed 3\n")
+    Path("my.toml").write_text("seed = 0\nepochs = 1\nbatch_size = 1024\n")
+    other = cli("train", "--mask", "mask.safetensors", "--config", "my.toml", "--out", "other", *DENSE)
+    assert other.status == 0 and "as the mask was found: --model resnet20-cifar\n" in other.err
+    assert "the mask was found with seed 3, this run has 0" in other.err
     (folder,) = Path("runs").iterdir()
     config = json.loads((folder / "config.json").read_text())
     assert (config["model"], config["data"], config["seed"]) == ("resnet20-cifar", "digits", 3)

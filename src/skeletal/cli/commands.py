@@ -82,7 +82,7 @@ def _with_config(
 
     """
     if config is not None:
-        app.config = (config_file.read(config, tokens), only_whole_numbers)
+        app.config = (config_file.read(config, tokens), config_file.note, only_whole_numbers)
     return _as_one(tokens) if _is_one_of_several() else app(tokens)
 
 
@@ -104,7 +104,7 @@ def _as_one(tokens: tuple[str, ...]) -> object:
 def main() -> None:
     """Run the command line; errors a user can fix are one message and exit status 1, without a traceback."""
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
-    app.config = (only_whole_numbers,)
+    app.config = (config_file.note, only_whole_numbers)
     app.help_formatter = Help() if ALL in sys.argv else ShortHelp()
     try:
         try:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
 from skeletal.harness.config import Pruning, Setup, Training
@@ -19,6 +20,8 @@ _USES = {
     "study measure": (Setup, Pruning),
     "train": (Setup, Training),
 }
+said: set[str] = set()
+"""options of the command under way that the command line or the file names, such as "--seed", by name"""
 _EVERY = {field.name for record in (Setup, Pruning, Training) for field in fields(record)}
 
 
@@ -53,6 +56,12 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
     if _command(tokens) == "advise" and "method" in settings:
         settings.setdefault("methods", [settings.pop("method")])
     return Dict(settings, use_commands_as_keys=False, source=str(path))
+
+
+def note(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Keep what is `said`, after the file has been read."""
+    said.clear()
+    said.update(argument.name for argument in arguments if argument.tokens)
 
 
 def _command(tokens: Sequence[str]) -> str:

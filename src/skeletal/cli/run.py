@@ -1,11 +1,13 @@
 """`skeletal run`, `prune` and `train`."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+from skeletal.cli import config_file
 from skeletal.cli.settings import (
     Flag,
     PruningFlags,
@@ -98,7 +100,8 @@ def run(
         return _report([(folder.path, folder.result()) for folder in folders], json)
     from skeletal.harness.runs import experiment
 
-    done = [experiment.run(each, pruning, training, root=out, name=name, wait=wait) for each in setups]
+    options = {"root": out, "name": name, "wait": wait, "resume_command": _this_command()}
+    done = [experiment.run(each, pruning, training, **options) for each in setups]
     for folder, _ in done:
         log_finished(folder, training)
     _report([(folder.path, result) for folder, result in done], json)
@@ -204,9 +207,15 @@ def train(
     from skeletal.harness.console.trackers import log_finished
     from skeletal.harness.runs import experiment
 
-    folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait)
+    folder, result = experiment.train_masked(setup, training, mask, root=out, wait=wait, resume_command=_this_command())
     log_finished(folder, training)
     _report([(folder.path, result)], json)
+
+
+def _this_command() -> str:
+    from skeletal.harness.training.processes import launcher
+
+    return launcher() + shlex.join(sys.argv[1:])
 
 
 def _option(name: str) -> str:
@@ -223,10 +232,7 @@ def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
     about = Mask.load(path).metadata
     taken = {}
     for name, key in _OF_THE_MASK:
-        said = getattr(setup, name) != getattr(Setup(), name) or any(
-            token.partition("=")[0] == _option(name) for token in sys.argv
-        )
-        if not said and about.get(key) not in (None, getattr(setup, name)):
+        if _option(name) not in config_file.said and about.get(key) not in (None, getattr(setup, name)):
             taken[name] = about[key]
     if taken:
         say(f"as the mask was found: {' '.join(f'{_option(name)} {value}' for name, value in taken.items())}")

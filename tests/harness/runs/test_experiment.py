@@ -7,7 +7,7 @@ from torch import nn
 
 import skeletal
 from skeletal.harness.config import Pruning, Training, resolve
-from skeletal.harness.runs import experiment, finding
+from skeletal.harness.runs import experiment, finding, rewinding
 from tests.harness.runs.test_finding import SETUP, fresh
 
 RANDOM = resolve(Pruning(method="random", density=0.05), "quick")
@@ -43,6 +43,24 @@ def test_a_last_batch_that_cannot_be_trained_on_is_refused_before_the_pruning(tm
     with pytest.raises(ValueError, match=f"{images} training images in batches of {images - 1} leave a single one"):
         run(tmp_path, training=replace(TRAINING, batch_size=images - 1))
     assert not list(tmp_path.rglob("config.json"))
+
+
+@pytest.mark.parametrize("method", ["random", "imp"])
+def test_how_to_resume_is_told_by_whoever_knows_it(tmp_path, monkeypatch, method):
+    told = []
+
+    def interrupted(*_, resume_command, **__):
+        told.append(resume_command)
+        raise KeyboardInterrupt
+
+    for where in (experiment, rewinding):
+        monkeypatch.setattr(where, "train", interrupted)
+    pruning = resolve(Pruning(method=method, density=0.5), "quick")
+    training = replace(TRAINING, epochs=2)
+    for options in ({}, {"resume_command": "python mine.py"}):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, pruning=pruning, training=training, **options)
+    assert told == [None, "python mine.py"]
 
 
 def test_a_finished_run_is_only_read(tmp_path, monkeypatch):

@@ -222,8 +222,10 @@ def test_a_preempted_run_is_requeued_and_goes_on(tmp_path, undisturbed, cluster)
 @pytest.mark.slow
 def test_one_run_in_a_process_of_its_own(tmp_path, monkeypatch, undisturbed):
     monkeypatch.setattr("skeletal.study.dispatch.launch.cores", lambda: 1)  # more threads round differently
+    monkeypatch.setattr("sys.argv", ["skeletal", "run", "--executor", "local"])
     assert launch_one(JOBS[0], tmp_path, executor="local") == []
     folder = JOBS[0].folder(tmp_path)
+    assert json.loads((folder.path / "environment.json").read_text())["command"] == sys.argv
     assert timeless(folder.result()) == undisturbed[folder.path.name]
 
 

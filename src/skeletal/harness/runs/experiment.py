@@ -1,7 +1,5 @@
 """The main job: find a mask at initialization, train the skeleton, test it, leave a run folder behind."""
 
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -29,7 +27,6 @@ from skeletal.harness.runs.finding import DENSE, create_model, find_mask, finger
 from skeletal.harness.runs.rewinding import last_round, rewind_epoch
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.moving import rule_of
-from skeletal.harness.training.processes import launcher
 from skeletal.harness.training.task import Task, TrainResult, refuse_single_images
 from skeletal.harness.training.train import steps_per_epoch, train
 
@@ -78,6 +75,7 @@ def run(
     name: str | None = None,
     wait: bool = False,
     progress: bool = True,
+    resume_command: str | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Prune, train and test; the same settings find the same folder, so a killed run resumes.
 
@@ -91,6 +89,7 @@ def run(
         name: of the run folder, which a hash of the settings follows.
         wait: for a process that is at work on the same run, instead of an error.
         progress: tell on stderr what is done and how far it is.
+        resume_command: what to tell a person who interrupts the run to call.
 
     In a process group (torchrun) all ranks call it; they work as one, with batches divided among them (see `train`),
     and rank 0 writes the folder, which all have to see.
@@ -107,7 +106,9 @@ def run(
     folder = run_folder(setup, pruning, training, root=root, name=name)
 
     def work() -> dict[str, Any]:
-        return _train(begin(setup, pruning, training, root=root, name=name, progress=progress), setup, progress)
+        records = setup, pruning, training
+        task = begin(*records, root=root, name=name, progress=progress, resume_command=resume_command)
+        return _train(task, setup, progress)
 
     with shown(progress and rank() == 0, for_person):
         on_first(partial(refuse_unlike, folder, setup))
@@ -115,7 +116,14 @@ def run(
 
 
 def begin(
-    setup: Setup, pruning: Pruning, training: Training, *, root: Path | str, name: str | None, progress: bool
+    setup: Setup,
+    pruning: Pruning,
+    training: Training,
+    *,
+    root: Path | str,
+    name: str | None,
+    progress: bool,
+    resume_command: str | None = None,
 ) -> Task:
     """Find the mask of a run that is claimed, and make its folder; what is left to be trained."""
     place = _place(setup, pruning, training, root, name)
@@ -124,12 +132,13 @@ def begin(
     data, model = prepare(setup, training, 1.0 if pruning.method == DENSE else pruning.density or 1.0)
     RunFolder.find(*place).refuse_unlike(fingerprint(setup, data))
     if pruning.method == IMP:
-        return last_round(_opened(place, model, data, setup, training, None), pruning, progress=progress)
+        dense = replace(_opened(place, model, data, setup, training, None), resume_command=resume_command)
+        return last_round(dense, pruning, progress=progress)
     if pruning.method != DENSE:
         mask = _mask_of(RunFolder.find(*place), model, data, setup, pruning, progress)
     else:
         mask = None if training.update == "none" else _of_all_weights(model, setup, data)
-    return _opened(place, model, data, setup, training, mask)
+    return replace(_opened(place, model, data, setup, training, mask), resume_command=resume_command)
 
 
 def _masked_place(
@@ -156,6 +165,7 @@ def train_masked(
     root: Path | str,
     wait: bool = False,
     progress: bool = True,
+    resume_command: str | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train and test with a mask from a file, or dense with None; otherwise as `run`.
 
@@ -176,7 +186,8 @@ def train_masked(
                 if theirs != ours:
                     warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=5)
             mask.attach(model).detach()  # refuses another network's mask before there is a folder
-        return _train(_opened(place, model, data, setup, training, mask), setup, progress)
+        task = _opened(place, model, data, setup, training, mask)
+        return _train(replace(task, resume_command=resume_command), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
         on_first(partial(refuse_unlike, folder, setup))
@@ -278,7 +289,6 @@ def _opened(
         mask=mask,
         folder=folder,
         seed=setup.seed,
-        resume_command=launcher() + shlex.join(sys.argv[1:]),
     )
 
 

@@ -9,10 +9,11 @@ import gc
 import json
 import os
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,12 @@ class Worker:
     """those it sees, as CUDA_VISIBLE_DEVICES names them; `None`: those the cluster gave it"""
     together: int = 1
     """see `walk`"""
+    command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
+    """what started it, which its runs record"""
 
     def __call__(self) -> bool:
         """Walk the list. Returns whether it came to its end, and was not interrupted."""
+        sys.argv = list(self.command)
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus  # read when torch first asks for a GPU
         import torch
