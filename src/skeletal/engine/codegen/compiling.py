@@ -1,5 +1,9 @@
 """How kernels become machine code: `compiled`, `intrinsic` for what Python cannot say, `overload` for choices."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -7,9 +11,25 @@ from numba.core import types
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload as _overload
 
-compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
+_compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
     nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
 )
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """A kernel, compiled at its first call for each kind of arguments, and kept on disk until the engine changes."""
+    kernel: Any = _compiled(function)
+    if kernel is not function:  # as it is where numba is told not to compile (NUMBA_DISABLE_JIT)
+        kernel._cache._cache_file._source_stamp = _engine()
+    return kernel
+
+
+@lru_cache(maxsize=1)
+def _engine() -> str:
+    """What all kernels are made of; numba asks for a kernel's own file, not for those it takes functions from."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
 
 intrinsic: Any = _intrinsic
 """numba's; called without the first argument that a function is written with, which type checkers do not know about."""
