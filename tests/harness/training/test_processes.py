@@ -29,7 +29,7 @@ PRUNING = Pruning(
 
 
 def run(root, training=TRAINING, pruning=PRUNING):
-    for module in (experiment, review, load):
+    for module in (finding, experiment, review, load):
         module.load_data, module.create_model = data, net
     return experiment.run(SETUP, pruning, training, root=Path(root), progress=False)
 
@@ -121,7 +121,7 @@ def single(tmp_path_factory):
         folder, result = run(tmp_path_factory.mktemp("one"))
         return folder.path, result, evaluated(folder.path)
     finally:
-        for module in (experiment, review, load):
+        for module in (finding, experiment, review, load):
             module.load_data, module.create_model = before
 
 
