@@ -257,6 +257,11 @@ def nothing(array: Any) -> Any:
     raise NotImplementedError("for kernels only")
 
 
+def empty_sum(array: Any) -> Any:
+    """0, in the type for a sum of many numbers: float64, or float32 where those are bfloat16, rounded far worse."""
+    raise NotImplementedError("for kernels only")
+
+
 def read(array: Any, index: int) -> Any:
     """`array[index]`, as float32 where the array is of bfloat16."""
     raise NotImplementedError("for kernels only")
@@ -319,6 +324,12 @@ def _cell(array):
 @overload(nothing)
 def _nothing(array):
     kind = types.float32 if array.dtype == types.int16 else array.dtype
+    return lambda array: kind(0)
+
+
+@overload(empty_sum)
+def _empty_sum(array):
+    kind = types.float32 if array.dtype == types.int16 else types.float64
     return lambda array: kind(0)
 
 

@@ -4,11 +4,9 @@ Units are planes: one channel of one block of examples. Arrays are flat and coun
 maps of one call lie on one grid, unless stated otherwise.
 """
 
-import numpy as np
-
 from skeletal.engine.codegen.compiling import compiled
 from skeletal.engine.codegen.fork import fork, held, part_of
-from skeletal.engine.codegen.packed_bf16 import LANES, lanes, read, write
+from skeletal.engine.codegen.packed_bf16 import LANES, empty_sum, lanes, read, write
 from skeletal.engine.codegen.row_ops import affine, affine_gradient
 from skeletal.engine.kernels.sparse import clear_border, present, take_moments
 
@@ -50,22 +48,35 @@ def shared_scale_shift(boards, threads, units, *arguments):
 def reduce_gradient(x, z, gradient, grid, channels, scale, shift, relu, sums, first, last, thread):
     """Sums of the gradient before the ReLU, and of its product with x, of every plane, into `sums` (planes, 2).
 
-    In float64, as `sparse.take_moments`. Whether the ReLU was open is read off its result z or, where z is empty,
-    recomputed from x.
+    In float64, with maps in bfloat16 by rows in float32, as `sparse.take_moments`. Whether the ReLU was open is read
+    off its result z or, where z is empty, recomputed from x.
     """
     height, width, halo, plane = grid
     row = (width + 2 * halo) * lanes(x)
+    zero = empty_sum(x)
     for unit in range(first, last):
         a, b = scale[unit % channels], shift[unit % channels]
         total = product = 0.0
         for h in range(height):
             start = unit * plane + (h + halo) * row + halo * lanes(x)
-            for i in range(start, start + width * lanes(x)):
-                value = np.float64(read(gradient, i))
-                if relu and (read(z, i) <= 0 if z.size else read(x, i) * a + b <= 0):
-                    value = 0.0
-                total += value
-                product += value * np.float64(read(x, i))
+            total_of_row = product_of_row = zero
+            if not relu:
+                for i in range(start, start + width * lanes(x)):
+                    value = zero + read(gradient, i)
+                    total_of_row += value
+                    product_of_row += value * read(x, i)
+            elif z.size:
+                for i in range(start, start + width * lanes(x)):
+                    value = zero if read(z, i) <= 0 else zero + read(gradient, i)
+                    total_of_row += value
+                    product_of_row += value * read(x, i)
+            else:
+                for i in range(start, start + width * lanes(x)):
+                    value = zero if read(x, i) * a + b <= 0 else zero + read(gradient, i)
+                    total_of_row += value
+                    product_of_row += value * read(x, i)
+            total += total_of_row
+            product += product_of_row
         sums[unit, 0] = total
         sums[unit, 1] = product
 
