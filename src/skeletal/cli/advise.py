@@ -1,10 +1,10 @@
 """`skeletal advise`."""
 
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+from skeletal.cli import config_file
 from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, check_files, print_json, resolved, work
 from skeletal.harness.config import ONE_SHOT, Pruning, Setup
 
@@ -73,7 +73,7 @@ def advise(
 
     if pruning.density is not None or pruning.sparsity is not None:
         raise ValueError("advise looks at many densities: name them with --densities, not --density or --sparsity")
-    if any(token.partition("=")[0] == "--method" for token in sys.argv):
+    if "--method" in config_file.said:
         raise ValueError("advise looks at several methods: name them, or one, with --methods, not --method")
     check_files(plot=plot)
     prunings = []

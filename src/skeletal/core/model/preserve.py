@@ -137,9 +137,10 @@ def with_parameters(model: nn.Module, state: Tensors, function: Callable[[], Val
     activation checkpointing drops what lies behind a block none of whose inputs requires one.
     """
     stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
-    for name, parameter in model.named_parameters():
-        if torch.is_grad_enabled() and parameter.requires_grad and name in state and not state[name].requires_grad:
-            stand_ins[f"model.{name}"] = state[name].detach().requires_grad_()
+    if torch.is_grad_enabled():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name in state and not state[name].requires_grad:
+                stand_ins[f"model.{name}"] = state[name].detach().requires_grad_()
     return functional_call(_Using(model, function), stand_ins, ())
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, islice
 from typing import Protocol, TypeVar
 
@@ -92,7 +93,7 @@ class Data:
     validation: Split
     test: Split
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Tells other examples of the same name, and other splits of them, from these: a digest, and the sizes.
 
