@@ -111,19 +111,57 @@ raise ImportError("no")
     assert (tmp_path / "ours").read_text() != (tmp_path / "group").read_text()
 
 
-def test_one_process_checks_both_types(call, tmp_path):
-    """What the first has shown counts, whatever becomes of the second."""
+def test_both_types_are_checked_at_the_same_time(call, tmp_path):
+    """Each waits for the other; what becomes of one says nothing about the other."""
     code = f"""
-import os
-import skeletal.engine.self_check as checks
-open({str(tmp_path / "calls")!r}, "a").write("x")
-checks.mismatch = lambda maps: os.abort()
-raise RuntimeError("this numba is too new")
+import os, sys, time
+from pathlib import Path
+place, maps = Path({str(tmp_path)!r}), sys.argv[2]
+with open(place / maps, "a") as file:
+    file.write("x")
+end = time.monotonic() + 60
+while time.monotonic() < end and len([kind for kind in ("bfloat16", "float32") if (place / kind).exists()]) < 2:
+    time.sleep(0.01)
+if maps == "bfloat16":
+    os.abort()
+raise RuntimeError("this numba is too new" if time.monotonic() < end else "alone")
 """
     ask = "from skeletal.engine import available; print(*map(available, ('bfloat16', 'float32')), sep='\\n')"
     bfloat16, float32 = call(ask, code)
     assert "ended in SIGABRT" in bfloat16 and "this numba is too new" in float32
-    assert (tmp_path / "calls").read_text() == "x"
+    assert [(tmp_path / maps).read_text() for maps in ("bfloat16", "float32")] == ["x", "x"]
+
+
+def test_ctrl_c_ends_the_checks(call, tmp_path):
+    code = f"""
+import os, sys, time
+from pathlib import Path
+(Path({str(tmp_path)!r}) / sys.argv[2]).write_text(str(os.getpid()))
+time.sleep(300)
+"""
+    asked = f"""
+import os, signal, threading, time
+from pathlib import Path
+from skeletal.engine import available
+
+files = [Path({str(tmp_path)!r}) / maps for maps in ("bfloat16", "float32")]
+
+def interrupt():
+    while not all(file.exists() and file.read_text() for file in files):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+    available("bfloat16")
+except KeyboardInterrupt:
+    for file in files:
+        try:
+            os.kill(int(file.read_text()), 0)
+        except ProcessLookupError:
+            print("ended")
+"""
+    assert call(asked, code) == ["ended", "ended"]
 
 
 def test_networks_work_without_the_engine(call):

@@ -22,7 +22,7 @@ from skeletal.core.version import __version__
 from skeletal.engine.host import processor, remember, remembered
 
 _SECONDS = 900
-"""for the check of one type: many times what compiling takes on a busy machine"""
+"""for a check: many times what compiling takes on a busy machine"""
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skeletal.engine.self_check import main; main()"
 _CRASHES = "SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT", "SIGTRAP"
 """what code that a CPU cannot run ends in; other signals come from somebody else"""
@@ -53,7 +53,7 @@ def available(maps: str = "float32") -> Availability:
 
     Args:
         maps: type of the maps, "float32" or "bfloat16": each has kernels of its own. Networks in bfloat16 use
-            both, so asking for "bfloat16" checks both, in one process.
+            both, so asking for "bfloat16" checks both, at the same time.
 
     Returns:
         An `Availability`: true, or false with a `reason`, which `str` gives, too.
@@ -68,41 +68,48 @@ def available(maps: str = "float32") -> Availability:
         unknown = [kind for kind in names if kind not in known]
         with stage("compiling the sparse engine's kernels and checking them, once on this machine"):
             answers = _check(unknown)
-        for kind, (reason, lasts) in zip(unknown, answers, strict=True):
+        for kind, (reason, lasts) in answers.items():
             known[kind] = reason
             if lasts:
                 remember(names[kind], {"reason": reason, "maps": kind, "versions": _versions()})
     return Availability(known[maps])
 
 
-def _check(kinds: list[str]) -> list[tuple[str | None, bool]]:
-    """For each type of maps, what a check in another process has found, and whether it would find the same again."""
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), *kinds]
+def _check(kinds: list[str]) -> dict[str, tuple[str | None, bool]]:
+    """For each type of maps, why its kernels cannot be used, or None, and whether another check would find the same.
+
+    Each type is checked in a process of its own, all at the same time: numba compiles in one thread only.
+    """
+    checks: dict[str, subprocess.Popen[str]] = {}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS * len(kinds),
-            start_new_session=True,  # so that Ctrl-C reaches the run, which knows what to do, and not the check
-        )  # fmt: skip
-        answers, ended = done.stdout, _ended(done)
-    except subprocess.TimeoutExpired as late:
-        answers = (late.stdout or b"").decode()
-        ended = f"its kernels did not compile within {_SECONDS} seconds ({_versions()})", False
+        for kind in kinds:
+            checks[kind] = subprocess.Popen(
+                [sys.executable, "-c", _CHILD, json.dumps(sys.path), kind],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,  # so that Ctrl-C reaches the run, which knows what to do, and not the check
+            )  # fmt: skip
+        return {kind: _answer(check) for kind, check in checks.items()}
     except OSError as error:
-        answers, ended = "", (f"no process to check it in could be started: {error}", False)
-    found: list[tuple[str | None, bool]] = []
-    for line in answers.splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            reason = json.loads(line)["reason"]
-            found.append((reason and f"{reason} ({_versions()})", True))
-    return [*found, *[ended] * len(kinds)][: len(kinds)]
+        return dict.fromkeys(kinds, (f"no process to check it in could be started: {error}", False))
+    finally:
+        for check in checks.values():
+            with check:  # closes its pipes and waits for it
+                check.kill()
 
 
-def _ended(check: subprocess.CompletedProcess[str]) -> tuple[str, bool]:
-    """What became of a check that gave no answer, and whether another one would end the same way."""
+def _answer(check: subprocess.Popen[str]) -> tuple[str | None, bool]:
+    """What a check has found, or what became of it."""
+    try:
+        out, err = check.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"its kernels did not compile within {_SECONDS} seconds ({_versions()})", False
+    with suppress(ValueError, KeyError, TypeError):
+        reason = json.loads(out)["reason"]
+        return reason and f"{reason} ({_versions()})", True
     if check.returncode < 0:
         name = signal.Signals(-check.returncode).name
         return f"compiling or running its kernels ended in {name} ({_versions()})", name in _CRASHES
-    last = (check.stderr.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
+    last = (err.strip().splitlines() or [f"exit status {check.returncode}"])[-1]
     return f"its check failed: {last} ({_versions()})", False
 
 

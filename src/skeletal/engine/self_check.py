@@ -14,18 +14,17 @@ _OFF = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
 def main() -> None:
-    """Print, for each type of maps, a JSON object with the `reason` its kernels cannot be used, or None."""
+    """Print a JSON object with the `reason` that the kernels of a type of maps cannot be used, or None."""
     out = os.dup(1)
     os.dup2(2, 1)  # whatever is printed on the way is not the answer
     torch.set_num_threads(2)
-    for maps in sys.argv[2:]:
-        try:
-            reason = mismatch(getattr(torch, maps))
-        except Exception as error:
-            what = "do not load" if isinstance(error, ImportError) else "do not compile"
-            first = (str(error).strip().splitlines() or [""])[0]
-            reason = f"its kernels {what}: {type(error).__name__}: {first[:200]}"
-        os.write(out, f"{json.dumps({'reason': reason})}\n".encode())
+    try:
+        reason = mismatch(getattr(torch, sys.argv[2]))
+    except Exception as error:
+        what = "do not load" if isinstance(error, ImportError) else "do not compile"
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = f"its kernels {what}: {type(error).__name__}: {first[:200]}"
+    os.write(out, json.dumps({"reason": reason}).encode())
 
 
 def mismatch(maps: torch.dtype) -> str | None:
