@@ -127,6 +127,19 @@ def test_a_network_that_was_rewritten_is_another(here):
         measure(setup, RANDOM, root=here / "measured", progress=False)
 
 
+def test_what_is_written_while_the_mask_is_found_is_not_what_was_pruned(here, monkeypatch):
+    setup, find = in_mynet(32), experiment.find_mask
+
+    def find_and_edit(*arguments, **options):
+        with open("mynet.py", "a") as file:
+            file.write("# an afterthought")
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(experiment, "find_mask", find_and_edit)
+    place, result = run(setup, here / "runs")
+    assert run(in_mynet(32), here / "runs") == (place, result)
+
+
 def test_a_fingerprint_changes_no_folder(tmp_path):
     config = {"model": "vgg-mini", "seed": 0}
     place = RunFolder.open(tmp_path, "it", config, {"data": "1"})

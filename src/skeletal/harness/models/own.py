@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,16 @@ def digest(name: str) -> str | None:
     try:
         found = function(name)
         where = found if inspect.isroutine(found) or inspect.isclass(found) else import_module(name.partition(":")[0])
-        file = inspect.getsourcefile(inspect.unwrap(where))
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+        return _digest(where)
     except (ValueError, TypeError, OSError):
         return None
+
+
+@lru_cache
+def _digest(where: Any) -> str | None:
+    """Of what was imported: edits after the first call, as while a mask is being found, change the file alone."""
+    file = inspect.getsourcefile(inspect.unwrap(where))
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
 
 
 def function(name: str) -> Callable[..., Any]:
