@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from skeletal.engine.codegen.compiling import MADE_OF
 from tests.imports import circles, imports_of, modules_of
 
 SOURCE = Path(__file__).parent.parent / "src" / "skeletal"
@@ -100,6 +101,15 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_core_and_compaction_need_torch_and_safetensors_only_and_llvm_stays_in_codegen():
     assert not foreign(SOURCE)
+
+
+def test_kernels_are_made_of_what_their_stamp_is_of():
+    """Whatever else they took a function or a number from could change without their being compiled anew."""
+    modules = modules_of(SOURCE)
+    rooms = {f"engine/{folder}" for folder in MADE_OF}
+    for one in modules:
+        if room_of(one) in ("engine/codegen", "engine/kernels"):
+            assert {room_of(other) for other in imports_of(one, modules) & modules.keys()} <= rooms, one
 
 
 def test_every_folder_is_a_room_that_says_what_it_is_for():

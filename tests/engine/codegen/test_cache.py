@@ -1,4 +1,4 @@
-"""Kernels on disk are those of this engine: also after a change in a file that theirs only calls."""
+"""Kernels on disk are those that its code makes: also after a change in a file that theirs only calls."""
 
 import os
 import shutil
@@ -43,3 +43,5 @@ def test_a_kernel_is_compiled_anew_when_what_it_calls_has_changed(tmp_path):
     assert run(1) == ["1", "0"]
     assert run(1) == ["1", "1"]
     assert run(2) == ["2", "0"]
+    (package / "engine" / "report.py").write_text("'no part of any kernel'")
+    assert run(2) == ["2", "1"]

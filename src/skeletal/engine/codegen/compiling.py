@@ -15,19 +15,23 @@ _compiled = njit(  # NaN has to stay NaN, so not all of `fastmath`
     nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
 )
 
+MADE_OF = "codegen", "kernels", "plan"
+"""the engine's folders with functions or numbers that become part of kernels"""
+
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """A kernel, compiled at its first call for each kind of arguments, and kept on disk until the engine changes."""
+    """A kernel, compiled at its first call for each kind of arguments, and kept on disk until one of them changes."""
     kernel: Any = _compiled(function)
     if kernel is not function:  # as it is where numba is told not to compile (NUMBA_DISABLE_JIT)
-        kernel._cache._cache_file._source_stamp = _engine()
+        kernel._cache._cache_file._source_stamp = _kernels()
     return kernel
 
 
 @lru_cache(maxsize=1)
-def _engine() -> str:
+def _kernels() -> str:
     """What all kernels are made of; numba asks for a kernel's own file, not for those it takes functions from."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    engine = Path(__file__).parents[1]
+    files = sorted(file for folder in MADE_OF for file in (engine / folder).rglob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
