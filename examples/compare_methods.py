@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 digits = data.load("digits")
 model = skeletal.models.create("vgg-mini", num_classes=10, in_channels=1, image_size=8, seed=0)
 batches = list(digits.train.batches(128, train=True, drop_last=True))
-example = batches[0][0]
+example = batches[0][0][:8]  # whose values do not matter
 
 print(f"{'method':16} {'kept':>6} {'on a path':>9} {'empty layers':>12} {'multiply-adds':>13}  path to output")
 for method, row in skeletal.METHODS.items():
