@@ -189,10 +189,31 @@ def test_networks_may_make_numbers_of_the_default_type(method):
     assert found[0] == found[1] and torch.get_default_dtype() == torch.float32
 
 
+NAMING = {
+    "made": lambda x: torch.eye(6, dtype=torch.float32),
+    "like another": lambda x: x.new_ones(6, 6, dtype=torch.float32).tril().triu(),
+    "float()": lambda x: torch.eye(6, dtype=torch.long).float(),
+    "to": lambda x: (2 * torch.eye(6, dtype=torch.bfloat16).to(torch.float32) + 0 * x.float().to(torch.float32)[0]) / 2,
+    "given a type": lambda x: torch.eye(6, dtype=torch.long).to(device=x.device, dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("naming", NAMING)
 @pytest.mark.parametrize("method", FOLLOWING)
-def test_networks_that_name_a_type_are_refused_with_the_reason(method):
-    with pytest.raises(ValueError, match=f"{method} runs the network in double precision, .*numbers of its input's"):
-        skeletal.prune(Makes(lambda x: torch.eye(6, dtype=torch.float32)), rows(), density=0.5, method=method)
+def test_networks_may_name_a_type(method, naming):
+    steps = None if METHODS[method].one_shot else 3
+    found = [
+        skeletal.prune(Makes(matrix), rows(), density=0.5, method=method, steps=steps)
+        for matrix in (NAMING[naming], lambda x: torch.eye(6, dtype=x.dtype))
+    ]
+    assert found[0] == found[1] and torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("method", FOLLOWING)
+def test_networks_that_hold_numbers_of_another_type_are_refused_with_the_reason(method):
+    held = torch.eye(6)
+    with pytest.raises(ValueError, match=f"{method} runs the network in double precision, .*numbers from buffers, or"):
+        skeletal.prune(Makes(lambda x: held), rows(), density=0.5, method=method)
     assert torch.get_default_dtype() == torch.float32
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.diagnosis.structure import stored_values, with_values
@@ -53,27 +54,43 @@ def tensor_from(model: nn.Module, inputs: object, method: str) -> Tensor:
     return outputs
 
 
+class _InDoubles(TorchFunctionMode):
+    """Where code names a floating-point type, as `x.float()` or `torch.zeros(3, dtype=x_dtype)` do, it gets doubles."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CASTS:
+            func, args = Tensor.double, args[:1]
+        return func(*map(_double, args), **{name: _double(value) for name, value in (kwargs or {}).items()})
+
+
+_CASTS = Tensor.float, Tensor.half, Tensor.bfloat16
+
+
+def _double(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
 @contextmanager
 def along_paths(method: str) -> Generator[None]:
-    """What runs inside takes sums over paths, forwards and backwards: in doubles, also those that it makes itself.
+    """What runs inside takes sums over paths, forwards and backwards: in doubles, also where it names another type.
 
     Norms only scale (see `Unnormalized`).
 
     Raises:
-        ValueError: the network makes numbers of another type all the same; names the method.
+        ValueError: the network has numbers of another type all the same, as in a plain attribute; names the method.
 
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with Unnormalized():
+        with Unnormalized(), _InDoubles():
             yield
     except RuntimeError as error:
         if "type" not in str(error):
             raise
         raise ValueError(
             f"{method} runs the network in double precision, where it fails: {error}."
-            " Let its forward make numbers of its input's type, not of one that it names"
+            " Let its forward take numbers from buffers, or make them of its input's type"
         ) from error
     finally:
         torch.set_default_dtype(before)
