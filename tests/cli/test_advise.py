@@ -1,9 +1,12 @@
 import json
+from itertools import product
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
 from skeletal.cli import app
+from tests.harness.data.layouts import pixels, write_image
 
 FEW = (
     "--methods",
@@ -104,3 +107,15 @@ def test_mistakes(cli, arguments, message):
 
 def test_both_commands_are_listed():
     assert {"advise", "sanity"} <= set(app)
+
+
+def test_advice_on_other_data_of_the_same_name_is_not_given_from_memory(cli):
+    few = (*FEW[:-6], "--seeds", 1, "--measure-batches", 1, "--model", "vgg-mini", "--data", "pets", "--image-size", 8,
+           "--prune-batch-size", 4, "--workers", 0, "--device", "cpu")  # fmt: skip
+    for classes in ("ab", "cd"):
+        for part, name, number in product(("train", "val"), classes, range(8)):
+            write_image(Path("pets") / part / name / f"{number}.png", pixels(8, 8, 3))
+        done = cli("advise", *few)
+        assert (done.status == 0) == (classes == "ab"), done.err
+        rmtree("pets")
+    assert "is a run of the same settings on something else (the data was" in done.err.replace("\n", " ")

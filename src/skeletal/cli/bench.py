@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, check_files, print_json
+from skeletal.core.files import write_atomically
 from skeletal.core.progress import say
 
 
@@ -107,7 +108,7 @@ def bench(
     result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=say)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(dumps(result, indent=1), encoding="utf-8")
+        write_atomically(out, dumps(result, indent=1))
     if plot is not None:
         from skeletal.harness.bench.plot import plot_roofline
 

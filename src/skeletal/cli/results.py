@@ -38,7 +38,8 @@ def compare(
     reverse
         reverse the order
     filter
-        only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1;
+        only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1, as
+        the table shows them;
         density and sparsity count as shown, in four digits, or in as many as you write; repeatable
     at_most_macs
         compare under an equal budget of multiply-adds (of kept weights, mask finding and training, such as 1e12): a run
@@ -75,15 +76,18 @@ def compare(
     folders = {folder.path.resolve(): folder for folder in found if "kind" not in folder.config}  # trainings alone
     if not folders:
         raise ValueError(f"no runs in {', '.join(map(str, runs or ('runs',)))}")
-    rows = comparing.chosen(map(row_of, folders.values()), filter or ())
-    if not rows:
-        raise ValueError(f"none of {len(folders)} runs meets {' and '.join(filter or ())}")
-    said = ""
+    rows = list(map(row_of, folders.values()))
+    said, left_out = "", 0
     if at_most_macs is not None:
         before, rows = rows, at_most(rows, at_most_macs)
         if not rows:
             raise ValueError(f"none of {len(before)} runs was tested within {at_most_macs:g} multiply-adds")
-        said = f", within {at_most_macs:g} multiply-adds ({len(before) - len(rows)} left out)"
+        within = {row["folder"] for row in rows}
+        left_out = sum(row["folder"] not in within for row in comparing.chosen(before, filter or ()))
+        said = f", within {at_most_macs:g} multiply-adds ({left_out} left out)"
+    rows = comparing.chosen(rows, filter or ())
+    if not rows:
+        raise ValueError(f"none of {len(folders)} runs meets {' and '.join(filter or ())}")
     if pareto:
         rows, said = comparing.pareto(rows), f"{said}, on the Pareto front"
     rows = comparing.ordered(rows, sort, reverse=reverse)

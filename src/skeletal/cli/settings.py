@@ -1,7 +1,8 @@
 """What the commands share: settings from the command line, resolved, shown, and results printed."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,7 +92,16 @@ def _toml(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else."""
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(_known(value), indent=2, default=str, allow_nan=False))
+
+
+def _known(value: Any) -> Any:
+    """Null in place of infinite numbers and NaN, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    return [_known(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -119,13 +129,15 @@ def work(jobs: Sequence[Any], root: Path, setup: Setup, what: str, *, executor: 
     """Do the unfinished jobs, and tell how many are finished.
 
     Raises:
-        ValueError: some have failed; tells each error once.
+        ValueError: some have failed, tells each error once; or were done on other data than `setup` names.
         BusyError: another process works on some.
 
     """
+    from skeletal.harness.runs.finding import refuse_unlike
     from skeletal.study.dispatch.launch import counts, launch, refuse_unfinished
     from skeletal.study.paper.collect import error_of
 
+    refuse_unlike(setup, *(job.folder(root) for job in jobs))
     with stage(what, len(jobs), done=counts(jobs, root)["finished"]) as told:
 
         def report(counted: Any) -> None:

@@ -26,8 +26,8 @@ def write_image(path, image, kind="PNG"):
     path.write_bytes(encoded(image, kind))
 
 
-def write_parquet(path, blobs, labels, *, image="img", label="label", names=None):
-    table = pa.table({image: [{"bytes": b, "path": None} for b in blobs], label: pa.array(labels, pa.int64())})
+def write_parquet(path, blobs, labels, *, image="img", label="label", names=None, kind=None):
+    table = pa.table({image: [{"bytes": b, "path": None} for b in blobs], label: pa.array(labels, kind or pa.int64())})
     if names:
         info = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(info)})

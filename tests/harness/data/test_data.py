@@ -239,3 +239,18 @@ def test_a_set_moves_to_a_device_once():
     del part, first, second
     gc.collect()
     assert gone() is None  # and goes with the one on the CPU
+
+
+class OneClassCannotBeRead:
+    labels = torch.tensor([0, 1] * 8)
+
+    def __len__(self):
+        return 16
+
+    def batches(self, size, **_):
+        yield from [(torch.zeros(size, 1, 2, 2), torch.zeros(size, dtype=torch.long))] * (16 // size)
+
+
+def test_balanced_batches_do_not_wait_for_ever_for_a_class():
+    with pytest.raises(ValueError, match="no image of class 1 came in 10 epochs to balance batches: can"):
+        next(iter(data.BalancedStream(OneClassCannotBeRead(), 4, 0, 2)))

@@ -92,3 +92,19 @@ def test_parquet_files_of_another_set_are_told_from_none(tmp_path, columns, mess
     with pytest.raises(data.DataNotFoundError, match=message) as error:
         data.load("cifar10", data_dir=tmp_path)
     assert "is not here" not in str(error.value)
+
+
+def test_a_second_copy_of_a_numbered_file_is_refused(tmp_path):
+    blobs = [encoded(i) for i in pixels(4, 32, 32, 3)]
+    for name in ("train-00000-of-00001", "train-00000-of-00001 (1)", "test-00000-of-00001"):
+        write_parquet(tmp_path / f"{name}.parquet", blobs, [0, 1, 2, 3])
+    with pytest.raises(data.DataError, match=r"train-00000-of-00001 \(1\)\.parquet: other files .* a second copy"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("labels, kind", [([0.7, 1.7], "double"), (["0", "1"], "string")])
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, labels, kind):
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", [encoded(i) for i in pixels(2, 32, 32, 3)], labels, kind=kind)
+    with pytest.raises(data.DataError, match=f"train.parquet: labels have to be whole numbers; .* of type {kind}"):
+        data.load("cifar10", tmp_path)

@@ -170,3 +170,7 @@ def test_a_method_has_one_colour_everywhere():
     assert curve_style("mine", 0)["color"] not in COLOURS.values()
     assert curve_style("mine", 0) != curve_style("mine", 1)
     assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_curves_of_a_common_colour_differ_though_marks_come_around():
+    assert len({tuple(curve_style("force", position).values()) for position in range(32)}) == 32

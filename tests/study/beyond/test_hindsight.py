@@ -126,3 +126,11 @@ def test_snip_on_one_batch_and_on_many_are_two_methods(tmp_path):
     lines = {name: [line(0.1, 0.5)] for name in advice.names}
     found = hindsight(advice, lines, {name: recommend(each) for name, each in lines.items()}, tmp_path)
     assert [verdict.accuracy for verdict in found.verdicts.values()] == [80, 90]
+
+
+def test_a_seed_that_was_trained_again_counts_once(tmp_path):
+    first = resolve(Pruning(density=0.1), "quick")
+    for every in (1, 2, 3):
+        leave(tmp_path, 95, first, training=replace(TRAINING, test_every=every))
+    leave(tmp_path, 85, first, seed=1)
+    assert sorted(trained(tmp_path).accuracies["force"][0.1]) == [85, 95]

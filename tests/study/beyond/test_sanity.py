@@ -6,6 +6,7 @@ import torch
 from skeletal.core.masks.compare import layer_agreement, overlap
 from skeletal.core.masks.mask import Mask
 from skeletal.core.pruning.schedules import exponential, visit
+from skeletal.harness import data as data_sets
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.runs import finding
 from skeletal.study.beyond import sanity
@@ -20,7 +21,7 @@ PLAN = SanityChecks(SETUP, FORCE, TRAINING, seeds=(0, 1), shuffles=2)
 
 @pytest.fixture(scope="module")
 def masks():
-    return sanity.masks(SETUP, FORCE, 2)
+    return sanity.masks(SETUP, data_sets.load("digits"), FORCE, 2)
 
 
 def counts(mask):
@@ -89,7 +90,7 @@ def test_runs_are_listed_once(tmp_path):
 def test_only_methods_that_rank_all_weights_fill_snips_layers(tmp_path, method, ranked):
     asked = resolve(Pruning(method=method, density=0.05, prune_batch_size=64), "quick")
     asked = asked if asked.steps == 1 else replace(asked, steps=3)
-    found = sanity.masks(SETUP, asked, 1)
+    found = sanity.masks(SETUP, data_sets.load("digits"), asked, 1)
     assert ("SNIP's layers" in found) == ranked
     listed = {job.mask.name for job in replace(PLAN, pruning=asked, shuffles=1).jobs(tmp_path) if job.mask is not None}
     assert len(listed) == len(found)

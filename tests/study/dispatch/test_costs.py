@@ -125,3 +125,11 @@ def test_the_overview_has_every_item_with_its_state(tmp_path, monkeypatch):
     assert states["fig3"] == "not at this scale" and states["table3"] == "needs no run"
     assert lines["fig1"]["to do"] == "" and lines["fig2"]["to do"] == "unknown"
     assert lines["fig2"]["runs"] == 28 and lines["fig2"]["finished"] == 14
+
+
+def test_a_damaged_run_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("skeletal.study.dispatch.costs._rate", lambda device: 1e9)
+    folder = finish(ITEMS["fig1"].jobs(SMOKE)[0], tmp_path, trained(90.0))
+    (folder.path / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=r"result.json is damaged"):
+        overview(list(ITEMS.values()), SMOKE, tmp_path)

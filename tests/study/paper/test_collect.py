@@ -77,3 +77,14 @@ def test_a_damaged_result_is_named(tmp_path):
     (folder.path / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"result.json is damaged"):
         collect.points(ITEMS["fig1"], SMOKE, tmp_path)
+
+
+def test_runs_on_two_data_sets_of_one_name_are_told(tmp_path):
+    cells = [cell for cell in ITEMS["fig2"].cells(SMOKE) if cell.panel == "b" and cell.series == "FORCE"]
+    for number, cell in enumerate(cells):
+        folder = finish(cell.job, tmp_path, trained(50.0))
+        file = folder.path / "environment.json"
+        copy = {"fingerprint": {"data": f"{'ab'[number // 3]} ({90 + number} examples)"}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | copy))
+    with pytest.warns(UserWarning, match="fig2: runs on .* were done on 2 different data sets of that name, such as"):
+        assert len(collect.points(ITEMS["fig2"], SMOKE, tmp_path)) == 4

@@ -71,6 +71,14 @@ def test_lines_are_means_and_bands_the_sample_deviation():
             np.testing.assert_allclose([there.min(), there.max()], [low, high])
 
 
+def test_among_several_one_seed_has_no_band():
+    made = [p for p in points(series=["FORCE"]) if p.x != sorted(DENSITIES)[1] or p.seed == 0]
+    (axes,) = axes_of(draw(item(accuracy()), made, SMOKE))
+    corners = np.concatenate([path.vertices for part in axes.collections for path in part.get_paths()])
+    assert not np.isclose(corners[:, 0], sorted(DENSITIES)[1]).any()
+    assert {sorted(DENSITIES)[0], sorted(DENSITIES)[-1]} <= set(corners[:, 0])
+
+
 def test_one_seed_has_no_band_and_says_so():
     figure = draw(item(accuracy()), points(seeds=1), SMOKE)
     assert not axes_of(figure)[0].collections

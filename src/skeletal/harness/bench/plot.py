@@ -45,8 +45,8 @@ def plot_roofline(result: dict[str, Any], path: Path) -> None:
     )
     for intensity, rate, label, key, position in points:
         name = {"ours": "force", "ours16": "grasp-it"}.get(key, "dense")
-        looks = curve_style(name, position)
-        axes.plot([intensity], [rate], linestyle="", label=label, **looks)
+        looks = curve_style(name, position) | {"linestyle": ""}
+        axes.plot([intensity], [rate], label=label, **looks)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())

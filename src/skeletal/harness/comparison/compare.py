@@ -30,12 +30,12 @@ def chosen(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
         ValueError: not a condition, or one on a name that no row has.
 
     """
-    rows = list(rows)
+    rows = everything = list(rows)
     for condition in conditions:
         found = _CONDITION.fullmatch(condition)
         if found is None or not found[3]:
             raise ValueError(f"{condition!r} is not a condition: write NAME=VALUE, with =, !=, <, <=, > or >=")
-        name = _named(found[1], rows)
+        name = _named(found[1], everything)
         rows = [row for row in rows if _meets(_nearly(name, row.get(name), found[3]), found[2], found[3], condition)]
     return rows
 
@@ -138,11 +138,12 @@ def _shown(row: Row, name: str) -> str:
 
 
 def outcomes(rows: Sequence[Row]) -> list[tuple[Outcome, list[Row]]]:
-    """Finished runs that differ in their seeds alone, with the means over them."""
+    """Finished runs that differ in their seeds alone, with means over seeds: each counts once, however often run."""
     finished = [row for row in rows if row["accuracy"] is not None]
     groups: dict[Any, list[Row]] = {}
     for row, label in zip(finished, _with_epochs(finished, labels(finished)), strict=True):
-        asked = row["density_asked"], row["epochs_asked"], row["epochs"]
+        epochs = row["epochs_asked"] or row["epochs"]  # within a budget, each seed may end after another
+        asked = row["density_asked"], epochs
         groups.setdefault((row["model"], row["data"], label, *asked), []).append(row)
     return [(_mean(label, group), group) for (_, _, label, *_), group in groups.items()]
 
@@ -164,10 +165,17 @@ def _with_epochs(rows: Sequence[Row], named: Sequence[str]) -> list[str]:
 
 
 def _mean(label: str, group: Sequence[Row]) -> Outcome:
-    costs = [row["total_macs"] for row in group]
-    macs = None if None in costs else fmean(costs)
-    density, accuracy = (fmean(row[name] for row in group) for name in ("density", "accuracy"))
+    macs = None if any(row["total_macs"] is None for row in group) else fmean(_by_seed(group, "total_macs"))
+    density, accuracy = (fmean(_by_seed(group, name)) for name in ("density", "accuracy"))
     return Outcome(label, density, accuracy, macs)
+
+
+def _by_seed(group: Sequence[Row], name: str) -> list[float]:
+    """A column of runs that differ in their seeds alone: one number for each, the mean of the runs that repeat it."""
+    seeds: dict[Any, list[float]] = {}
+    for row in group:
+        seeds.setdefault((row["seed"], row.get("mask_seed")), []).append(row[name])
+    return [fmean(values) for values in seeds.values()]
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
@@ -211,9 +219,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     title = f"{common['model']} on {common['data']}, pruned before training"
     means = outcomes(finished)
     results = [
-        {"method": mean.method, "density": mean.density, "test": {"top1": row["accuracy"]}}
+        {"method": mean.method, "density": mean.density, "test": {"top1": accuracy}}
         for mean, group in means
-        for row in group
+        for accuracy in _by_seed(group, "accuracy")
     ]
     known = [outcome for outcome, _ in means]
     if any(outcome.macs is not None for outcome in known):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.choices import spelled
+from skeletal.core.progress import say
 from skeletal.harness.data import digits, folder, sources
 from skeletal.harness.data.errors import DataError as DataError
 from skeletal.harness.data.errors import DataNotFoundError as DataNotFoundError
@@ -75,5 +76,8 @@ def load(
         raise sources.missing(spec, data_dir)
     layout, place = match
     if layout == "folder":
-        return folder.read(place, name, **options)
+        data = folder.read(place, name, **options)
+        if data.num_classes != spec.num_classes:
+            say(f"{place} is a part of {name}, which has {spec.num_classes:,} classes: results are not those of {name}")
+        return data
     return assemble(sources.read(layout, place, spec, skip_corrupt), spec, validation=validation, seed=seed)

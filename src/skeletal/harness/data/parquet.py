@@ -32,9 +32,15 @@ def _shards(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 
 
 def _complete(files: list[Path]) -> list[Path]:
-    stated = re.search(r"-of-(\d+)\.parquet$", files[0].name)
-    if stated and int(stated[1]) != len(files):
-        raise DataError(f"{files[0]}: one of {int(stated[1])} files according to its name, but there are {len(files)}")
+    """The files, if they are each of those that their names say there are, once; names may say nothing."""
+    stated = [re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name) for file in files]
+    if not any(stated):
+        return files
+    for file, found in zip(files, stated, strict=True):
+        if found is None:
+            raise DataError(f"{file}: other files of the part are numbered (as in -00000-of-00002): a second copy?")
+        if int(found[2]) != len(files):
+            raise DataError(f"{file}: one of {int(found[2])} files according to its name, but there are {len(files)}")
     return files
 
 
@@ -84,6 +90,9 @@ def read_part(files: list[Path], spec: Spec, skip_corrupt: bool = False) -> Part
             raise DataError(f"{path}: cannot read the images and labels ({error})") from error
         if None in blobs or None in classes:
             raise DataError(f"{path}: a row without image bytes or without a label")
+        if not all(isinstance(label, int) for label in classes):
+            kind = _schema(path).field(spec.label_column).type
+            raise DataError(f"{path}: labels have to be whole numbers; column {spec.label_column!r} is of type {kind}")
         pictures += blobs
         labels += classes
         rows += [(path, row) for row in range(len(blobs))]

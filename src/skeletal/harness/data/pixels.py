@@ -39,7 +39,7 @@ def in_eight_bits(image: Any, mode: str) -> Any:
     with extra("run"):
         from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r}, 32 bits, of unknown range: save it with 8 or 16 bits")

@@ -147,6 +147,10 @@ class Stream:
             start = 0
 
 
+_EPOCHS = 10
+"""in which each class has to come up where batches are balanced"""
+
+
 class BalancedStream:
     """Training batches without end that hold equally many examples of every class.
 
@@ -161,7 +165,8 @@ class BalancedStream:
         share: which examples of a balanced batch are given.
 
     Raises:
-        ValueError: `batch_size` is smaller than the number of classes, or a class has no example.
+        ValueError: `batch_size` is smaller than the number of classes, or a class has no example, or none that can be
+            decoded.
 
     """
 
@@ -182,7 +187,13 @@ class BalancedStream:
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[list[Tensor]] = [[] for _ in range(self.num_classes)]
-        for images, labels in self.plain:
+        missing, patience = set(range(self.num_classes)), _EPOCHS * len(self.plain.split) // self.plain.batch_size
+        for number, (images, labels) in enumerate(self.plain, 1):
+            missing -= set(labels.tolist())
+            if missing and number >= patience:  # an epoch's last batch is left out, but not always the same images
+                raise ValueError(
+                    f"no image of class {min(missing)} came in {_EPOCHS} epochs to balance batches: can they be read?"
+                )
             for image, label in zip(images, labels.tolist(), strict=True):
                 if len(waiting[label]) < self.per_class:
                     waiting[label].append(image)

@@ -1,5 +1,6 @@
 """Test accuracy against sparsity, as a figure."""
 
+from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -55,7 +56,7 @@ def draw_accuracy(axes: Any, results: list[dict[str, Any]]) -> None:
         means, look = [fmean(values) for values in seeds], curve_style(method, position)
         axes.plot(at, means, label=method, linewidth=2, **look)
         if max(map(len, seeds)) > 1:
-            spread = [stdev(values) if len(values) > 1 else 0.0 for values in seeds]
+            spread = [stdev(values) if len(values) > 1 else nan for values in seeds]  # one seed says nothing of it
             axes.errorbar(at, means, spread, fmt="none", capsize=3, ecolor=look["color"])
     for position, label in enumerate(dict.fromkeys(r["method"] for r in results if is_dense(r["method"]))):
         dense = fmean(result["test"]["top1"] for result in results if result["method"] == label)

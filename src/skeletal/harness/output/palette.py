@@ -20,10 +20,13 @@ COLOURS = {
 }
 _OTHERS = ("#999933", "#117733", "#AA4499", "#661100")
 _MARKERS = "osD^vP*X"
+_DASHES = ("-", "--", "-.", ":")
+"""the next one where all marks have been used: methods with a common colour would look alike"""
 
 
 def curve_style(name: str, position: int) -> dict[str, Any]:
-    """Colour and marker of a curve: by the method its name starts with (the longest that fits), else by position."""
+    """Colour, by the method its name starts with (the longest that fits), marker and dash, by position, of a curve."""
     method = max((m for m in COLOURS if name == m or name.startswith(m)), key=len, default=None)
     colour = COLOURS[method] if method else _OTHERS[position % len(_OTHERS)]
-    return {"color": colour, "marker": _MARKERS[position % len(_MARKERS)]}
+    turn, place = divmod(position, len(_MARKERS))
+    return {"color": colour, "marker": _MARKERS[place], "linestyle": _DASHES[turn % len(_DASHES)]}

@@ -111,7 +111,7 @@ def run(
         return _train(task, setup, progress)
 
     with shown(progress and rank() == 0, for_person):
-        on_first(partial(refuse_unlike, folder, setup))
+        on_first(partial(refuse_unlike, setup, folder))
         return folder, folder.once(timed(work), wait=wait)
 
 
@@ -190,7 +190,7 @@ def train_masked(
         return _train(replace(task, resume_command=resume_command), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
-        on_first(partial(refuse_unlike, folder, setup))
+        on_first(partial(refuse_unlike, setup, folder))
         return folder, folder.once(timed(work), wait=wait)
 
 

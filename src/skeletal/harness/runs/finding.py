@@ -75,8 +75,8 @@ def fingerprint(setup: Setup, data: Data | None) -> dict[str, str]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def refuse_unlike(folder: RunFolder, setup: Setup) -> None:
-    """Keep a finished run from being taken for one on other data, or of a network that has been rewritten.
+def refuse_unlike(setup: Setup, *folders: RunFolder) -> None:
+    """Keep finished runs from being taken for those on other data, or of a network that has been rewritten.
 
     Data that cannot be read here may be gone: the result stands.
 
@@ -84,13 +84,16 @@ def refuse_unlike(folder: RunFolder, setup: Setup) -> None:
         ValueError: it is another; says what differs.
 
     """
-    if not (folder.finished and folder.fingerprint):
+    finished = [folder for folder in folders if folder.finished and folder.fingerprint]
+    if not finished:
         return
     try:
         data = load_data(replace(setup, download=False))
     except (data_sets.DataNotFoundError, data_sets.DataError, MissingExtraError):
         data = None
-    folder.refuse_unlike(fingerprint(setup, data))
+    here = fingerprint(setup, data)
+    for folder in finished:
+        folder.refuse_unlike(here)
 
 
 def _check_outputs(name: str, model: nn.Module, data: Data) -> None:

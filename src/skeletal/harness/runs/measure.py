@@ -154,7 +154,7 @@ def measure(
         return result | {"method": pruning.method, "filled": _filled(mask), "trace": trace}
 
     with shown(progress and rank() == 0, for_person):
-        refuse_unlike(folder, setup)
+        refuse_unlike(setup, folder)
         return folder, folder.once(timed(work), wait=wait)
 
 
@@ -207,7 +207,7 @@ def measure_masked(
         _leave(place, mask, fingerprint(setup, data))
         return result
 
-    refuse_unlike(folder, setup)
+    refuse_unlike(setup, folder)
     return folder, folder.once(timed(work), wait=wait)
 
 

@@ -81,6 +81,6 @@ def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | 
     if not folder.finished:
         held.enter_context(folder.claim())
     if folder.finished:  # perhaps by the process that had it until just now
-        refuse_unlike(folder, setup)
+        refuse_unlike(setup, folder)
         return folder.result()
     return lambda: begin(*parts, root=root, name=settings.name, progress=False)

@@ -39,7 +39,13 @@ def _json(value: Any, **layout: Any) -> str:
     return json.dumps(value, default=_path_as_text, **layout)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a run folder holds.
+
+    Raises:
+        ValueError: it is damaged; names it.
+
+    """
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -107,7 +113,7 @@ class RunFolder:
         folder = cls(Path(root) / f"{name}-{digest}", json.loads(canonical))
         file = folder.path / "config.json"
         if file.exists():
-            folder._refuse_other_settings(_read_json(file))
+            folder._refuse_other_settings(read_json(file))
         return folder
 
     @classmethod
@@ -124,7 +130,7 @@ class RunFolder:
             raise FileNotFoundError(f"{path} is not a run folder: it has no config.json")
         if not is_run(path):
             raise FileNotFoundError(f"{path} is not a run folder: its config.json was written by another program")
-        folder = cls(path, _read_json(path / "config.json"))
+        folder = cls(path, read_json(path / "config.json"))
         folder._refuse_other_format(folder.config.pop("format", None))
         return folder
 
@@ -149,7 +155,7 @@ class RunFolder:
     def fingerprint(self) -> dict[str, str]:
         """What `open` was given; empty for runs of earlier versions."""
         file = self.path / "environment.json"
-        return _read_json(file).get("fingerprint", {}) if file.exists() else {}
+        return read_json(file).get("fingerprint", {}) if file.exists() else {}
 
     def unlike(self, here: Mapping[str, str]) -> str:
         """What the run was made of and is otherwise here, for people; empty if nothing is, or is known to be."""
@@ -239,7 +245,7 @@ class RunFolder:
             FileNotFoundError: the run has not finished.
 
         """
-        return _read_json(self.path / "result.json")
+        return read_json(self.path / "result.json")
 
     def finish(self, result: dict[str, Any]) -> None:
         """Leave the result, atomically. From here on the run counts as finished."""

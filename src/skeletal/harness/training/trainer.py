@@ -1,6 +1,8 @@
 """The pieces of a training's loop: what is set up once, an epoch, its scores, the end."""
 
+import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
@@ -221,6 +223,12 @@ class Trainer:
                 shared=True,
             )
         self._account.evaluated(scores.examples, time.perf_counter() - began)
+        if not math.isfinite(scores.loss):  # of the network in evaluation mode; the training loss was checked
+            warnings.warn(
+                f"the {name} loss is {scores.loss} after epoch {self._run.epoch + 1}: the network's outputs overflow;"
+                " try a lower learning rate",
+                stacklevel=2,
+            )
         return scores
 
     def save(self) -> None:

@@ -72,9 +72,8 @@ def _ranks_all(method: str) -> bool:
     return not (row.by_count and row.one_shot)
 
 
-def masks(setup: Setup, pruning: Pruning, shuffles: int) -> dict[str, Mask]:
+def masks(setup: Setup, data: Data, pruning: Pruning, shuffles: int) -> dict[str, Mask]:
     """All masks of one seed that a check needs, by name."""
-    data = finding.load_data(setup)
     model = finding.create_model(setup, data)
     found, ranking = _find(model, data, setup, pruning)
     once = replace(pruning, steps=1, batches_per_step=(pruning.steps or 1) * (pruning.batches_per_step or 1))
@@ -114,10 +113,11 @@ class MasksJob(SearchJob):
         name = experiment.run_name(self.setup, self.pruning.method, f"{self.pruning.density:g}", "masks")
         return root, name, config
 
-    def search(self, root: Path, begin: Callable[[], RunFolder]) -> dict[str, Any]:
+    def search(self, root: Path, begin: Callable[[Data], RunFolder]) -> dict[str, Any]:
         """See `SearchJob`."""
-        found = masks(self.setup, self.pruning, self.shuffles)
-        begin()
+        data = finding.load_data(self.setup)
+        found = masks(self.setup, data, self.pruning, self.shuffles)
+        begin(data)
         for name, mask in found.items():
             mask.save(self.file(root, name))
         return {name: _compared(mask, found[ORIGINAL]) for name, mask in found.items()}

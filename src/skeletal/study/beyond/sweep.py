@@ -54,13 +54,13 @@ class SweepJob(SearchJob):
         config["density"] = list(self.densities)
         return root, experiment.run_name(self.setup, self.pruning.method, "sweep"), config
 
-    def search(self, root: Path, begin: Callable[[], RunFolder]) -> dict[str, Any]:
+    def search(self, root: Path, begin: Callable[[Data], RunFolder]) -> dict[str, Any]:
         """See `SearchJob`."""
         start = time.perf_counter()
         data = finding.load_data(self.setup)
         model = finding.create_model(self.setup, data).to(pick_device(self.setup.device))
         points = []
-        begin()
+        begin(data)
         for density, mask in self._masks(model, data):
             mask.save(self.file(root, density))
             mode = self.pruning.bn_mode or "train"

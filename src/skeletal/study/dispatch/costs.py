@@ -4,7 +4,6 @@ The overhead around the arithmetic (reading data, compiling kernels, launching e
 here. Where there is so little arithmetic that overhead is most of a run, and there are no such runs, nothing is known.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from skeletal.harness.store.environment import environment
+from skeletal.harness.store.folders import read_json
 from skeletal.study.paper.jobs import Job
 
 # Training images after a tenth is held out, and images to test on.
@@ -64,11 +64,11 @@ class Costs:
         for file in sorted(root.glob("*/result.json")):
             if not (file.parent / "environment.json").is_file():
                 continue  # another program's
-            config, ran = (
-                json.loads((file.parent / name).read_bytes()) for name in ("config.json", "environment.json")
+            config, ran, result = (
+                read_json(file.parent / name) for name in ("config.json", "environment.json", "result.json")
             )
             if _machine(ran) == here:
-                self._learn(config, json.loads(file.read_bytes()))
+                self._learn(config, result)
 
     def _learn(self, config: dict[str, Any], result: dict[str, Any]) -> None:
         where, method = (config.get("model"), config.get("data")), config.get("method")

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections import Counter
+import warnings
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ def points(item: Item, scale: Scale, root: Path) -> list[Measurement]:
 
     Numbers to be divided by a baseline of 0 are left out, as are those that are not finite.
 
+    Warns:
+        UserWarning: the runs were done on several data sets of one name.
+
     Raises:
         ValueError: a run's `config.json` or `result.json` is damaged.
 
@@ -32,18 +36,27 @@ def points(item: Item, scale: Scale, root: Path) -> list[Measurement]:
         folder = job.folder(root)
         return (folder.path.name, folder.result()) if folder.finished else None
 
-    found = []
+    found, copies = [], defaultdict[str, dict[str, str]](dict)
     for cell in item.cells(scale):
         results = [look(job) for job in cell.jobs]
         if None in results:
             continue
         run, result = results[-1]  # type: ignore[not-iterable]
+        for job in cell.jobs:
+            if (copy := job.folder(root).fingerprint.get("data")) is not None:
+                copies[job.setup.data][copy.split()[0]] = job.folder(root).path.name
         numbers = cell.read(result)
         if cell.baseline is not None:
             divisors = [y for _, y in cell.read(results[0][1])]  # type: ignore[unsupported-operation]
             numbers = [(x, y / d) for (x, y), d in zip(numbers, divisors, strict=True) if d]
         seed, cost = cell.job.setup.seed, Ledger.read(result.get("cost"))
         found += [Measurement(cell.panel, cell.series, x, y, seed, run, cost) for x, y in numbers if math.isfinite(y)]
+    for data, runs in copies.items():
+        if len(runs) > 1:
+            warnings.warn(
+                f"{item.name}: runs on {data} were done on {len(runs)} different data sets of that name, such as"
+                f" {' and '.join(list(runs.values())[:2])}: numbers of all are shown together", stacklevel=2,
+            )  # fmt: skip
     return found
 
 

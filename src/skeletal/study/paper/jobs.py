@@ -4,10 +4,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.store.folders import RunFolder
+
+if TYPE_CHECKING:  # what runs are made with is imported by those that are done
+    from skeletal.harness.data import Data
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ class SearchJob(Job):
         """The folder that holds the run folder, the run folder's name, and the settings it is found by."""
 
     @abstractmethod
-    def search(self, root: Path, begin: Callable[[], RunFolder]) -> dict[str, Any]:
-        """Find the masks, save each to its `file` after `begin` has made the folder, and return the result."""
+    def search(self, root: Path, begin: "Callable[[Data], RunFolder]") -> dict[str, Any]:
+        """Find the masks, save each to its `file` after `begin` has made the folder, and return the result.
+
+        `begin` is called with the data that the masks are found on.
+        """
 
     def folder(self, root: Path) -> RunFolder:
         """See `Job`."""
@@ -74,4 +80,9 @@ class SearchJob(Job):
 
     def run(self, root: Path) -> dict[str, Any]:
         """See `Job`."""
-        return self.folder(root).once(lambda: self.search(root, lambda: RunFolder.open(*self.place(root))))
+        from skeletal.harness.runs.finding import fingerprint
+
+        def begin(data: "Data") -> RunFolder:
+            return RunFolder.open(*self.place(root), fingerprint(self.setup, data))
+
+        return self.folder(root).once(lambda: self.search(root, begin))

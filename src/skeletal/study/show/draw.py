@@ -179,9 +179,14 @@ def _draw_panel(axes: Any, panel: Panel, points: Sequence[Measurement], look: di
 def _marked(line: Sequence[float]) -> list[int]:
     """Where to put marks: at each of 53 layers they would hide the line, but without one a lone point is not seen."""
     every = math.ceil(len(line) / 20)
-    padded = [math.nan, *line, math.nan]
-    alone = [math.isnan(before) and math.isnan(after) for before, after in zip(padded, padded[2:], strict=False)]
+    alone = _alone(line)
     return [i for i in range(len(line)) if i % every == 0 or alone[i]]
+
+
+def _alone(line: Sequence[float]) -> list[bool]:
+    """Of each number, whether there is none on either side of it."""
+    padded = [math.nan, *line, math.nan]
+    return [math.isnan(before) and math.isnan(after) for before, after in zip(padded, padded[2:], strict=False)]
 
 
 def _folded(text: str, width: int) -> str:
@@ -201,15 +206,18 @@ def _by_x(points: Iterable[Measurement]) -> dict[float, list[float]]:
 def _draw_band(axes: Any, values: dict[float, list[float]], colour: str, log: bool) -> None:
     spread = {x: mean_and_std(group) for x, group in values.items()}
     places = list(spread)
-    bottom = [mean - (std or 0) for mean, std in spread.values()]
-    top = [mean + (std or 0) for mean, std in spread.values()]
+    deviations = [math.nan if std is None else std for _, std in spread.values()]  # one seed says nothing of it
+    means = [mean for mean, _ in spread.values()]
+    bottom = [mean - std for mean, std in zip(means, deviations, strict=True)]
+    top = [mean + std for mean, std in zip(means, deviations, strict=True)]
     if log:  # what reaches down to 0 would have no place on the axis
-        bottom = [
-            max(low, mean / 10) if mean > 0 else math.nan
-            for low, (mean, _) in zip(bottom, spread.values(), strict=True)
-        ]
+        bottom = [max(low, mean / 10) if mean > 0 else math.nan for low, mean in zip(bottom, means, strict=True)]
     if any(std for _, std in spread.values()):
         axes.fill_between(places, bottom, top, color=colour, alpha=0.2, linewidth=0, zorder=2)
+        lone = _alone(deviations)  # a band needs two
+        if alone := [i for i, std in enumerate(deviations) if lone[i] and not math.isnan(std)]:
+            ends = ([side[i] for i in alone] for side in (places, bottom, top))
+            axes.vlines(*ends, color=colour, alpha=0.4, zorder=2)
 
 
 def _draw_dense(axes: Any, values: Sequence[float], look: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def looks(series: Iterable[str]) -> dict[str, dict[str, Any]]:
     taken = {_MARKERS[method] for method in families if method in _MARKERS}
     found = _in_order([label for label in strangers if any(map(str.isdigit, label))], taken)
     for position, label in enumerate(label for label in strangers if label not in found):
-        found[label] = curve_style(label, position) | {"linestyle": "-"}
+        found[label] = curve_style(label, position)
     for method, members in families.items():
         if method == "dense" and len(members) == 1:
             found[members[0]] = dict(_DENSE)
