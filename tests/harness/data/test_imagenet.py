@@ -227,7 +227,8 @@ def test_another_image_size_is_in_the_same_proportion_and_what_there_is_is_said(
         loaded = load(root, image_size=56)
     said = capsys.readouterr().err
     assert said.startswith(f"{root}: 3 classes, 21 images to train and 9 to test, ")
-    assert said.endswith(" pixels; each is cropped and resized to 56x56\n")
+    assert " pixels; each is cropped and resized to 56x56\n" in said
+    assert said.endswith("is a part of imagenet, which has 1,000 classes: results are not those of imagenet\n")
     with shown(True, Lines):
         load(root)
     assert "224x224, unless --image-size says so" in capsys.readouterr().err
