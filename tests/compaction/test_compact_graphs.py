@@ -195,7 +195,7 @@ def through(self, x):
         (softmax, None, "softmax"),
         (twice, None, "two is called more than once"),
         (shuffled, None, "view"),
-        (weight_read, None, "two shares its parameters"),
+        (weight_read, None, "two shares its parameters or buffers"),
         (scaled_by_width, None, "size"),
         (through, Double(6, 6, 1), "conv2d"),
         (through, nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 6, 1)), "Parametrized"),

@@ -12,6 +12,7 @@ from skeletal.compaction.rules.of_functions import of_function
 from skeletal.compaction.rules.of_modules import Call, of_module
 from skeletal.compaction.rules.rule import Rule
 from skeletal.compaction.tracing.tracer import acts_as_its_class
+from skeletal.core.model.snapshot import reachable, registered
 
 
 @dataclass
@@ -64,27 +65,27 @@ def classify(module: fx.GraphModule, mask: Mapping[int, Tensor]) -> Known:
 
 
 class _Alone:
-    """Which modules are used exactly once, unchanged."""
+    """Which modules are used exactly once, unchanged, with tensors that nothing else reads."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         nodes = module.graph.nodes
-        self._calls = Counter(
-            id(part)
-            for node in nodes
-            if node.op == "call_module"
-            for part in module.get_submodule(node.target).modules()  # a leaf calls its own parts
-        )
-        self._owners = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
+        called = [module.get_submodule(node.target) for node in nodes if node.op == "call_module"]
+        self._calls = Counter(id(part) for leaf in called for part in leaf.modules())  # a leaf calls its own parts
+        self._owners = Counter(id(tensor) for part in module.modules() for tensor in registered(part))
         for node in nodes:
             if node.op == "get_attr":
                 self._owners[id(operator.attrgetter(node.target)(module))] += 1
+        for leaf in called:  # it may also read what it has in a list, or what a hook of its own leads to
+            own = {id(tensor) for part in leaf.modules() for tensor in registered(part)}
+            found = {id(tensor) for tensor, _, _ in reachable(leaf) if isinstance(tensor, Tensor)}
+            self._owners.update(found - own)
 
     def why_not(self, module: nn.Module) -> str:
         tensors = [*module.parameters(), *module.buffers()]
         if tensors and self._calls[id(module)] > 1:
             return "is called more than once"
         if any(self._owners[id(tensor)] > 1 for tensor in tensors):
-            return "shares its parameters"
+            return "shares its parameters or buffers"
         if not acts_as_its_class(module):
             return "has hooks"
         return ""

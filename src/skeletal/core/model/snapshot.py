@@ -64,13 +64,13 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, beside: object = None) -> None:
-        own = {id(tensor) for module in model.modules() for tensor in _registered(module)}
+        own = {id(tensor) for module in model.modules() for tensor in registered(module)}
         self._containers: list[_Held] = []
         self._tensors: list[tuple[_Found, tuple[Any, ...], Tensor]] = []
         self._of: dict[int, list[_Held]] = {}
         self._gradients: list[_Gradient] = []
         self._generators: list[Callable[[], None]] = []
-        for found in _reachable(model, beside):
+        for found in reachable(model, beside):
             if is_generator(found.value):
                 self._generators.append(state_setter(found.value))
                 continue
@@ -126,7 +126,7 @@ def copied(model: Model) -> Model:
     """A deep copy. Tensors with a graph behind them, which a forward pass left in attributes, become plain values."""
     memo = {
         id(value): value.detach().clone()
-        for value, _, _ in _reachable(model)
+        for value, _, _ in reachable(model)
         if isinstance(value, Tensor) and not value.is_leaf
     }
     return copy.deepcopy(model, memo)
@@ -144,7 +144,7 @@ def take_attributes(module: nn.Module, source: nn.Module) -> None:
 
     """
     parts = dict(source.named_modules())
-    own = {id(tensor) for part in parts.values() for tensor in _registered(part)}
+    own = {id(tensor) for part in parts.values() for tensor in registered(part)}
     for name, part in module.named_modules():
         kind = type(part)
         if kind is not type(other := parts.get(name)) or kind.__module__.partition(".")[0] in _NOT_FOLLOWED:
@@ -176,12 +176,13 @@ def _plain_copy(value: Any) -> Any:
     return copy.deepcopy(value, tensors)
 
 
-def _registered(module: nn.Module) -> Iterator[Tensor]:
+def registered(module: nn.Module) -> Iterator[Tensor]:
+    """A module's own parameters and buffers, without those of its parts."""
     for registry in (module._parameters, module._buffers):
         yield from (tensor for tensor in registry.values() if tensor is not None)
 
 
-def _reachable(model: nn.Module, beside: object = None) -> Iterator[_Found]:
+def reachable(model: nn.Module, beside: object = None) -> Iterator[_Found]:
     """Every container, dict of a module or object, tensor and random generator that can be reached, once."""
     seen: set[int] = set()
     pending: list[tuple[_Found, int]] = [(_Found(root, root, ""), 0) for root in (model, beside)]
