@@ -18,7 +18,7 @@ class Held:
     def __init__(self, weight: nn.Parameter, keep: Tensor) -> None:
         self._all = ~keep
         self._hooks: list[Any] = []
-        self._coming: Tensor | None = None
+        self._coming: tuple[Tensor, bool] | None = None
         self._added_to: tuple[Tensor, int] | None = None
         self.note(False)
         self.bind(weight)
@@ -66,15 +66,15 @@ class Held:
     def zero_gradient(self, gradient: Tensor) -> Tensor:
         """The gradient with its pruned entries zeroed."""
         if self.noting:
-            if self._thrown_away():
-                self.noted = None
-            self._coming = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
+            dense = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
+            self._coming = dense, self._thrown_away()  # known only before the gradient becomes part of `.grad`
         return _zeroed(gradient, self.where(gradient.device))
 
     def add_noted(self, weight: Tensor) -> None:
         """Note the gradient that has come, now that it is part of `.grad`; one that was only asked for never is."""
         if self.noting and self._coming is not None and weight.grad is not None:
-            self.noted = self._coming if self.noted is None else self.noted + self._coming
+            coming, anew = self._coming
+            self.noted = coming if anew or self.noted is None else self.noted + coming
             self._coming, self._added_to = None, (weight.grad, weight.grad._version)
 
     def _thrown_away(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from skeletal.core.errors import MaskError, NonFiniteError
@@ -19,13 +20,14 @@ class MaskUpdate:
     """Move a skeleton's mask while it trains: call `step()` after each step of the optimizer.
 
     Weights that come start at 0, and so does what the optimizer remembers of them; weights that stay, and what is
-    remembered of them, do not change. (Adam counts steps once for the whole tensor, so the moments of a new weight
-    are not corrected for their young age.) The optimizer takes its step before every update, whereas the
-    papers' pseudocode leaves it out.
+    remembered of them, do not change. (Adam counts steps once for the
+    whole tensor, so the moments of a new weight are not corrected for their young age.) The optimizer takes its step
+    before every update, whereas the papers' pseudocode leaves it out.
 
     The gradients of pruned weights, which RigL asks for, are taken only in the backward passes before an update:
     of the whole layer, at the masked weights, summed over the passes if they accumulate; passes that `zero_grad`
-    throws away, such as SAM's first or a generator's through a discriminator, do not count.
+    throws away, such as SAM's first or a generator's through a discriminator, do not count. They have to come by
+    `.backward()`.
 
     Under torchrun, all ranks call it and make the same move: gradients are averaged over the ranks.
 
@@ -53,10 +55,7 @@ class MaskUpdate:
                 f"the mask has the pattern {skeleton.pattern}, and {type(rule).__name__} moves single weights,"
                 " which would break it: prune without a pattern, or keep the mask as it is"
             )
-        held = {id(weight) for one in self._optimizers for group in one.param_groups for weight in group["params"]}
-        for name, weight in skeleton.weights.items():
-            if id(weight) not in held:
-                raise ValueError(f"no optimizer given holds {name}: pass all that hold the skeleton's weights")
+        for name, weight in self._weights().items():
             if is_sharded(weight):
                 raise ValueError(f"{name} is sharded over processes, and a mask that moves needs whole weights")
         self._step = 0
@@ -87,7 +86,9 @@ class MaskUpdate:
             Whether the mask has moved.
 
         Raises:
-            MaskError: the skeleton is detached; or the rule's new mask does not fit.
+            MaskError: the skeleton is detached; the rule needs gradients, and none came by a backward pass; or the
+                rule's new mask does not fit.
+            ValueError: no optimizer holds one of the weights any more.
             NonFiniteError: a weight is NaN or infinite.
 
         """
@@ -99,13 +100,32 @@ class MaskUpdate:
     def _make_ready(self) -> None:
         self._skeleton.keep_gradients(self.due and self._rule.needs_gradients)
 
+    def _weights(self) -> dict[str, nn.Parameter]:
+        """The skeleton's, which the optimizers hold."""
+        weights = self._skeleton.weights
+        held = {id(weight) for one in self._optimizers for group in one.param_groups for weight in group["params"]}
+        for name, weight in weights.items():
+            if id(weight) not in held:
+                raise ValueError(
+                    f"no optimizer given holds {name}: pass all that hold the skeleton's weights, to a new MaskUpdate"
+                    " if the weights or the optimizer have been exchanged since"
+                )
+        return weights
+
     def _move(self, share: float) -> bool:
-        weights = {name: weight.detach() for name, weight in self._skeleton.weights.items()}
+        parameters = self._weights()
+        trained = {name for name, weight in parameters.items() if weight.requires_grad}
+        weights = {name: weight.detach() for name, weight in parameters.items()}
         gradients = _of_all_ranks(self._skeleton.gradients, weights, share) if self._rule.needs_gradients else {}
         if not_finite(gradients) is not None:
             return False
         if (name := not_finite(weights)) is not None:
             raise NonFiniteError(f"{name} holds NaN or infinity after step {self._step}")
+        if self._rule.needs_gradients and trained and trained.isdisjoint(gradients):
+            raise MaskError(
+                f"{type(self._rule).__name__} needs gradients, and none has come to .grad by a backward pass since the"
+                " last step: call .backward(), and register hooks that clear .grad after mask.attach"
+            )
         mask = {name: keep.to(weights[name].device) for name, keep in self._skeleton.mask.items()}
         at = Moment(weights, mask, gradients, self._step, self._steps, self._begun_with, self._seed)
         self._skeleton.move(_checked(self._rule.next_mask(at), mask), *self._optimizers)

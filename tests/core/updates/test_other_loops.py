@@ -1,0 +1,76 @@
+"""Masks that move in loops that take gradients in their own way, freeze layers, or exchange the optimizer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import skeletal
+from tests.cases import convnet, images
+from tests.core.updates.test_update import RULES, STEPS, backward, begun, step
+
+
+def test_gradients_that_come_without_a_backward_pass_are_refused():
+    model, used, update = begun("rigl")
+    x, y = images(1)[0]
+    with pytest.raises(skeletal.MaskError, match=r"RigL needs gradients, and none has come to \.grad by a backward"):
+        for _ in range(3):
+            weights = list(model.parameters())
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            used.step()
+            update.step()
+
+
+@pytest.mark.parametrize("first", ["hooks", "mask"])
+def test_a_loop_that_steps_in_the_backward_pass(first):
+    model = convnet()
+    mask = skeletal.prune(model, density=0.2, method="random-erk")
+    used = {weight: torch.optim.SGD([weight], 0.1) for weight in model.parameters()}
+
+    def take(weight):
+        used[weight].step()
+        used[weight].zero_grad()
+
+    for part in ("hooks", "mask") if first == "hooks" else ("mask", "hooks"):
+        if part == "mask":
+            skeleton = mask.attach(model)
+        else:
+            for weight in model.parameters():
+                weight.register_post_accumulate_grad_hook(take)
+    update = skeletal.MaskUpdate(skeleton, list(used.values()), skeletal.RigL(every=1), steps=2)
+    backward(model, *images(1)[0])
+    if first == "hooks":
+        with pytest.raises(skeletal.MaskError, match=r"register hooks that clear \.grad after mask\.attach"):
+            update.step()
+    else:
+        assert update.step() and update.mask != mask
+
+
+def test_a_gradient_that_is_only_asked_for_throws_nothing_away():
+    plain, asking = begun("rigl"), begun("rigl")
+    for x, y in images(3):
+        step(*plain, (x, y))
+        model, used, update = asking
+        used.zero_grad()
+        backward(model, x, y)
+        used.step()
+        used.zero_grad()
+        random = torch.get_rng_state()
+        model.eval()  # as a look at the loss in between
+        torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
+        model.train()
+        torch.set_rng_state(random)
+        update.step()
+    assert asking[2].mask == plain[2].mask != begun("rigl")[2].mask
+
+
+def test_an_optimizer_that_has_been_exchanged_is_noticed():
+    model, _, update = begun("set")
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    other = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"no optimizer given holds 0\.weight.* to a new MaskUpdate"):
+        for batch in images(3):
+            step(model, other, update, batch)
