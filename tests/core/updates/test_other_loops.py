@@ -67,6 +67,60 @@ def test_a_gradient_that_is_only_asked_for_throws_nothing_away():
     assert asking[2].mask == plain[2].mask != begun("rigl")[2].mask
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_frozen_layer_keeps_its_mask_and_counts_are_exact(rule):
+    model, used, update = begun(rule)
+    model[3].weight.requires_grad_(False)
+    first, frozen = update.mask, model[3].weight.detach().clone()
+    for batch in images(3):
+        moved = step(model, used, update, batch)
+    new = update.mask
+    assert moved and torch.equal(new["3.weight"], first["3.weight"]) and torch.equal(model[3].weight, frozen)
+    assert all(not torch.equal(new[name], first[name]) for name in ("0.weight", "8.weight"))
+    if rule == "gradual":
+        assert new.kept == RULES[rule].count(first.kept, first.total, 3, STEPS)
+    else:
+        assert all(int(new[name].sum()) == int(keep.sum()) for name, keep in first.items())
+
+
+def test_gradual_pruning_says_that_frozen_layers_keep_too_much():
+    model, used, update = begun("gradual")
+    model[3].weight.requires_grad_(False)
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"frozen layers, which keep theirs, have \d+: unfreeze them"):
+        for batch in images(4) * 3:
+            step(model, used, update, batch)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda weights: torch.optim.Rprop(weights, lr=0.01),
+        lambda weights: torch.optim.Adagrad(weights, lr=0.1, initial_accumulator_value=0.5),
+        lambda weights: torch.optim.Adagrad(weights, lr=0.1),
+        lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9),
+    ],
+)
+def test_the_first_step_of_a_weight_that_has_come_is_that_of_a_new_optimizer(optimizer):
+    model = convnet()
+    mask = skeletal.prune(model, density=0.2, method="random-erk")
+    used = optimizer(model.parameters())
+    update = skeletal.MaskUpdate(mask.attach(model), used, RULES["rigl"], steps=STEPS)
+    *batches, last = images(4)
+    for batch in batches:
+        step(model, used, update, batch)
+    fresh = copy.deepcopy(model)
+    update.mask.attach(fresh)
+    for network, its in ((model, used), (fresh, optimizer(fresh.parameters()))):
+        its.zero_grad()
+        backward(network, *last)
+        its.step()
+    for name, keep in update.mask.items():
+        come = keep & ~mask[name]
+        assert torch.equal(model.get_parameter(name)[come], fresh.get_parameter(name)[come])
+    assert update.mask != mask
+
+
 def test_an_optimizer_that_has_been_exchanged_is_noticed():
     model, _, update = begun("set")
     model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)

@@ -117,7 +117,7 @@ class Skeleton:
         """Hold another mask from now on, between two steps.
 
         Weights that go are set to 0, weights that come start at 0, and the optimizers' memory of either
-        (momentum, moments) is set to 0; everything else stays bit-identical.
+        (momentum, moments) to what they begin with; everything else stays bit-identical.
 
         Args:
             mask: of the same names and shapes.

@@ -131,10 +131,16 @@ class Held:
             _forget(optimizer, weight, self.where(local(weight).device))
 
 
+_BEGINS = {"step_size": "lr", "sum": "initial_accumulator_value"}
+"""what Rprop and Adagrad remember that does not begin at 0, and the optimizer's setting that it begins at"""
+
+
 def _forget(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
-    for value in optimizer.state.get(weight, {}).values():
+    """Set what an optimizer remembers of these positions to what it would begin with."""
+    settings = next((group for group in optimizer.param_groups if any(p is weight for p in group["params"])), {})
+    for kind, value in optimizer.state.get(weight, {}).items():
         if isinstance(value, Tensor) and value.shape == weight.shape:
-            local(value).masked_fill_(where.to(value.device), 0)
+            local(value).masked_fill_(where.to(value.device), settings.get(_BEGINS.get(kind, ""), 0))
 
 
 def _as_read(where: Tensor, weight: Tensor) -> Tensor:

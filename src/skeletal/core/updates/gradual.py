@@ -14,7 +14,8 @@ class Gradual(Rule):
     """Prune the smallest weights while training, fast at first and slowly at the end (Zhu and Gupta 2017).
 
     "To prune, or not to prune: exploring the efficacy of pruning for model compression", Eq. 1. All layers have the
-    same density in the end, except those that had less in the beginning, which keep what they have.
+    same density in the end, except those that had less in the beginning, which keep what they have, and frozen ones,
+    which also do: the others then make up for what these keep above it, as the total is exact.
     """
 
     density: float
@@ -58,9 +59,22 @@ class Gradual(Rule):
         return final + round((begun_with - final) * left**3)
 
     def next_mask(self, at: Moment) -> Tensors:
-        """The largest weights of each layer."""
+        """The largest weights of each layer.
+
+        Raises:
+            ValueError: frozen layers alone keep more weights than are left.
+
+        """
         total = sum(keep.numel() for keep in at.mask.values())
         kept = {name: int(keep.sum()) for name, keep in at.mask.items()}
+        fixed = sum(kept[name] for name in at.frozen)
         count = self.count(at.begun_with, total, at.step, at.steps)
-        quotas = uniform({name: keep.shape for name, keep in at.mask.items()}, count, at_most=kept)
+        if fixed > count:
+            raise ValueError(
+                f"gradual pruning to a density of {self.density:g} leaves {count:,} weights after step {at.step}, and"
+                f" frozen layers, which keep theirs, have {fixed:,}: unfreeze them, leave them out of the mask, or"
+                " choose a higher density"
+            )
+        shapes = {name: keep.shape for name, keep in at.mask.items() if name not in at.frozen}
+        quotas = kept | uniform(shapes, count - fixed, at_most=kept)
         return {name: stay(at.weights[name].abs(), keep, kept[name] - quotas[name]) for name, keep in at.mask.items()}

@@ -31,6 +31,8 @@ class Moment:
     begun_with: int
     """weights that the mask kept before the first step"""
     seed: int
+    frozen: frozenset[str] = frozenset()
+    """layers that do not require a gradient: they keep their masks, whatever the rule says"""
 
     @property
     def kept(self) -> int:

@@ -19,8 +19,8 @@ from skeletal.core.updates.rule import Moment, Rule
 class MaskUpdate:
     """Move a skeleton's mask while it trains: call `step()` after each step of the optimizer.
 
-    Weights that come start at 0, and so does what the optimizer remembers of them; weights that stay, and what is
-    remembered of them, do not change. (Adam counts steps once for the
+    Weights that come start at 0, and what the optimizer remembers of them starts anew; weights that stay, and what is
+    remembered of them, do not change; nor do layers that do not require a gradient. (Adam counts steps once for the
     whole tensor, so the moments of a new weight are not corrected for their young age.) The optimizer takes its step
     before every update, whereas the papers' pseudocode leaves it out.
 
@@ -88,7 +88,7 @@ class MaskUpdate:
         Raises:
             MaskError: the skeleton is detached; the rule needs gradients, and none came by a backward pass; or the
                 rule's new mask does not fit.
-            ValueError: no optimizer holds one of the weights any more.
+            ValueError: no optimizer holds one of the weights any more; frozen layers keep more than the rule leaves.
             NonFiniteError: a weight is NaN or infinite.
 
         """
@@ -127,8 +127,10 @@ class MaskUpdate:
                 " last step: call .backward(), and register hooks that clear .grad after mask.attach"
             )
         mask = {name: keep.to(weights[name].device) for name, keep in self._skeleton.mask.items()}
-        at = Moment(weights, mask, gradients, self._step, self._steps, self._begun_with, self._seed)
-        self._skeleton.move(_checked(self._rule.next_mask(at), mask), *self._optimizers)
+        frozen = frozenset(weights.keys() - trained)
+        at = Moment(weights, mask, gradients, self._step, self._steps, self._begun_with, self._seed, frozen)
+        new = _checked(self._rule.next_mask(at), mask) | {name: mask[name] for name in frozen}
+        self._skeleton.move(new, *self._optimizers)
         agree(self._skeleton.mask, "weights and gradients have to be the same on every rank")
         return True
 
