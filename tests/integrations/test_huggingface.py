@@ -147,6 +147,21 @@ def test_it_lets_go_in_the_end(finished):
         weight.copy_(before)  # the others look at this model, too
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_model_that_was_a_skeleton_stays_one(tmp_path, interrupted):
+    trainer = trainer_of(tmp_path, save_strategy="no", max_steps=1)
+    mask = mask_of(trainer)
+    mask.attach(trainer.model)
+    trainer.add_callback(callback := MaskCallback(mask))
+    if interrupted:
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    trainer.train()
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(trainer.model.parameters(), lr=1.0).step()
+    mask.check(trainer.model)
+
+
 def test_without_the_callback_weights_move(tmp_path):
     trainer = trainer_of(tmp_path, save_strategy="no", max_steps=1)
     mask = mask_of(trainer)

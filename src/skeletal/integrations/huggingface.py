@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.core.extras import extra
-from skeletal.core.masks.attach import Skeleton
+from skeletal.core.masks.attach import Skeleton, skeletons_of
 from skeletal.core.masks.mask import Mask
 
 with extra("transformers"):
@@ -16,7 +16,8 @@ class MaskCallback(TrainerCallback):
     """Holds pruned weights at exactly zero while a `transformers.Trainer` trains.
 
     The mask is attached when training begins, to the model and the optimizer that the Trainer has by then (restored
-    from a checkpoint, or made by `model_init`), and detached when it ends. Each checkpoint is checked and gets
+    from a checkpoint, or made by `model_init`), and detached when it ends; it stays attached if the model had a mask
+    attached before, which this one replaces in its layers. Each checkpoint is checked and gets
     `mask.safetensors` beside the model's weights; at the end the model is checked once more, after
     `load_best_model_at_end`.
 
@@ -34,10 +35,12 @@ class MaskCallback(TrainerCallback):
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
         self._skeleton: Skeleton | None = None
+        self._stays = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
         """Make the model a skeleton; a resumed optimizer forgets what it knew of pruned weights."""
         self._let_go()  # of a training that ended with an exception
+        self._stays = bool(skeletons_of(of_trainer["model"]))
         self._skeleton = self.mask.attach(of_trainer["model"], of_trainer.get("optimizer"))
 
     def on_save(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
@@ -47,14 +50,14 @@ class MaskCallback(TrainerCallback):
             self.mask.save(place / "mask.safetensors")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
-        """Check the model, and let go of it; its zeros stay."""
+        """Check the model, and let go of it, unless it was a skeleton before; its zeros stay."""
         self.mask.check(of_trainer["model"])
         self._let_go()
 
     def _let_go(self) -> None:
-        if self._skeleton is not None:
+        if self._skeleton is not None and not self._stays:
             self._skeleton.detach()
-            self._skeleton = None
+        self._skeleton = None
 
 
 def _checkpoint(args: Any, state: Any) -> Path | None:

@@ -238,17 +238,17 @@ def _no_hook() -> Any:
 def _do_nothing(*_: object) -> None: ...
 
 
+def skeletons_of(model: nn.Module) -> list[Skeleton]:
+    """Those that hold weights of a model, in the order of its modules."""
+    hooks = [hook for module in model.modules() for hook in module._load_state_dict_post_hooks.values()]
+    return list(dict.fromkeys(hook.skeleton for hook in hooks if isinstance(hook, _AfterLoad)))
+
+
 def _let_go_of_earlier(parameters: dict[str, nn.Parameter], mask: Tensors, model: nn.Module) -> None:
     """Masks attached before let go of these weights, and of no others: one at a time holds a weight."""
-    earlier = {
-        hook.skeleton: None
-        for module in model.modules()
-        for hook in module._load_state_dict_post_hooks.values()
-        if isinstance(hook, _AfterLoad)
-    }
     names = {id(weight): name for name, weight in parameters.items()}
     lost = 0
-    for skeleton in earlier:
+    for skeleton in skeletons_of(model):
         for held in skeleton._held.values():
             if (name := names.get(id(held.weight()))) is not None:
                 lost += int((mask[name] & held._all).sum())
