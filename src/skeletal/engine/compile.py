@@ -365,7 +365,7 @@ def _compiled(
         compacted = compact(model, mask, batch)
         with autocast:
             if path != "dense":
-                available(_maps())  # in bfloat16 both types are of use: one check for both
+                available(_maps())  # in bfloat16 both types are of use: both are checked at the same time
         compiled = Compiled(compacted, mask, batch)
         with autocast:
             compiled.use(path)
