@@ -38,9 +38,8 @@ def compare(
     reverse
         reverse the order
     filter
-        only runs that meet this condition on a column or a setting, such as method=force, "density<0.05", lr=0.1, as
-        the table shows them;
-        density and sparsity count as shown, in four digits, or in as many as you write; repeatable
+        only runs that meet this condition on a column, as the table shows it, or a setting, such as method=force,
+        "density<0.05", lr=0.1; density and sparsity count in four digits, or in as many as you write; repeatable
     at_most_macs
         compare under an equal budget of multiply-adds (of kept weights, mask finding and training, such as 1e12): a run
         that cost more is taken at its last tested epoch within the budget (see --test-every), or left out
@@ -77,7 +76,7 @@ def compare(
     if not folders:
         raise ValueError(f"no runs in {', '.join(map(str, runs or ('runs',)))}")
     rows = list(map(row_of, folders.values()))
-    said, left_out = "", 0
+    said = ""
     if at_most_macs is not None:
         before, rows = rows, at_most(rows, at_most_macs)
         if not rows:

@@ -89,8 +89,7 @@ def run(
 
         refuse_slurm(slurm, executor)
         jobs = [Job(each, pruning, training, name) for each in setups]
-        for job in jobs:
-            refuse_unlike(job.setup, job.folder(out))
+        refuse_unlike(setup, *(job.folder(out) for job in jobs))
         ids = [i for job in jobs for i in launch_one(job, out, executor=executor, slurm=slurm or {})]
         if ids:
             return print_json({"submitted": ids}) if json else print(f"submitted to Slurm: {', '.join(ids)}")

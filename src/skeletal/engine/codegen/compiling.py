@@ -20,7 +20,7 @@ MADE_OF = "codegen", "kernels", "plan"
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """A kernel, compiled at its first call for each kind of arguments, and kept on disk until one of them changes."""
+    """A kernel, compiled at its first call for each kind of arguments, and kept on disk until any kernel changes."""
     kernel: Any = _compiled(function)
     if kernel is not function:  # as it is where numba is told not to compile (NUMBA_DISABLE_JIT)
         kernel._cache._cache_file._source_stamp = _kernels()

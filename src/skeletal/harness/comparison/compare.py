@@ -10,6 +10,7 @@ from typing import Any
 from skeletal.core.choices import require, same_name, spelled
 from skeletal.core.table import Table
 from skeletal.harness.comparison.row import COLUMNS, COSTS, Row, labels
+from skeletal.harness.comparison.seeds import by_seed
 from skeletal.harness.ledger import readable
 from skeletal.harness.output.accuracy import plot_accuracy, rounded
 from skeletal.harness.output.pareto import on_front
@@ -142,8 +143,8 @@ def outcomes(rows: Sequence[Row]) -> list[tuple[Outcome, list[Row]]]:
     finished = [row for row in rows if row["accuracy"] is not None]
     groups: dict[Any, list[Row]] = {}
     for row, label in zip(finished, _with_epochs(finished, labels(finished)), strict=True):
-        epochs = row["epochs_asked"] or row["epochs"]  # within a budget, each seed may end after another
-        asked = row["density_asked"], epochs
+        # As asked: within a budget, each seed may end after another number of epochs.
+        asked = row["density_asked"], row["epochs_asked"] or row["epochs"]
         groups.setdefault((row["model"], row["data"], label, *asked), []).append(row)
     return [(_mean(label, group), group) for (_, _, label, *_), group in groups.items()]
 
@@ -171,11 +172,8 @@ def _mean(label: str, group: Sequence[Row]) -> Outcome:
 
 
 def _by_seed(group: Sequence[Row], name: str) -> list[float]:
-    """A column of runs that differ in their seeds alone: one number for each, the mean of the runs that repeat it."""
-    seeds: dict[Any, list[float]] = {}
-    for row in group:
-        seeds.setdefault((row["seed"], row.get("mask_seed")), []).append(row[name])
-    return [fmean(values) for values in seeds.values()]
+    """A column of runs that differ in their seeds alone, one number for each seed."""
+    return by_seed(((row["seed"], row.get("mask_seed")), row[name]) for row in group)
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from skeletal.core.extras import extra
 from skeletal.core.table import Table
+from skeletal.harness.comparison.seeds import by_seed
 from skeletal.harness.config import Pruning, with_later
 from skeletal.harness.runs.experiment import identity
 from skeletal.harness.store.search import runs_below
@@ -131,7 +132,7 @@ def rank_correlations(pairs: Sequence[tuple[Line, float]]) -> dict[str, float]:
 
 
 def _accuracies(advice: Advice, trained: Path) -> Accuracies:
-    by_seed: dict[str, dict[float, dict[int, list[float]]]] = {}
+    runs: dict[str, dict[float, list[tuple[int, float]]]] = {}
     recipes = set()
     for folder in runs_below(trained):
         config = with_later(folder.config)
@@ -141,17 +142,13 @@ def _accuracies(advice: Advice, trained: Path) -> Accuracies:
         if "test" in result:
             recipes.add(tuple(str(config.get(name)) for name in _RECIPE))
             method, density = place
-            of_seed = by_seed.setdefault(method, {}).setdefault(density, {}).setdefault(config["seed"], [])
-            of_seed.append(result["test"]["top1"])
+            runs.setdefault(method, {}).setdefault(density, []).append((config["seed"], result["test"]["top1"]))
     if len(recipes) > 1:
         differ = [at for at in range(len(_RECIPE)) if len({recipe[at] for recipe in recipes}) > 1]
         each = (", ".join(f"{_RECIPE[at]} {recipe[at]}" for at in differ) for recipe in sorted(recipes))
         told = " and ".join(each)
         raise ValueError(f"the runs in {trained} were trained by different recipes ({told}): compare one at a time")
-    found = {
-        method: {density: [statistics.fmean(again) for again in seeds.values()] for density, seeds in densities.items()}
-        for method, densities in by_seed.items()
-    }
+    found = {method: {at: by_seed(each) for at, each in densities.items()} for method, densities in runs.items()}
     if "dense" not in found or len(found) < 2:
         missing = "of the dense network" if len(found) > 1 else "of these methods and of the dense network"
         raise ValueError(

@@ -32,19 +32,19 @@ def points(item: Item, scale: Scale, root: Path) -> list[Measurement]:
     """
 
     @cache
-    def look(job: Job) -> tuple[str, dict[str, Any]] | None:
+    def look(job: Job) -> tuple[str, dict[str, Any], str | None] | None:
         folder = job.folder(root)
-        return (folder.path.name, folder.result()) if folder.finished else None
+        return (folder.path.name, folder.result(), folder.fingerprint.get("data")) if folder.finished else None
 
     found, copies = [], defaultdict[str, dict[str, str]](dict)
     for cell in item.cells(scale):
         results = [look(job) for job in cell.jobs]
         if None in results:
             continue
-        run, result = results[-1]  # type: ignore[not-iterable]
-        for job in cell.jobs:
-            if (copy := job.folder(root).fingerprint.get("data")) is not None:
-                copies[job.setup.data][copy.split()[0]] = job.folder(root).path.name
+        for job, (run, _, data) in zip(cell.jobs, results, strict=True):  # type: ignore[not-iterable]
+            if data is not None:
+                copies[job.setup.data][data.split()[0]] = run
+        run, result, _ = results[-1]  # type: ignore[not-iterable]
         numbers = cell.read(result)
         if cell.baseline is not None:
             divisors = [y for _, y in cell.read(results[0][1])]  # type: ignore[unsupported-operation]

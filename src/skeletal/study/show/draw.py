@@ -214,8 +214,8 @@ def _draw_band(axes: Any, values: dict[float, list[float]], colour: str, log: bo
         bottom = [max(low, mean / 10) if mean > 0 else math.nan for low, mean in zip(bottom, means, strict=True)]
     if any(std for _, std in spread.values()):
         axes.fill_between(places, bottom, top, color=colour, alpha=0.2, linewidth=0, zorder=2)
-        lone = _alone(deviations)  # a band needs two
-        if alone := [i for i, std in enumerate(deviations) if lone[i] and not math.isnan(std)]:
+        # A band needs two points; one that stands alone gets a line.
+        if alone := [i for i, at in enumerate(_alone(deviations)) if at and not math.isnan(deviations[i])]:
             ends = ([side[i] for i in alone] for side in (places, bottom, top))
             axes.vlines(*ends, color=colour, alpha=0.4, zorder=2)
 

@@ -55,7 +55,7 @@ def tensor_from(model: nn.Module, inputs: object, method: str) -> Tensor:
 
 
 class _InDoubles(TorchFunctionMode):
-    """Where code names a floating-point type, as `x.float()` or `torch.zeros(3, dtype=x_dtype)` do, it gets doubles."""
+    """Where code names a floating-point type, as `x.float()` or `torch.ones(3, dtype=torch.half)`, it gets doubles."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _CASTS:
