@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(cli, command, 
     def worked(*_: object, **__: object) -> None:
         raise AssertionError("worked for nothing, perhaps for hours")
 
+    for module in ("experiment", "load", "measure", "review"):  # imported later, they would keep what is patched here
+        import_module(f"skeletal.harness.runs.{module}")
     for work in (
         "core.masks.mask.Mask.load",
         "harness.runs.finding.load_data",

@@ -10,7 +10,8 @@ offsets, which count slots, serves both.
 
 *Tight* slots, uint32, are read more often than they are written, and only by kernels (see `line_buffer`). Their upper
 number is the whole slot read as float32, with the lower number as its last digits: extracting it takes no
-instruction. It is written so that this is as close to the true value as a bfloat16 would be.
+instruction. It is written so that what is read is one of the two bfloat16 places next to the true value, which one by
+chance, so that it is right on average.
 """
 
 import platform
@@ -149,7 +150,13 @@ def narrow(builder: Any, lower: Any, upper: Any, tight: bool = False) -> Any:
 
 
 def _tight(builder: Any, lower: Any, upper: Any) -> Any:
-    """The upper half that, together with the lower one, comes nearest to the number: half of them up, half down.
+    """The upper half that, together with the lower one, makes the number or what lies next to it, up or down in
+    proportion: right on average (stochastic rounding).
+
+    The nearest would be biased for numbers that are round already, as all are that a batch norm leaves as they are: as
+    last digits the lower number is always about a quarter (its sign 0, its exponent near that of 1). The place to round
+    at is drawn from the lower number's five last bits, which say nothing of the upper one; below a lower 0, which most
+    have after a relu, it is the middle.
 
     Adding to the bits of a float makes it larger, away from 0, whatever its sign. Where the number is 0, or nearly,
     what is read is a denormal, that is 0. Infinity may be read as NaN, but never as a number.
@@ -159,7 +166,8 @@ def _tight(builder: Any, lower: Any, upper: Any) -> Any:
     tail = builder.zext(_rounded(builder, lower), kind)
     bits = builder.bitcast(upper, kind)
     size = builder.and_(bits, number(0x7FFFFFFF))
-    up = builder.add(size, number(0x8000))
+    drawn = builder.and_(builder.shl(tail, number(11)), number(0xF800))
+    up = builder.add(size, builder.xor(drawn, number(0x8000)))
     nearest = builder.sub(builder.select(builder.icmp_unsigned("<", up, tail), tail, up), tail)
     nearest = builder.select(builder.icmp_unsigned("<", size, number(0x7F800000)), nearest, size)
     nearest = builder.and_(nearest, number(0x7FFF0000))
