@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,6 +21,7 @@ from tests.engine.blocks import Plain, assert_exact, mask_of, network, off_the_k
 X = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_random_networks_stay_exact(seed):
     model = network(seed)
@@ -33,6 +34,7 @@ def left_in(small, mask):
     return {name: paste(keep, small.slices[name], nothing[name]) for name, keep in small.mask.items()}
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_no_effective_weight_goes(seed):
     model = network(seed).eval()
@@ -43,6 +45,7 @@ def test_no_effective_weight_goes(seed):
         assert not (useful & ~left[name]).any(), name
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_in_a_chain_nothing_else_stays(seed):
     # Effective weights are found by gradients, in a way that has nothing to do with the analysis of channels.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.compaction.random_networks import PARTS, differences
 
 
-@settings(max_examples=120, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=5),
     st.booleans(),
