@@ -108,8 +108,13 @@ def test_networks_and_data_sets_as_people_write_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     setup = resolve(Setup(model="VGG19_CIFAR", data="Fashion_MNIST"), "cifar10")
     assert (setup.model, setup.data) == ("vgg19-cifar", "fashion-mnist")
-    (tmp_path / "CIFAR10").mkdir()
+    for name in ("CIFAR10", "digits", "photos"):
+        (tmp_path / name).mkdir()
     assert resolve(Setup(data="CIFAR10"), "cifar10").data == "CIFAR10"  # a folder's name is its own
+    assert {resolve(Setup(data=as_typed), "cifar10").data for as_typed in ("photos", "photos/", "./photos")} == {
+        "photos"
+    }
+    assert resolve(Setup(data="./digits"), "cifar10").data == "./digits"  # without the dot, another data set
     assert list(NETWORKS) == list(models.NAMES) and list(DATA_SETS) == list(data.NAMES)
 
 

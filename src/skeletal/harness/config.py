@@ -208,6 +208,12 @@ ITERATIVE = ("force", "force-floor", "force-regrow", "grasp-it", "grasp-iterativ
 Record = TypeVar("Record", Setup, Pruning, Training)
 
 
+def _folder(place: str) -> str:
+    """A folder of images, by one name however it was typed: its name says which run it is."""
+    short = str(Path(place))
+    return place if short in DATA_SETS else short  # `./digits` means the folder
+
+
 def resolve(record: Record, preset: str) -> Record:
     """Fill every field that is `None` from the preset and from `as_in`; explicit values win.
 
@@ -219,7 +225,7 @@ def resolve(record: Record, preset: str) -> Record:
     check(record)
     known = dict(PRESETS[named("preset", preset, PRESETS)])
     if isinstance(record, Setup):  # the names of our networks and data sets as the tables have them
-        data = record.data if Path(record.data).is_dir() else spelled(record.data, DATA_SETS)
+        data = _folder(record.data) if Path(record.data).is_dir() else spelled(record.data, DATA_SETS)
         record = replace(record, model=spelled(record.model, NETWORKS), data=data)
     if isinstance(record, Pruning):
         method, many = expanded(record.method)

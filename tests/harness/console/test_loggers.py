@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from skeletal.harness.console.loggers import scalars
+from skeletal.harness.console.loggers import MLflow, scalars
 from skeletal.harness.console.trackers import Several, names_of
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.train import train
@@ -82,6 +82,19 @@ def test_mlflow_offline(tmp_path, monkeypatch):
     for name in scalars(folder.metrics()[-1]):
         history = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, name)}
         assert history == {row["epoch"]: scalars(row)[name] for row in folder.metrics() if name in scalars(row)}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_mlflow_learns_that_a_run_ended_in_a_session_without_an_epoch(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = run(tmp_path, "mlflow", epochs=2)  # of 3
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for start, status in ((2, "KILLED"), (3, "FINISHED")):
+        MLflow(folder, start=start).close()
+        (found,) = client.search_runs([client.get_experiment_by_name("skeletal").experiment_id])
+        assert found.info.status == status
 
 
 def level_db_records(log):

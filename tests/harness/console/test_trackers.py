@@ -70,6 +70,7 @@ def test_a_finished_run_is_logged_as_if_it_had_been_from_the_beginning(tmp_path)
         assert logged(late / "tensorboard")[0] == logged(asked / "tensorboard")[0]
         assert (late / "metrics.csv").read_bytes() == (asked / "metrics.csv").read_bytes()
         assert len(list((late / "tensorboard").iterdir())) == 1
+        (late / "metrics.csv").write_text("epoch\n0\n")  # of a session that knew of it, when the last one did not
 
 
 def test_without_the_option_nothing_is_written(tmp_path):

@@ -241,6 +241,15 @@ def test_a_set_moves_to_a_device_once():
     assert gone() is None  # and goes with the one on the CPU
 
 
+def test_two_labellings_of_the_same_images_stay_two_on_a_device():
+    part = noise(5)
+    other = Part(part.images, part.labels + 1)
+    there = torch.device("cpu", 0)  # another device than the CPU, for what keeps a copy on each
+    assert torch.equal(memory._on(there, part).labels, part.labels)
+    assert torch.equal(memory._on(there, other).labels, other.labels)
+    assert memory._on(there, part).images is memory._on(there, other).images
+
+
 class OneClassCannotBeRead:
     labels = torch.tensor([0, 1] * 8)
 

@@ -16,6 +16,8 @@ from skeletal.harness.config import PRESETS, Pruning, Setup, Training, resolve
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.data.folder import FolderSplit
 from skeletal.harness.runs import experiment, finding
+from skeletal.harness.runs.load import load_run, shapes_of
+from skeletal.harness.runs.review import diagnose_mask
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training.rate import milestones
 from skeletal.harness.training.train import train
@@ -212,6 +214,18 @@ def test_skipping_is_part_of_a_run_s_settings_only_where_it_is_asked_for():
     assert "skip_corrupt" not in experiment.identity(Setup())
     assert experiment.identity(Setup(skip_corrupt=True))["skip_corrupt"] is True
     assert "micro_batch" not in experiment.identity(Pruning()) and "sync_bn" not in experiment.identity(Training())
+
+
+def test_a_run_on_a_part_of_imagenet_is_read_back_with_as_many_classes(root, tmp_path):
+    setup = Setup(model="lenet5", data="imagenet", data_dir=root, image_size=12, workers=0, device="cpu")
+    pruning = resolve(Pruning(method="random", density=0.5, prune_batch_size=8), "quick")
+    training = resolve(Training(epochs=1, batch_size=8, engine="dense"), "quick")
+    folder, _ = experiment.run(setup, pruning, training, root=tmp_path, progress=False)
+    images = torch.randn(1, 3, 12, 12)
+    assert load_run(folder.path, root).network(images).shape == (1, 3)
+    assert diagnose_mask(folder.path, data_dir=root)[1].connected
+    everything = shapes_of(replace(setup, data_dir=tmp_path / "nowhere"))
+    assert (everything.num_classes, everything.image_size) == (1000, 12)
 
 
 def test_a_split_for_a_gpu_pins_its_batches(root):

@@ -46,6 +46,14 @@ def test_runs_side_by_side_leave_what_they_leave_alone(tmp_path):
         assert sorted(p.name for p in a.path.iterdir()) == sorted(p.name for p in b.path.iterdir())
 
 
+def test_a_run_that_is_named_twice_is_done_once(tmp_path):
+    same_run = replace(SETTINGS[0], training=replace(TRAINING, engine="dense"))  # computed otherwise, the same run
+    outcomes = dict(run_many([SETTINGS[0], SETTINGS[1], same_run], root=tmp_path))
+    assert isinstance(outcomes[2], ValueError) and "runs 0 and 2 are the same" in str(outcomes[2])
+    folder = folder_of(SETTINGS[0], tmp_path)
+    assert folder.result() == outcomes[0] and len(folder.metrics()) == TRAINING.epochs
+
+
 def test_what_is_finished_busy_or_wrong_does_not_hold_up_the_rest(tmp_path):
     finished = alone(SETTINGS[0], tmp_path)
     wrong = Settings(SETUP, RANDOM, replace(TRAINING, lr=None), name="wrong")

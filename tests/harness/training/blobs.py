@@ -74,6 +74,8 @@ def convnet():
 class HalfMask(dict):
     """Holds the even columns of the first layer of `mlp` at 0, and counts who asks."""
 
+    digest = "half"
+
     def __init__(self):
         super().__init__({"0.weight": (torch.arange(8) % 2 == 1).expand(16, 8)})
         self.checks = 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from skeletal import prune
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.pace import Pace
 from skeletal.harness.training import checkpoint
@@ -104,6 +105,23 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     run(mlp(), blobs(), folder=folder(tmp_path))
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         run(mlp(), blobs(), folder=folder(tmp_path), seed=1)
+
+
+def contents(place):
+    return {file: file.read_bytes() for file in place.path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.25), (0.5, None), (None, 0.5)])
+def test_a_checkpoint_of_another_mask_is_refused(tmp_path, first, second):
+    """It would train weights that the mask has never held at 0, or take the scores of one for those of another."""
+    place, masks = folder(tmp_path), [d and prune(mlp(), density=d, method="random") for d in (first, second)]
+    whole = run(mlp(), blobs(), folder=place, mask=masks[0])
+    held, model = contents(place), mlp()
+    with pytest.raises(ValueError, match="other settings .mask."):
+        run(model, blobs(), folder=place, mask=masks[1])
+    assert second is not None or same(dict(model.state_dict()), dict(mlp().state_dict()))
+    assert contents(place) == held
+    assert run(mlp(), blobs(), folder=place, mask=masks[0]).test == whole.test
 
 
 @pytest.mark.parametrize("backwards", [False, True])

@@ -69,16 +69,21 @@ class MLflow:
     """Logs to MLflow, experiment `skeletal`: at `MLFLOW_TRACKING_URI`, or else in `mlflow.db` beside the run folders.
 
     A resumed run continues the same MLflow run, which is known by the name of its folder.
+
+    Args:
+        folder: of the run.
+        start: the epoch that comes next, from 0.
+
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, start: int = 0) -> None:
         with extra("mlflow"):
             from mlflow import MlflowClient  # type: ignore[missing-import]
 
         root = folder.path.parent.absolute()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
         self._client, self._epochs = MlflowClient(uri), folder.config.get("epochs")
-        self._last = 0
+        self._last = start
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = self._client.get_experiment_by_name(name)
         experiment = self._client.create_experiment(name) if known is None else known.experiment_id

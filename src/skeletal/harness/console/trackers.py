@@ -98,7 +98,7 @@ def _opened(folder: RunFolder, names: Sequence[str], mask: Mask | None, start: i
         "csv": lambda: Csv(folder),
         "tensorboard": lambda: TensorBoard(folder.path / _FILES["tensorboard"], mask, start=start),
         "wandb": lambda: WandB(folder),
-        "mlflow": lambda: MLflow(folder),
+        "mlflow": lambda: MLflow(folder, start=start),
     }
     with ExitStack() as stack:  # closes those already open if the next one fails
         trackers = []
@@ -114,8 +114,11 @@ _FILES = {"csv": "metrics.csv", "tensorboard": "tensorboard"}
 
 
 def log_finished(folder: RunFolder, training: Training) -> None:
-    """Tell of a finished run's epochs those who keep files in its folder and have none: it did not know of them."""
-    late = [name for name in names_of(training) if name in _FILES and not (folder.path / _FILES[name]).exists()]
+    """Tell of a finished run's epochs those who keep files in its folder and have none: it did not know of them.
+
+    A CSV file is always written anew: an earlier session may have known of it, and the last one not.
+    """
+    late = [n for n in names_of(training) if n in _FILES and (n == "csv" or not (folder.path / _FILES[n]).exists())]
     if not late or rank():
         return
     masks = (folder.path / name for name in (STARTING_MASK, MASK))

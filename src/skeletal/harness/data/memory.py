@@ -46,13 +46,17 @@ def checked(images: Tensor, labels: Tensor, spec: Spec, source: object) -> Part:
 
 
 _moved: Any = WeakTensorKeyDictionary()
-"""what of a part's images lies on which device: moved there once, however many runs and splits use it"""
+"""what of a tensor lies on which device: moved there once, however many parts, runs and splits use it"""
 
 
 def _on(device: torch.device, part: Part) -> Part:
-    copies = _moved.setdefault(part.images, {})
+    return Part(*(_copy_on(device, tensor) for tensor in (part.images, part.labels)))
+
+
+def _copy_on(device: torch.device, tensor: Tensor) -> Tensor:
+    copies = _moved.setdefault(tensor, {})
     if device not in copies:
-        copies[device] = Part(part.images.to(device), part.labels.to(device))
+        copies[device] = tensor.to(device)
     return copies[device]
 
 

@@ -1,5 +1,6 @@
 """A run read back from its folder: the trained network, its mask, what was asked for and what it scored."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from skeletal.core.extras import MissingExtraError
 from skeletal.core.masks.mask import Mask
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
@@ -74,9 +76,18 @@ def setup_of(folder: RunFolder, data_dir: Path | str | None = None, device: str 
 
 
 def shapes_of(setup: Setup) -> Data | Spec:
-    """Classes, channels and image size of a setup's data; only an image folder is read for them."""
+    """Classes, channels and image size of a setup's data.
+
+    An image folder is read for them. So is a part of a data set that comes as one, which has fewer classes; where its
+    images are not to be found, it is taken to be whole.
+    """
     spec = data_sets.SPECS.get(setup.data)
-    return load_data(setup) if spec is None else replace(spec, image_size=setup.image_size or spec.image_size)
+    if spec is None:
+        return load_data(setup)
+    if "folder" in spec.layouts:
+        with suppress(data_sets.DataNotFoundError, data_sets.DataError, MissingExtraError):
+            return load_data(setup)
+    return replace(spec, image_size=setup.image_size or spec.image_size)
 
 
 def trained(folder: RunFolder, setup: Setup, shapes: Data | Spec) -> tuple[nn.Module, Mask | None]:

@@ -160,4 +160,5 @@ def pruned(state: dict[str, Any], mask: Mask, parameters: list[str]) -> dict[str
     left = {key: value for key, value in state.items() if key not in ("format", "engine")}
     nothing = Ledger(training=Cost(), evaluation=Cost()).record()
     optimizer = state["optimizer"] | {"state": entries}
-    return left | {"rewound": True, "seconds": 0.0, "cost": nothing, "model": model, "optimizer": optimizer}
+    new = {"settings": state["settings"] | {"mask": mask.digest}, "model": model, "optimizer": optimizer}
+    return left | new | {"rewound": True, "seconds": 0.0, "cost": nothing}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from skeletal.harness.config import Pruning, Setup, Training
 from skeletal.harness.devices import pick_device
@@ -38,7 +38,7 @@ def run_many(
 
     Yields:
         For each run as it ends, its number and what is in its `result.json`, or the exception that ended it: a
-        `BusyError` where another process is at work on it.
+        `BusyError` where another process is at work on it, a `ValueError` where an earlier one of `runs` is the same.
 
     Raises:
         Interrupted: a signal came; every run under way has written its checkpoint.
@@ -47,14 +47,17 @@ def run_many(
     with ExitStack() as claims:
         claimed = {number: claims.enter_context(ExitStack()) for number in range(len(runs))}
         tasks: dict[int, Task] = {}
+        taken: dict[Path, int] = {}
         for number, settings in enumerate(runs):
             try:
                 found = _claim(settings, root, claimed[number])
-                if isinstance(found, dict):
+                if not isinstance(found, _Claimed):
                     yield number, found
                     continue
+                if (first := taken.setdefault(found.folder, number)) != number:
+                    raise ValueError(f"runs {first} and {number} are the same, in {found.folder}: leave one out")
                 started(number)
-                tasks[number] = found()
+                tasks[number] = found.begin()
             except Exception as error:
                 claimed[number].close()
                 yield number, error
@@ -72,8 +75,15 @@ def run_many(
             yield number, outcome
 
 
-def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | Callable[[], Task]:
-    """The result of a finished run, or what begins it, after claiming it."""
+class _Claimed(NamedTuple):
+    """A run that is to be done, and what begins it."""
+
+    folder: Path
+    begin: Callable[[], Task]
+
+
+def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | _Claimed:
+    """The result of a finished run, or that it is to be done, after claiming it."""
     # The same GPU for all, whatever it is called.
     setup = replace(settings.setup, device=str(pick_device(settings.setup.device)))
     parts = setup, settings.pruning, settings.training
@@ -83,4 +93,4 @@ def _claim(settings: Settings, root: Path, held: ExitStack) -> dict[str, Any] | 
     if folder.finished:  # perhaps by the process that had it until just now
         refuse_unlike(setup, folder)
         return folder.result()
-    return lambda: begin(*parts, root=root, name=settings.name, progress=False)
+    return _Claimed(folder.path, lambda: begin(*parts, root=root, name=settings.name, progress=False))

@@ -82,8 +82,9 @@ def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, stat
 
 def changed(settings: dict[str, Any], state: dict[str, Any]) -> list[str]:
     """Names of the settings that a checkpoint was not trained with."""
-    theirs = with_later(state["settings"])
-    return [name for name, value in with_later(settings).items() if theirs.get(name) != value]
+    theirs, ours = with_later(state["settings"]), with_later(settings)
+    theirs.setdefault("mask", ours.get("mask"))  # which earlier versions did not keep
+    return [name for name, value in ours.items() if theirs.get(name) != value]
 
 
 @dataclass

@@ -58,6 +58,8 @@ class Task:
             "log",
         ):  # the same run, computed or looked at in another way
             del settings[how]
+        moves = self.training.update != "none"  # a moving mask is another after every update
+        settings["mask"] = None if self.mask is None else "moves" if moves else self.mask.digest
         return without_later(settings)
 
 
