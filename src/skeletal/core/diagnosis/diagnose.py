@@ -19,7 +19,7 @@ from skeletal.core.diagnosis.macs import Macs, count_macs
 from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.tensors import Tensors
-from skeletal.core.model.weights import unwrap, weights_and_biases
+from skeletal.core.model.weights import stored, unwrap, weights_and_biases
 from skeletal.core.plots import bars
 from skeletal.core.table import Table, Tabular
 
@@ -229,9 +229,7 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
                 connected = None
         if connected is None:
             unknown = _neither(mask, effective, on_constant)
-    owners = {
-        id(module._parameters.get(leaf)): module for module in model.modules() for leaf in weights_and_biases(module)[0]
-    }
+    owners = {id(stored(module, leaf)): module for module in model.modules() for leaf in weights_and_biases(module)[0]}
     layers = []
     for name, keep in mask.items():
         kept, useful, constant = (int(tensor.sum()) for tensor in (keep, effective[name], on_constant[name]))

@@ -13,7 +13,7 @@ from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, state_of, with_parameters
 from skeletal.core.model.tensors import Tensors, counts
-from skeletal.core.model.weights import weights_and_biases
+from skeletal.core.model.weights import stored, weights_and_biases
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ def _owners(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[nn.Module, 
     names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in weights}
     owners: dict[nn.Module, dict[str, str]] = {}
     for module in model.modules():
-        leaves: dict[str, Tensor | None] = {
-            leaf: module._parameters.get(leaf) for leaf in weights_and_biases(module)[0]
-        }
+        leaves: dict[str, Tensor | None] = {leaf: stored(module, leaf) for leaf in weights_and_biases(module)[0]}
         if isinstance(module, nn.MultiheadAttention):  # which never calls its output projection
             leaves["out_proj.weight"] = module.out_proj.weight
         if owned := {leaf: names[id(weight)] for leaf, weight in leaves.items() if id(weight) in names}:

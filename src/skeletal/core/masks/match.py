@@ -1,5 +1,7 @@
 """Whether a mask and a model belong together, and whether the model has kept to the mask."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from skeletal.core.errors import MaskError
@@ -38,9 +40,9 @@ def fits(keep: Tensor | None, weight: Tensor | None) -> bool:
 
 def check(mask: Tensors, model: nn.Module) -> None:
     """See `Mask.check`."""
-    to_dense = getattr(unwrap(model), "to_dense", None)
-    if callable(to_dense):  # a compiled network, whose weights are vectors of kept values
-        model = to_dense()
+    compiled: Any = unwrap(model)
+    if hasattr(compiled, "sparse_layers"):  # a compiled network, whose weights are vectors of kept values
+        model = compiled.to_dense()
     for name, weight in matching_parameters(mask, model).items():
         if weight.is_meta:
             raise MaskError(f"{name} is on the meta device and has no values to check: materialize the model first")

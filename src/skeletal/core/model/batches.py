@@ -64,14 +64,22 @@ class Cycle:
         """The next `count` batches, two times over; the second time comes after the first.
 
         An endless iterable with a method `starting_at(k)`, which iterates from its k-th batch on, is asked for them
-        again; batches of any other iterable are held in memory.
+        again; batches of any other iterable are copied, as it may use the memory of one for the next.
         """
         again = getattr(self._batches, "starting_at", None)
         if again is not None:
             start = self.taken
             return (next(self) for _ in range(count)), (batch for batch in islice(again(start), count))
-        held = [next(self) for _ in range(count)]
+        held = self.hold(count)
         return iter(held), iter(held)
+
+    def hold(self, count: int) -> list[Any]:
+        """Copies of the next `count` batches: an iterable may use the memory of one for the next."""
+        return [map_tensors(_copied, next(self)) for _ in range(count)]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def forward(model: nn.Module, batch: Any) -> Any:

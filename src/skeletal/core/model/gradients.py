@@ -21,7 +21,7 @@ from skeletal.core.model.preserve import (
     state_of,
     with_parameters,
 )
-from skeletal.core.model.random_state import seed_all
+from skeletal.core.model.random_state import RandomState, seed_all
 from skeletal.core.model.recompute import recomputing, refuse_reentrant
 from skeletal.core.model.tensors import Tensors, not_finite, widen
 
@@ -214,6 +214,7 @@ class Derivatives:
         parameters = dict(self.model.named_parameters())
         leaves = {name: value.to(parameters[name].dtype).detach().requires_grad_() for name, value in weights.items()}
         total: Tensors = {}
+        untouched = {name: _state_of_gradient(parameters[name]) for name in leaves}
         losses, seen = [], 0
         for batch in batches:
             seen += examples(batch)
@@ -223,6 +224,12 @@ class Derivatives:
                 loss += self._visit(piece, share, state, leaves, backward)
                 _collect(leaves, into)
             losses.append(loss)
+            for name, before in untouched.items():
+                if _state_of_gradient(parameters[name]) != before:
+                    raise ValueError(
+                        f"{name} is used through another reference than its module's own, such as a list of parameters"
+                        " that the network keeps, and its gradient is not seen: read it from its module in forward"
+                    )
             if self.average == "absolute":
                 _add({name: summed.abs_() for name, summed in into.items()}, total)
             del batch, piece  # else the last one stays while the next is made
@@ -247,7 +254,7 @@ class Derivatives:
         backward: Callable[[Tensors, Tensor], None],
     ) -> float:
         """Run `backward(leaves, loss)` on a batch whose loss counts `share` times; returns that loss."""
-        device, drawn = device_of(self.model), torch.get_rng_state()
+        device, drawn = device_of(self.model), RandomState()
         copied = to_device(batch, device, channels_last=self.channels_last)
 
         def run() -> float:
@@ -275,14 +282,19 @@ class Derivatives:
                 recomputing(self.model) if self.recompute else nullcontext(),
             ):
                 return with_parameters(self.model, state | leaves, run)
-        except RuntimeError as error:
-            if not (self.channels_last and "view size is not compatible" in str(error)):
+        except RuntimeError:
+            if not self.channels_last:
                 raise
-        self.channels_last = False  # the model's code counts on the images' own order
-        torch.set_rng_state(drawn)
+        self.channels_last = False  # perhaps the model's code counts on the images' own order, which costs only time
+        drawn.restore()
         for leaf in leaves.values():
             leaf.grad = None
         return self._visit(batch, share, state, leaves, backward)
+
+
+def _state_of_gradient(weight: Tensor) -> tuple[int, int]:
+    """What changes when a backward pass reaches a weight itself, and not what stands in for it."""
+    return id(weight.grad), -1 if weight.grad is None else weight.grad._version
 
 
 def _require_any(gradients: list[Tensor]) -> None:

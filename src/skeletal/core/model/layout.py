@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from skeletal.core.model.weights import is_transposed_linear
+from skeletal.core.model.weights import is_transposed_linear, stored
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,6 @@ class Layout:
         return units.reshape(like.shape)
 
 
-def _stored_weight(module: nn.Module) -> Tensor | None:
-    """The parameter that a layer's weight is, or is computed from; reading `module.weight` may write to buffers."""
-    if (weight := module._parameters.get("weight")) is not None:
-        return weight
-    computed: Any = getattr(module, "parametrizations", {})
-    return computed["weight"]._parameters.get("original") if "weight" in computed else None
-
-
 def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     """The layouts of a model's parameters, by name.
 
@@ -53,9 +45,9 @@ def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     for module in model.modules():
         layer: Any = module
         if isinstance(module, _ConvTransposeNd):
-            swapped[id(_stored_weight(module))] = Layout(transposed=True, groups=layer.groups)
+            swapped[id(stored(module, "weight"))] = Layout(transposed=True, groups=layer.groups)
         elif is_transposed_linear(module):
-            swapped[id(_stored_weight(module))] = Layout(transposed=True)
+            swapped[id(stored(module, "weight"))] = Layout(transposed=True)
     for name in names:
         if parameters[name].dim() < 2:
             raise ValueError(

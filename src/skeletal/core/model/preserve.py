@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from skeletal.core.model.random_state import RandomState, generators_elsewhere, seed_all, state_setter
-from skeletal.core.model.snapshot import Snapshot
+from skeletal.core.model.random_state import RandomState, generators_elsewhere, is_generator, seed_all, state_setter
+from skeletal.core.model.snapshot import Snapshot, reachable
 from skeletal.core.model.tensors import Tensors
 
 Value = TypeVar("Value")
@@ -17,8 +17,11 @@ Value = TypeVar("Value")
 
 @contextmanager
 def preserve_random_state(model: nn.Module) -> Generator[None]:
-    """Restore the global random states of torch, Python and numpy, also of torch on the model's devices."""
-    before, others = RandomState(), [state_setter(generator) for generator in generators_elsewhere(model)]
+    """Restore the global random states of torch, Python and numpy, of torch on the model's devices, and of generators
+    that the model holds.
+    """
+    own = [found.value for found in reachable(model) if is_generator(found.value)]
+    before, others = RandomState(), [state_setter(generator) for generator in (*generators_elsewhere(model), *own)]
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Which weights may be pruned: the one definition of "prunable"."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,18 @@ def weights_and_biases(module: nn.Module) -> tuple[list[str], list[str]]:
     if is_transposed_linear(module):
         return ["weight"], ["bias"]
     return [], []
+
+
+def stored(module: nn.Module, name: str) -> Tensor | None:
+    """The parameter of a module that a weight is, or is computed from in its shape: by weight norm or spectral norm.
+
+    Reading the weight itself may write to buffers.
+    """
+    computed: Any = getattr(module, "parametrizations", {})
+    inside = computed[name]._parameters if name in computed else {}
+    own = (module._parameters.get(leaf) for leaf in (name, f"{name}_v", f"{name}_orig"))
+    places = (*own, inside.get("original"), inside.get("original1"))  # 0 is weight norm's lengths
+    return next((weight for weight in places if weight is not None), None)
 
 
 def is_transposed_linear(module: nn.Module) -> bool:

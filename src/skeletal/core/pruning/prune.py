@@ -34,6 +34,7 @@ from skeletal.core.pruning.schedules import Schedule
 from skeletal.core.pruning.scores import Score
 from skeletal.core.pruning.settings import Settings, density_of
 from skeletal.core.pruning.shorthand import MANY, expanded
+from skeletal.core.pruning.weight_norm import normed, refuse_empty
 
 
 def _engine(engine: str | type[Derivatives]) -> type[Derivatives]:
@@ -75,11 +76,13 @@ def _find(
         generator = torch.Generator().manual_seed(settings.seed)
         mask: Tensors = {}
         filled: list[dict[str, int]] = []
+        norms = normed(model, weights)
         with stage(f"pruning, {settings.method}", len(counts), unit="step") as told:
             if stream is not None and settings.batches_per_step > 1:
                 told.update(note=lambda: f"batch {stream.taken - told.done * settings.batches_per_step}")
             for step in algorithm_1(theta, settings.row, counts, derivatives, generator, settings.on_collapse, keep):
                 mask = step.mask
+                refuse_empty(norms, mask, f"step {step.step} of {len(counts)}")
                 if step.filled:
                     filled.append({"step": step.step, "weights": step.filled})
                 if on_step is not None:

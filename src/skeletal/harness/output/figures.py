@@ -1,5 +1,6 @@
 """Figures as files: whole or not at all, the same figure the same bytes."""
 
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,21 @@ def save_figure(figure: Any, path: Path) -> None:
     require_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render(figure, path.suffix.lower()[1:]))
+
+
+def log_x(axes: Any) -> None:
+    """A logarithmic horizontal axis, once everything is drawn, with numbers that do not lie on each other."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+    axes.set_xscale("log")
+    low, high = sorted(axes.get_xlim())
+    if high < 3 * low:
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    elif high < 50 * low:  # powers of 10 alone would be one number, or none
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def require_picture(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from skeletal.core.extras import extra
 from skeletal.harness.output.accuracy import draw_accuracy, is_dense, places, rounded
-from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.figures import log_x, save_figure
 from skeletal.harness.output.palette import curve_style
 from skeletal.harness.output.pareto import on_front
 
@@ -63,7 +63,7 @@ def plot_tradeoff(results: list[dict[str, Any]], outcomes: Sequence[Outcome], pa
         drawstyle="steps-post",
     )
     _ring(right, [(o.macs, o.accuracy) for o in front])
-    right.set_xscale("log")
+    log_x(right)
     right.set_xlabel("multiply-adds of kept weights, finding the mask and training")
     right.set_ylabel("test accuracy (%)")
     right.grid(alpha=0.3)

@@ -8,7 +8,7 @@ from typing import Any
 
 from skeletal.core.extras import extra
 from skeletal.core.table import Table, Tabular
-from skeletal.harness.output.figures import save_figure
+from skeletal.harness.output.figures import log_x, save_figure
 from skeletal.harness.output.palette import curve_style
 from skeletal.study.beyond.advise import EFFECTIVE, Advice, Line, Recommendation, recommend
 
@@ -150,7 +150,7 @@ def _draw(figure: Any, found: Mapping[str, Sequence[Line]], advised: Mapping[str
             if at and (at[0] > 0 or axes is panels[2]):
                 ring = {"color": look["color"], "markersize": 12, "fillstyle": "none", "markeredgewidth": 2}
                 axes.plot([advised[method].density], at, "o", **ring)
-        axes.set_xscale("log")
+        log_x(axes)
         axes.invert_xaxis()
         axes.set_xlabel("density (fraction of weights kept)")
         axes.set_title(label, fontsize=10)

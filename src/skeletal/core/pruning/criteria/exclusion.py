@@ -50,7 +50,7 @@ def path_exclusion(derivatives: Derivatives, kept: Tensors, mask: Tensors) -> Te
             runs again, or there are too many paths for doubles.
 
     """
-    model, batches = derivatives.model, [next(derivatives.batches) for _ in range(derivatives.count)]
+    model, batches = derivatives.model, derivatives.batches.hold(derivatives.count)
     names = {name for name, _ in model.named_parameters()}
     positive = positive_state(model, kept)
     leaves = {name: value.detach().double().square().requires_grad_() for name, value in kept.items()}

@@ -79,14 +79,14 @@ def positive_state(model: nn.Module, without: Container[str]) -> Tensors:
     state = {}
     for name, value in state_of(model, without=without).items():
         leaf = name.rpartition(".")[2]
-        if value.is_floating_point():
-            value = value.double()
+        if value.is_floating_point() or value.is_complex():
+            value = value.to(torch.complex128 if value.is_complex() else torch.float64)
             if leaf in STATISTICS:
                 value.fill_(STATISTICS[leaf])
             elif is_bias(name):
                 value.zero_()
             elif name in parameters:
-                value.abs_()
+                value.copy_(value.abs())
         state[name] = value
     return state
 
@@ -95,4 +95,4 @@ def counting_state(model: nn.Module, without: Container[str]) -> Tensors:
     """As `positive_state`, but with 1 for every parameter that is not 0: what comes out is a number of paths."""
     names = {name for name, _ in model.named_parameters()}
     state = positive_state(model, without)
-    return {name: value.ne(0).double() if name in names else value for name, value in state.items()}
+    return {name: value.ne(0).to(value.dtype) if name in names else value for name, value in state.items()}

@@ -1,0 +1,176 @@
+"""Networks that do what few do: each gets the mask that it would get otherwise, or is refused in words that help."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+import skeletal
+from skeletal.core.errors import CollapsedError
+
+LABELLED = [(torch.randn(32, 6, generator=torch.Generator().manual_seed(i)), torch.arange(32) % 3) for i in range(4)]
+
+
+class Listed(nn.Module):
+    """Reads its second layer through a list of parameters, as hand-written recurrent networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+        self.flat = [self.b.weight, self.b.bias]
+
+    def forward(self, x):
+        return self.c(functional.linear(self.a(x).relu(), *self.flat).relu())
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "force"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_weight_that_is_read_elsewhere_is_not_taken_for_useless(method, used):
+    model = Listed()
+    if used:
+        model(LABELLED[0][0]).sum().backward()  # it has a gradient already, which is added to
+    with pytest.raises(ValueError, match=r"b.weight is used through another reference than its module's own"):
+        skeletal.prune(model, LABELLED, density=0.2, method=method)
+    assert (model.b.weight.grad is not None) == used
+
+
+@pytest.mark.parametrize(
+    "norm, name", [(parametrizations.weight_norm, "parametrizations.weight.original1"), (weight_norm, "weight_v")]
+)
+@pytest.mark.parametrize("method", ["random", "magnitude", "snip", "force"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_no_unit_of_a_weight_norm_is_emptied(method, norm, name):
+    model = nn.Sequential(norm(nn.Linear(6, 32)), nn.ReLU(), nn.Linear(32, 3))
+    weights = [f"0.{name}", "2.weight"]
+    with pytest.raises(CollapsedError, match=rf"no weight is left in unit \d+ of 0.{name} \(32, 6\)"):
+        skeletal.prune(model, LABELLED, density=0.1, method=method, prunable=weights, on_collapse="keep")
+    mask = skeletal.prune(model, LABELLED, density=0.95, method=method, prunable=weights)
+    mask.attach(model)
+    assert model(LABELLED[0][0]).isfinite().all()
+
+
+class Noisy(nn.Module):
+    """Dropout by a generator of the model's own."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+        self.own, self.drawn = (torch.Generator() if kind == "own" else None), []
+
+    def forward(self, x):
+        keep = torch.rand(32, generator=self.own).lt(0.5)
+        self.drawn.append(keep)
+        return self.layers[2](self.layers[1](self.layers[0](x)) * keep)
+
+
+@pytest.mark.parametrize("kind", ["own", "torch's"])
+@pytest.mark.parametrize("method", ["grasp", "prospr", "ntk-sap"])
+def test_both_passes_of_a_step_draw_the_same(method, kind):
+    model = Noisy(kind)
+    drawn = []
+    model.register_forward_hook(lambda *_: drawn.append(model.drawn[-1]))
+    steps = {"steps": 1} if method == "ntk-sap" else {}
+    skeletal.prune(model, LABELLED, density=0.3, method=method, **steps)
+    different = {tuple(keep.tolist()) for keep in drawn[:-1]}  # the last looks for a path
+    assert len(different) <= len(drawn) // 2, "a pass was not drawn again"
+
+
+class Refilled:
+    """Batches that all lie in the memory of the first."""
+
+    def __iter__(self):
+        x, y = torch.empty(32, 6), torch.empty(32, dtype=torch.long)
+        for inputs, targets in LABELLED:
+            x.copy_(inputs)
+            y.copy_(targets)
+            yield x, y
+
+
+@pytest.mark.parametrize("method", ["force", "grasp", "prospr", "px"])
+def test_batches_may_share_their_memory(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    settings = {"density": 0.3, "method": method, "batches_per_step": 3, "on_collapse": "keep"}
+    assert skeletal.prune(model, Refilled(), **settings) == skeletal.prune(model, LABELLED, **settings)
+
+
+class Spectra(nn.Module):
+    """Takes (N, F, T, 2), real and imaginary parts, which only lie side by side in the caller's own order."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 16, 1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        z = torch.view_as_complex(x)
+        return self.b(self.a(torch.stack([z.abs().log1p(), z.angle()], 1)).relu())
+
+
+@pytest.mark.parametrize("method", ["force", "grasp"])
+def test_images_stay_in_the_callers_order_where_the_network_counts_on_it(method):
+    batches = [(torch.randn(4, 9, 7, 2), torch.randn(4, 2, 9, 7))]
+    mask = skeletal.prune(Spectra(), batches, density=0.5, method=method, loss=functional.mse_loss, on_collapse="keep")
+    assert mask.kept == mask.total // 2
+
+
+class Upsampling(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.up, self.out = wrap(nn.ConvTranspose1d(8, 4, 4, stride=2)), nn.Conv1d(4, 1, 3)
+
+    def forward(self, x):
+        return self.out(self.up(x).tanh())
+
+
+@pytest.mark.parametrize(
+    "wrap, name",
+    [
+        (lambda layer: layer, "weight"),
+        (parametrizations.spectral_norm, "parametrizations.weight.original"),
+        (parametrizations.weight_norm, "parametrizations.weight.original1"),
+        (spectral_norm, "weight_orig"),
+        (weight_norm, "weight_v"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(weight|spectral)_norm.*:FutureWarning")
+def test_a_normed_weight_is_read_as_the_layer_reads_it(wrap, name):
+    torch.manual_seed(0)
+    model = Upsampling(wrap)
+    batches = [(torch.randn(4, 8, 10), torch.randn(4, 1, 20))]
+    settings = {"method": "snip", "prunable": [f"up.{name}"], "loss": functional.mse_loss, "on_collapse": "keep"}
+    mask = skeletal.prune(model, batches, density=0.3, pattern="fan-in", **settings)
+    keep = mask[f"up.{name}"]  # (inputs, outputs, kernel)
+    assert keep.sum((0, 2)).tolist() == [9] * 4
+    found = skeletal.diagnose(model, mask, batches[0][0])
+    assert (found.layers[0].live_inputs, found.layers[0].live_outputs) == (int(keep.any(2).any(1).sum()), 4)
+    assert found.macs.forward_kept == 9 * 4 * 10
+
+
+class Fourier(nn.Module):
+    """A layer of complex weights between two others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.filter = nn.Parameter(torch.randn(5, dtype=torch.complex64))
+
+    def forward(self, x):
+        return self.b(torch.fft.irfft(torch.fft.rfft(self.a(x)) * self.filter, n=8))
+
+
+@pytest.mark.parametrize("method", ["synflow", "px", "npb", "phew"])
+def test_complex_parameters_are_no_obstacle(method):
+    assert skeletal.prune(Fourier(), LABELLED, density=0.5, method=method).kept == 36
+
+
+class WithADenseForm(nn.Linear):
+    def to_dense(self, what):
+        raise AssertionError("a method of the network's own")
+
+
+def test_a_networks_own_methods_are_left_alone():
+    model = WithADenseForm(6, 3)
+    mask = skeletal.prune(model, density=0.5, method="random")
+    mask.attach(model)
+    mask.check(model)
