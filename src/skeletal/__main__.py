@@ -11,6 +11,9 @@ def main() -> None:
         from skeletal.cli import main as command
     except MissingExtraError as missing:
         sys.exit(f"error: {missing}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     command()
 
 

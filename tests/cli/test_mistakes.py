@@ -258,3 +258,18 @@ def test_a_defect_of_ours_is_not_dressed_up_as_the_users(cli, monkeypatch):
     monkeypatch.setattr("skeletal.harness.runs.experiment.load_data", broken)
     with pytest.raises(ZeroDivisionError):
         cli("run")
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported():
+    code = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "skeletal.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from skeletal.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
