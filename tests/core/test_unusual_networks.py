@@ -1,5 +1,8 @@
 """Networks that do what few do: each gets the mask that it would get otherwise, or is refused in words that help."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,6 +77,36 @@ def test_both_passes_of_a_step_draw_the_same(method, kind):
     skeletal.prune(model, LABELLED, density=0.3, method=method, **steps)
     different = {tuple(keep.tolist()) for keep in drawn[:-1]}  # the last looks for a path
     assert len(different) <= len(drawn) // 2, "a pass was not drawn again"
+
+
+class Sources(nn.Module):
+    """A block whose noise comes from torch, from a generator of its own, from numpy or from Python."""
+
+    own = torch.Generator().manual_seed(5)
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.beside, self.kind, self.generator = nn.Linear(32, 32), nn.Linear(32, 32), kind, Sources.own
+
+    def forward(self, x):
+        draw = {
+            "torch": lambda: torch.rand(32),
+            "own": lambda: torch.rand(32, generator=self.generator),
+            "numpy": lambda: torch.from_numpy(np.random.rand(32).astype(np.float32)),
+            "python": lambda: torch.tensor([random.random() for _ in range(32)]),
+        }[self.kind]()
+        return self.beside((self.layer(x) * draw.add(0.1)).relu()) + x
+
+
+@pytest.mark.parametrize("kind", ["torch", "own", "numpy", "python"])
+def test_recomputed_blocks_draw_the_same(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), Sources(kind), Sources(kind), nn.Linear(32, 3))
+    masks = [
+        skeletal.prune(model, LABELLED, density=0.3, method="force", steps=4, recompute=recompute)
+        for recompute in (False, True)
+    ]
+    assert masks[0] == masks[1]
 
 
 class Refilled:

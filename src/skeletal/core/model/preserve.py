@@ -1,6 +1,6 @@
 """Use a caller's model, and leave it and the random state as they were found."""
 
-from collections.abc import Callable, Container, Generator
+from collections.abc import Callable, Container, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,19 +15,34 @@ from skeletal.core.model.tensors import Tensors
 Value = TypeVar("Value")
 
 
+def generators_of(model: nn.Module) -> list[Any]:
+    """What a model may draw from besides the global generators: torch's on its devices, and those that it holds."""
+    return [*generators_elsewhere(model), *(found.value for found in reachable(model) if is_generator(found.value))]
+
+
+class Draws:
+    """The states of the global random generators and of some others, as they are now."""
+
+    def __init__(self, generators: Iterable[Any]) -> None:
+        self._global, self._others = RandomState(), [state_setter(generator) for generator in generators]
+
+    def restore(self) -> None:
+        """Put them back."""
+        self._global.restore()
+        for reset in self._others:
+            reset()
+
+
 @contextmanager
 def preserve_random_state(model: nn.Module) -> Generator[None]:
     """Restore the global random states of torch, Python and numpy, of torch on the model's devices, and of generators
     that the model holds.
     """
-    own = [found.value for found in reachable(model) if is_generator(found.value)]
-    before, others = RandomState(), [state_setter(generator) for generator in (*generators_elsewhere(model), *own)]
+    before = Draws(generators_of(model))
     try:
         yield
     finally:
         before.restore()
-        for reset in others:
-            reset()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skeletal.core.model.batches import map_tensors
+from skeletal.core.model.preserve import Draws, generators_of
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LONG = 6
@@ -29,7 +30,8 @@ def recomputing(model: nn.Module) -> Generator[None]:
         RuntimeError: in the block, a part writes to its own input, which is then no longer there to recompute from.
 
     """
-    parts = list({id(part[0]): part for part in _parts(model)}.values())  # a block may have several parents
+    draws = partial(Draws, generators_of(model))
+    parts = list({id(part[0]): part for part in _parts(model, draws)}.values())  # a block may have several parents
     own = [module.__dict__.get("forward") for module, _ in parts]
     try:
         for module, forward in parts:
@@ -63,7 +65,7 @@ def refuse_reentrant(value: Tensor) -> None:
         pending += [inner for inner, _ in node.next_functions]
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+def _parts(model: nn.Module, draws: Callable[[], Draws]) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Modules, and what their forward pass becomes."""
     kinds = Counter(type(module) for module in model.modules() if _is_block(module))
     if kinds[type(model)] > 1:  # a block that holds blocks of its own kind
@@ -71,9 +73,9 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
 
     def visit(module: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
         if kinds[type(module)] > 1 and _is_block(module):
-            yield module, partial(_again, type(module).__name__, [module], module.forward)
+            yield module, partial(_again, draws, type(module).__name__, [module], module.forward)
         elif type(module) is nn.Sequential and len(module) >= _LONG and not _has(module, kinds):
-            yield module, partial(_piecewise, _pieces(module))
+            yield module, partial(_piecewise, draws, _pieces(module))
         else:
             for child in module.children():
                 yield from visit(child)
@@ -101,37 +103,46 @@ def _pieces(sequence: nn.Sequential) -> list[list[nn.Module]]:
     return [modules[begin:end] for begin, end in pairwise(sorted(edges))]
 
 
-def _piecewise(pieces: list[list[nn.Module]], x: Any) -> Any:
+def _piecewise(draws: Callable[[], Draws], pieces: list[list[nn.Module]], x: Any) -> Any:
     def run(piece: list[nn.Module], x: Any) -> Any:
         for module in piece:
             x = module(x)
         return x
 
     for number, piece in enumerate(pieces, 1):
-        x = _again(f"piece {number} of a Sequential", piece, partial(run, piece), x)
+        x = _again(draws, f"piece {number} of a Sequential", piece, partial(run, piece), x)
     return x
 
 
-def _again(name: str, modules: list[nn.Module], forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _again(
+    draws: Callable[[], Draws],
+    name: str,
+    modules: list[nn.Module],
+    forward: Callable[..., Any],
+    *arguments: Any,
+    **options: Any,
+) -> Any:
     before = _versions(arguments, options)
     registries = {id(owner): owner._buffers for module in modules for owner in module.modules()}.values()
     found = [
         (buffers, name, b.detach().clone()) for buffers in registries for name, b in buffers.items() if b is not None
     ]
-    ran = False
+    first: Draws | None = None
 
     def run(*arguments: Any, **options: Any) -> Any:
-        nonlocal ran
-        if not ran:
-            ran = True
+        nonlocal first
+        if first is None:
+            first = draws()
             return forward(*arguments, **options)
-        # It starts from the buffers that the first run found, and what it writes there is not written twice.
-        left = [(buffers, name, buffers[name]) for buffers, name, _ in found]
+        # It starts from the buffers and random states that the first run found, and leaves those that are there now.
+        left, now = [(buffers, name, buffers[name]) for buffers, name, _ in found], draws()
         try:
+            first.restore()
             for buffers, name, value in found:
                 buffers[name] = value.clone()
             return forward(*arguments, **options)
         finally:
+            now.restore()
             for buffers, name, value in left:
                 buffers[name] = value
 
