@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from skeletal.core.model.precision import autocast, in_float32
 from skeletal.core.model.preserve import (
     device_of,
     differentiable,
+    generators_of,
     preserve_random_state,
     set_mode,
     state_of,
@@ -161,6 +163,11 @@ class Derivatives:
             through = {name: momentum * value for name, value in through.items()}
         return total, loss if first is None else first
 
+    @cached_property
+    def _generators(self) -> list[Any]:
+        """Looked for once: that takes as long as a small batch."""
+        return generators_of(self.model)
+
     def _with_seed(self, seed: int, function: Callable[[], Value]) -> Value:
         with preserve_random_state(self.model):
             seed_all(seed, self.model)
@@ -279,7 +286,7 @@ class Derivatives:
             with (
                 differentiable(),
                 autocast("float32", device),  # the caller's own would reach the backward pass
-                recomputing(self.model) if self.recompute else nullcontext(),
+                recomputing(self.model, self._generators) if self.recompute else nullcontext(),
             ):
                 return with_parameters(self.model, state | leaves, run)
         except RuntimeError:

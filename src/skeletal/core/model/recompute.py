@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skeletal.core.model.batches import map_tensors
-from skeletal.core.model.preserve import Draws, generators_of
+from skeletal.core.model.preserve import Draws
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LONG = 6
@@ -20,17 +20,18 @@ _LONG = 6
 
 
 @contextmanager
-def recomputing(model: nn.Module) -> Generator[None]:
+def recomputing(model: nn.Module, generators: Sequence[Any] = ()) -> Generator[None]:
     """Let a model's parts keep only their inputs for the backward pass (`torch.utils.checkpoint`).
 
     Parts are the outermost blocks of a kind that occurs more than once, such as a residual network's or a
-    transformer's, and pieces of long `nn.Sequential`s, √n for n modules.
+    transformer's, and pieces of long `nn.Sequential`s, √n for n modules. They draw the same random numbers again from
+    the global generators and from those given (see `preserve.generators_of`).
 
     Raises:
         RuntimeError: in the block, a part writes to its own input, which is then no longer there to recompute from.
 
     """
-    draws = partial(Draws, generators_of(model))
+    draws = partial(Draws, generators)
     parts = list({id(part[0]): part for part in _parts(model, draws)}.values())  # a block may have several parents
     own = [module.__dict__.get("forward") for module, _ in parts]
     try:
