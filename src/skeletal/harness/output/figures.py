@@ -26,7 +26,14 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def log_x(axes: Any) -> None:
     """A logarithmic horizontal axis, once everything is drawn, with numbers that do not lie on each other."""
-    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+    with extra("run"):
+        from matplotlib.ticker import (
+            LogFormatterSciNotation,
+            LogLocator,
+            MaxNLocator,
+            NullFormatter,
+            ScalarFormatter,
+        )
 
     axes.set_xscale("log")
     low, high = sorted(axes.get_xlim())
