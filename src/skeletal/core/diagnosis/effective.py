@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.diagnosis.pooling import AveragePools
 from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, many_of, outputs_of, shorten
 from skeletal.core.diagnosis.structure import MORE, Draw, random_positive, random_signed, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, to_device
@@ -35,8 +36,9 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
     1 and without biases, no two paths cancel: the share is 0 exactly where there is no path. With positive biases it
     is 0 only at dead weights. To avoid underflow, everything is in double precision, the share's two factors are
     examined separately, and the weights that enter a unit sum to 1: activations, being averages of live inputs, then
-    do not shrink with depth, and gradients keep their sum. Max pools pass only winners, and ReLU6 only small values,
-    so draws are repeated on two scales until one finds nothing new.
+    do not shrink with depth, and gradients keep their sum. Max pools average, as they would let a gradient
+    reach winners alone. ReLU6 passes only small values, so draws are repeated on two scales until one finds nothing
+    new.
 
     Some networks need negative values (CReLU, min(x, 0), centred weights), large ones, or many examples (experts to
     which few are sent). So before anything is called dead, draws of either sign on more examples are added: a gradient
@@ -226,7 +228,8 @@ def _reached_once(
         return draw(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
 
     inputs = map_inputs(drawn, batch)
-    returned = with_parameters(model, state, lambda: forward(model, inputs))
+    with AveragePools():
+        returned = with_parameters(model, state, lambda: forward(model, inputs))
     outputs = list(outputs_of(returned, losses=losses))
     if any(not torch.isfinite(output).all() for output in outputs):
         raise OverflowError("the probing signal overflows")
