@@ -48,6 +48,13 @@ def test_fewer_epochs_keep_the_proportion():
     assert milestones(resolve(Training(epochs=35), "cifar10")) == [15, 25]
 
 
+def test_milestones_are_refused_where_the_rate_falls_otherwise():
+    with pytest.raises(ValueError, match="one-cycle has no milestones"):
+        resolve(Training(decay="one-cycle", milestones=(0.3,)), "quick")
+    once = resolve(Training(decay="one-cycle"), "quick")
+    assert resolve(once, "quick") == once
+
+
 def test_what_was_said_wins_and_nothing_else_changes():
     said = Training(epochs=7, lr=0.0, milestones=(), bf16=True)
     resolved = resolve(said, "imagenet")

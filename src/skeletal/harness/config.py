@@ -261,6 +261,10 @@ def resolve(record: Record, preset: str) -> Record:
         elif record.method in ("synflow", "ntk-sap", "px"):
             known["steps"] = 100
     if isinstance(record, Training):
+        if record.decay != "steps" and record.milestones not in (None, known["milestones"]):
+            raise ValueError(
+                f"--decay {record.decay} has no milestones: leave --milestones out, or choose --decay steps"
+            )
         record = replace(record, update=named("update", record.update, UPDATES))
         known |= _of_update(record)
     missing = {f.name: known[f.name] for f in fields(record) if getattr(record, f.name) is None and f.name in known}

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,13 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
         run(mlp(), blobs(before={(0, 2): twice}), folder=folder(tmp_path))
     assert not isinstance(stopped.value, Interrupted)
     assert checkpoint.load(folder(tmp_path).path) is None
+
+
+def test_a_measurement_says_nothing_of_the_folder_that_it_deletes(tmp_path, capsys):
+    stop = blobs(before={(0, 2): lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(Interrupted) as stopped:
+        run(mlp(), stop, folder=replace(folder(tmp_path), scratch=True))
+    assert not str(stopped.value) and not capsys.readouterr().err
 
 
 def test_a_stop_without_a_folder_says_that_nothing_is_saved():

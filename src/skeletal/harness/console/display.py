@@ -65,6 +65,9 @@ class Display:
 
     def interrupted(self, where: str, folder: RunFolder | None, resume_command: str | None) -> Interrupted:
         """Tell how to resume, whatever else is shown, and return the exception that says the same."""
+        if folder is not None and folder.scratch:
+            self._open.close()
+            return Interrupted("", None)
         if folder is None:
             message = f"{where}; nothing is saved, as this run has no folder"
         else:

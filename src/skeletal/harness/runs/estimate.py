@@ -211,7 +211,7 @@ class _Training:
 
     def _first_steps(self, count: int) -> float:
         """Of that many steps in the second epoch of a run; the first one warms up."""
-        folder = RunFolder.open(self.scratch, f"steps-{count}", {})
+        folder = replace(RunFolder.open(self.scratch, f"steps-{count}", {}), scratch=True)
         data, size = self.data, self.batch_size
         short = replace(
             data,

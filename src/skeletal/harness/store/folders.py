@@ -77,6 +77,8 @@ class RunFolder:
     path: Path
     config: dict[str, Any]
     """the resolved settings, as JSON gives them back"""
+    scratch: bool = False
+    """a measurement's own, deleted with it: nobody resumes it"""
 
     @classmethod
     def open(

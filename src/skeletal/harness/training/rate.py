@@ -10,7 +10,10 @@ WARM_UP = 0.25
 
 
 def milestones(training: Training) -> list[int]:
-    """Epochs before which the learning rate is divided by 10: 150 and 250 for the paper's 350 epochs."""
+    """Epochs before which the learning rate is divided by 10: 150 and 250 for the paper's 350 epochs.
+
+    Of two that round to the same epoch one counts.
+    """
     fractions, epochs = training.milestones or (), training.epochs or 0
     return sorted({round(f * epochs) for f in fractions} - {0})  # a step at 0 would leave no epoch at `lr`
 
