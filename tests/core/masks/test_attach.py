@@ -221,13 +221,23 @@ def test_an_optimizer_step_in_the_middle_of_a_backward_pass():
     mask.check(model)
 
 
-def test_weights_unfrozen_later_get_no_gradient_where_pruned():
+@pytest.mark.parametrize("when", ["attached", "loaded"])
+def test_weights_unfrozen_later_get_no_gradient_where_pruned(when):
     model, batches = convnet(), images()
     mask = skeletal.prune(model, batches, density=0.3, method="snip")
     model.requires_grad_(False)
     mask.attach(model)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    if when == "loaded":
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+        assert not any(weight.requires_grad for weight in model.parameters())
     model.requires_grad_(True)
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer, batches[:1])
+    for name, keep in mask.items():
+        weight = model.get_parameter(name)
+        assert weight.grad[~keep].eq(0).all()  # not even the first one
+        assert optimizer.state[weight]["exp_avg"][~keep].eq(0).all()
     train(model, optimizer, batches)
     assert all(model.get_parameter(name).grad[~keep].eq(0).all() for name, keep in mask.items())
     mask.check(model)

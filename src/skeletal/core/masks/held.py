@@ -102,14 +102,22 @@ class Held:
             return
         # Filled, because multiplying by the mask would leave NaN and -0.
         local(weight).masked_fill_(self.where(weight.device), 0)
-        if not self._hooks and weight.requires_grad:  # also where it was frozen until now
-            if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
-                self._hooks = [weight.register_post_accumulate_grad_hook(self.zero_own_gradient)]
-            else:
-                self._hooks = [
-                    weight.register_hook(self.zero_gradient),
-                    weight.register_post_accumulate_grad_hook(self.add_noted),
-                ]
+        self._watch(weight)
+
+    def _watch(self, weight: nn.Parameter) -> None:
+        """Have each of its gradients come by here first."""
+        if self._hooks or weight.is_inference() or not (weight.is_floating_point() or weight.is_complex()):
+            return
+        frozen = not weight.requires_grad  # torch takes hooks of no such tensor, and keeps those of one that becomes it
+        weight.requires_grad_(True)
+        if is_sharded(weight):  # FSDP2 puts the gradient in its place, and calls no other hook
+            self._hooks = [weight.register_post_accumulate_grad_hook(self.zero_own_gradient)]
+        else:
+            self._hooks = [
+                weight.register_hook(self.zero_gradient),
+                weight.register_post_accumulate_grad_hook(self.add_noted),
+            ]
+        weight.requires_grad_(not frozen)
 
     def warn_of_another_mask(self, loaded: Tensor) -> None:
         """Warn if loaded weights are not 0 where this mask is."""
