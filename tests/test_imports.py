@@ -44,7 +44,8 @@ FLOORS = """
     core/patterns
     core/diagnosis
     core/masks
-    core/model
+    core/model/*
+    core/model/state
     core/*
 """
 FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skeletal
-from skeletal.core.model.random_state import seed_all
+from skeletal.core.model.state.random_state import seed_all
 from tests.cases import random_mask
 from tests.compaction import habits
 

@@ -19,7 +19,7 @@ from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import gradient_hooks
 from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.preserve import preserve_attributes, preserve_model
-from skeletal.core.model.snapshot import copied
+from skeletal.core.model.state.snapshot import copied
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 

@@ -10,7 +10,7 @@ from skeletal.compaction.rules.classify import classify
 from skeletal.compaction.rules.rule import Product
 from skeletal.compaction.tracing.trace import UntraceableError, state_tensors, trace
 from skeletal.core.model.layout import layouts
-from skeletal.core.model.snapshot import copied
+from skeletal.core.model.state.snapshot import copied
 from skeletal.core.patterns.channels import Coupling
 from skeletal.core.patterns.names import CHANNELS
 

@@ -16,7 +16,7 @@ from skeletal.core.diagnosis.probing import outputs_of
 from skeletal.core.model.batches import forward, map_tensors
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.preserve import preserve_mode, preserve_random_state, preserve_values
-from skeletal.core.model.snapshot import Snapshot
+from skeletal.core.model.state.snapshot import Snapshot
 from skeletal.core.progress import stage
 from skeletal.engine import host
 from skeletal.engine.modules.blocked import Blocked, ToBlocks

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from skeletal.compaction.tracing.agreement import CannotRunError, Reference
 from skeletal.compaction.tracing.tracer import acts_as_its_class
-from skeletal.core.model.snapshot import copied
+from skeletal.core.model.state.snapshot import copied
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
 from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
 

@@ -12,7 +12,7 @@ from skeletal.compaction.rules.of_functions import of_function
 from skeletal.compaction.rules.of_modules import Call, of_module
 from skeletal.compaction.rules.rule import Rule
 from skeletal.compaction.tracing.tracer import acts_as_its_class
-from skeletal.core.model.snapshot import reachable, registered
+from skeletal.core.model.state.reach import reachable, registered
 
 
 @dataclass

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.probing import shorten
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, differentiable, preserve_random_state
-from skeletal.core.model.random_state import RandomState, seed_all
-from skeletal.core.model.snapshot import copied
+from skeletal.core.model.state.random_state import RandomState, seed_all
+from skeletal.core.model.state.snapshot import copied
 from skeletal.core.model.tensors import Tensors
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}

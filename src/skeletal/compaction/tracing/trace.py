@@ -20,7 +20,7 @@ from skeletal.core.model.preserve import (
     preserve_random_state,
     preserve_values,
 )
-from skeletal.core.model.snapshot import copied, take_attributes
+from skeletal.core.model.state.snapshot import copied, take_attributes
 from skeletal.core.model.tensors import Tensors
 
 

@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from skeletal.core.model.preserve import acts_on_mode
-from skeletal.core.model.random_state import RandomState
-from skeletal.core.model.snapshot import Snapshot
+from skeletal.core.model.state.random_state import RandomState
+from skeletal.core.model.state.snapshot import Snapshot
 
 _CONSTANT = "_tensor_constant"  # torch.fx's name for what it attaches to the root
 

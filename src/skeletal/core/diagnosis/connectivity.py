@@ -11,7 +11,7 @@ from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, m
 from skeletal.core.diagnosis.structure import MORE, Draw, random_positive, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, map_tensors, to_device
 from skeletal.core.model.preserve import device_of, set_mode, with_parameters
-from skeletal.core.model.random_state import seed_all
+from skeletal.core.model.state.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
 
 _DRAWS = 8  # of either sign, before the answer is no

@@ -13,7 +13,7 @@ from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, m
 from skeletal.core.diagnosis.structure import MORE, Draw, random_positive, random_signed, stand_ins
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, preserve_attributes, with_parameters
-from skeletal.core.model.random_state import seed_all
+from skeletal.core.model.state.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
 
 _SCALES = (1.0, 2.0**-20)  # of inputs and biases: the small one avoids saturation, as in ReLU6 after many skips

@@ -23,8 +23,8 @@ from skeletal.core.model.preserve import (
     state_of,
     with_parameters,
 )
-from skeletal.core.model.random_state import RandomState, seed_all
 from skeletal.core.model.recompute import recomputing, refuse_reentrant
+from skeletal.core.model.state.random_state import RandomState, seed_all
 from skeletal.core.model.tensors import Tensors, not_finite, widen
 
 Value = TypeVar("Value")

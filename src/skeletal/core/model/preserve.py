@@ -8,8 +8,15 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from skeletal.core.model.random_state import RandomState, generators_elsewhere, is_generator, seed_all, state_setter
-from skeletal.core.model.snapshot import Snapshot, reachable
+from skeletal.core.model.state.random_state import (
+    RandomState,
+    generators_elsewhere,
+    is_generator,
+    seed_all,
+    state_setter,
+)
+from skeletal.core.model.state.reach import reachable
+from skeletal.core.model.state.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
 
 Value = TypeVar("Value")

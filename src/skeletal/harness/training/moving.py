@@ -11,7 +11,7 @@ from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.preserve import preserve_model
-from skeletal.core.model.snapshot import take_attributes
+from skeletal.core.model.state.snapshot import take_attributes
 from skeletal.core.updates.gradual import Gradual
 from skeletal.core.updates.rigl import RigL
 from skeletal.core.updates.rule import Rule

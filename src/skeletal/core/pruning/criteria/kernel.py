@@ -14,8 +14,8 @@ from skeletal.core.model.preserve import (
     state_of,
     with_parameters,
 )
-from skeletal.core.model.random_state import seed_all
 from skeletal.core.model.recompute import refuse_reentrant
+from skeletal.core.model.state.random_state import seed_all
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.inputs import check_dependent, tensor_from
 

@@ -7,7 +7,7 @@ import torch
 
 import skeletal
 from skeletal.core.model.preserve import preserve_random_state
-from skeletal.core.model.random_state import seed_all
+from skeletal.core.model.state.random_state import seed_all
 from tests.cases import convnet, images
 
 

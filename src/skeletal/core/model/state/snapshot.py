@@ -2,40 +2,33 @@
 
 import copy
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
-from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType, NoneType
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from skeletal.core.model.random_state import is_generator, state_setter
+from skeletal.core.model.state.random_state import is_generator, state_setter
+from skeletal.core.model.state.reach import (
+    ATOMS,
+    CONTAINERS,
+    NOT_FOLLOWED,
+    Found,
+    is_array,
+    places,
+    reachable,
+    registered,
+    slots,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_CONTAINERS = (dict, list, set, deque)
-_ATOMS = (str, bool, int, float, NoneType, bytes, complex)
 _EVERY_MODULES = frozenset(vars(nn.Module()))
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
-_FOREIGN = 3
-"""how many objects of foreign classes deep an attribute is followed: caches and tables, not whole trainers"""
-_GLOBALS = (*_CONTAINERS, Tensor, nn.Module, FunctionType)
-_NOT_FOLLOWED = ("builtins", "torch", "logging", "skeletal")
-
-
-class _Found(NamedTuple):
-    """A container or tensor, and where it is attached."""
-
-    value: Any
-    owner: Any
-    """a module, or what was given beside the model"""
-    attribute: str
-    """of the owner, through which it was reached; "" for the owner's own `__dict__`"""
 
 
 class _Held(NamedTuple):
-    where: _Found
+    where: Found
     before: Any
 
 
@@ -51,10 +44,10 @@ class _Gradient(NamedTuple):
 class Snapshot:
     """The attributes of a model and of all its modules as they are now, and the contents of what they hold.
 
-    Lists, dicts, sets, plain objects, and whatever functions can reach are followed; this includes hooks, registries,
-    caches and modules outside the registries. Values are also kept, except those of parameters and buffers: these
-    are up to the code that gives the model stand-ins for them (see `preserve.state_of`). Gradients of all tensors are
-    kept, and the states of random generators.
+    Lists, dicts, sets, arrays, plain objects, and whatever functions can reach are followed; this includes hooks,
+    registries, caches and modules outside the registries. Values are also kept, except those of parameters and
+    buffers: these are up to the code that gives the model stand-ins for them (see `preserve.state_of`). Gradients of
+    all tensors are kept, and the states of random generators.
 
     Args:
         model: whose attributes they are.
@@ -66,7 +59,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, beside: object = None) -> None:
         own = {id(tensor) for module in model.modules() for tensor in registered(module)}
         self._containers: list[_Held] = []
-        self._tensors: list[tuple[_Found, tuple[Any, ...], Tensor]] = []
+        self._tensors: list[tuple[Found, tuple[Any, ...], Tensor]] = []
         self._of: dict[int, list[_Held]] = {}
         self._gradients: list[_Gradient] = []
         self._generators: list[Callable[[], None]] = []
@@ -89,8 +82,7 @@ class Snapshot:
         """Put back what has changed."""
         for where, before in self._containers:
             if not _alike(where.value, before):
-                where.value.clear()
-                where.value.extend(before) if isinstance(before, list | deque) else where.value.update(before)
+                _put_back(where.value, before)
         for (tensor, _, _), version, value in self._tensors:
             if _version(tensor) != version or _unnoticed(tensor, value):
                 _write(tensor, value)
@@ -147,7 +139,7 @@ def take_attributes(module: nn.Module, source: nn.Module) -> None:
     own = {id(tensor) for part in parts.values() for tensor in registered(part)}
     for name, part in module.named_modules():
         kind = type(part)
-        if kind is not type(other := parts.get(name)) or kind.__module__.partition(".")[0] in _NOT_FOLLOWED:
+        if kind is not type(other := parts.get(name)) or kind.__module__.partition(".")[0] in NOT_FOLLOWED:
             continue
         for attribute, value in vars(other).items():
             if attribute not in _EVERY_MODULES and _is_plain(value, own):
@@ -157,9 +149,9 @@ def take_attributes(module: nn.Module, source: nn.Module) -> None:
 def _is_plain(value: Any, own: Container[int]) -> bool:
     if isinstance(value, Tensor):
         return id(value) not in own and not isinstance(value, nn.Parameter)
-    if isinstance(value, (*_CONTAINERS, tuple)):
+    if isinstance(value, (*CONTAINERS, tuple)):
         return all(_is_plain(part, own) for part in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, _ATOMS)
+    return isinstance(value, ATOMS)
 
 
 def _plain_copy(value: Any) -> Any:
@@ -168,7 +160,7 @@ def _plain_copy(value: Any) -> Any:
     def look(value: Any) -> None:
         if isinstance(value, Tensor):
             tensors[id(value)] = value.detach().clone()
-        elif isinstance(value, (*_CONTAINERS, tuple)):
+        elif isinstance(value, (*CONTAINERS, tuple)):
             for part in value.values() if isinstance(value, dict) else value:
                 look(part)
 
@@ -176,84 +168,37 @@ def _plain_copy(value: Any) -> Any:
     return copy.deepcopy(value, tensors)
 
 
-def registered(module: nn.Module) -> Iterator[Tensor]:
-    """A module's own parameters and buffers, without those of its parts."""
-    for registry in (module._parameters, module._buffers):
-        yield from (tensor for tensor in registry.values() if tensor is not None)
+def _contents(value: Any) -> Any:
+    """A copy of what a container, an array or an object's slots hold, in a plain container."""
+    # The own class's may take other arguments.
+    if is_array(value):
+        return copy.copy(value)
+    kind = next((kind for kind in CONTAINERS if isinstance(value, kind)), None)
+    return slots(value) if kind is None else kind(value)
 
 
-def reachable(model: nn.Module, beside: object = None) -> Iterator[_Found]:
-    """Every container, dict of a module or object, tensor and random generator that can be reached, once."""
-    seen: set[int] = set()
-    pending: list[tuple[_Found, int]] = [(_Found(root, root, ""), 0) for root in (model, beside)]
-    while pending:
-        found, depth = pending.pop()
-        value = found.value
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            pending.append((_Found(value.__dict__, value, ""), 0))
-            continue
-        if isinstance(value, (Tensor, *_CONTAINERS)) or is_generator(value):
-            yield found
-        if isinstance(value, dict):
-            if found.attribute == "":
-                named = [(str(key), part) for key, part in value.items() if _may_hold(part)]
-                pending += [(_Found(part, found.owner, name), depth) for name, part in named]
-                continue
-            inside: Iterable[Any] = value.values()
-        elif isinstance(value, (*_CONTAINERS, tuple)):
-            inside = value
-        elif depth < _FOREIGN:
-            inside, depth = _behind(value, depth)
-        else:
-            continue
-        pending += [(_Found(part, found.owner, found.attribute), depth) for part in inside if _may_hold(part)]
-
-
-def _may_hold(value: Any) -> bool:
-    return type(value) not in _ATOMS and not isinstance(value, (*_ATOMS, type))
-
-
-def _behind(value: Any, depth: int) -> tuple[list[Any], int]:
-    """What an object, function or method (such as a hook) can write to, and how deep that counts.
-
-    Behind a function or method, an object's own attributes are followed, but no further objects: a trainer's method
-    that serves as a hook leads to its list of outputs, but not on to the stream of batches. Of the globals that a
-    function names, containers, tensors, modules and functions are followed: other objects are not its own.
-    """
-    last = max(depth, _FOREIGN - 1)
-    if isinstance(value, partial):
-        return [value.func, *value.args, *value.keywords.values()], last
-    if isinstance(value, MethodType):
-        return [value.__self__], last
-    maker = value if isinstance(value, FunctionType) else type(value)
-    if (maker.__module__ or "builtins").partition(".")[0] in _NOT_FOLLOWED:
-        return [], depth
-    if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        named = [value.__globals__.get(name) for name in _names(value.__code__)]
-        return [*cells, *defaults, *(part for part in named if isinstance(part, _GLOBALS))], max(depth + 1, last)
-    return [vars(value)] if hasattr(value, "__dict__") else [], depth + 1
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The globals and attributes that a function names, also in functions and comprehensions inside it."""
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)
-
-
-def _contents(container: Any) -> Any:
-    """A plain container with the same contents; the own class's may take other arguments."""
-    return next(kind(container) for kind in _CONTAINERS if isinstance(container, kind))
+def _put_back(value: Any, before: Any) -> None:
+    if is_array(value):
+        value[... if hasattr(value, "shape") else slice(None)] = before
+    elif isinstance(value, list | deque):
+        value.clear()
+        value.extend(before)
+    elif isinstance(value, dict | set):
+        value.clear()
+        value.update(before)
+    else:
+        for name, place in places(value).items():
+            if name in before:
+                place.__set__(value, before[name])
+            elif hasattr(value, name):
+                place.__delete__(value)
 
 
 def _alike(one: Any, two: Any) -> bool:
-    """Whether two containers hold the very same objects in the same order, as far as they have one."""
+    """Whether a value holds the very same objects, in the same order if it has one, as its earlier `_contents`."""
+    if is_array(one):
+        return bytes(one) == bytes(two) if isinstance(one, bytearray) else one.tobytes() == two.tobytes()
+    one = one if isinstance(one, CONTAINERS) else slots(one)
     if len(one) != len(two):
         return False
     if isinstance(one, dict):
