@@ -1,6 +1,7 @@
 """Networks that do what few do: each gets the mask that it would get otherwise, or is refused in words that help."""
 
 import random
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import skeletal
+from skeletal.core.diagnosis.optimality import local_optimality
+from skeletal.core.diagnosis.saliency import measure_saliency
 from skeletal.core.errors import CollapsedError
 
 LABELLED = [(torch.randn(32, 6, generator=torch.Generator().manual_seed(i)), torch.arange(32) % 3) for i in range(4)]
@@ -207,3 +210,77 @@ def test_a_networks_own_methods_are_left_alone():
     mask = skeletal.prune(model, density=0.5, method="random")
     mask.attach(model)
     mask.check(model)
+
+
+class Twice(nn.Module):
+    """One layer used twice, under one name or under two."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.a, self.norm, self.c = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+        nn.init.normal_(self.a.bias)
+        if names == 2:
+            self.b, self.again = self.a, self.norm
+
+    def forward(self, x):
+        return self.c(torch.relu(self.norm(self.a(torch.relu(self.norm(self.a(x)))))))
+
+
+@pytest.mark.parametrize("method", ["force", "grasp-it", "synflow", "px", "npb", "phew", "ntk-sap", "prospr"])
+def test_a_module_under_two_names_is_as_one_under_one(method):
+    batch = [(torch.randn(8, 6), torch.randint(3, (8,)))]
+    masks, models = [], []
+    for names in (1, 2):
+        torch.manual_seed(0)
+        models.append(Twice(names))
+        registered = [id(p) for module in models[-1].modules() for p in module._parameters.values()]
+        several = {"steps": 4} if method in ("force", "grasp-it", "synflow", "px", "ntk-sap") else {}
+
+        def unchanged(step, model=models[-1], registered=registered):
+            assert [id(p) for module in model.modules() for p in module._parameters.values()] == registered
+
+        masks.append(
+            skeletal.prune(
+                models[-1], batch, density=0.4, method=method, on_collapse="keep", on_step=unchanged, **several
+            )
+        )
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_a_mask_may_use_the_other_name_of_a_tied_weight():
+    model = nn.Sequential(OrderedDict(a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 3)))
+    model.b.weight = model.a.weight
+    batch = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    first = skeletal.prune(model, batch, density=0.5, method="snip")
+    other = {name.replace("a.", "b."): keep for name, keep in first.items()}
+    assert "b.weight" in other
+    assert skeletal.diagnose(model, other, batch[0][0]) == skeletal.diagnose(model, first, batch[0][0])
+    assert measure_saliency(model, batch, other, count=1) == measure_saliency(model, batch, first, count=1)
+    assert local_optimality(model, batch, other) == local_optimality(model, batch, first)
+
+
+def test_a_pattern_refuses_a_weight_that_two_layers_read_in_two_ways():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 2, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"0\.weight \(4, 2, 3, 3\) is the weight of several layers"):
+        skeletal.prune(model, density=0.5, method="magnitude", pattern="fan-in")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.filterwarnings("ignore:.*layers keep other numbers")
+@pytest.mark.parametrize("method", ["snip", "phew", "npb", "random-erk"])
+@pytest.mark.parametrize("pattern", [None, "2:4", "channels"])
+def test_layers_without_weights_are_left_out(method, pattern):
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.nothing, self.head = nn.Linear(4, 6), nn.Linear(4, 0), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(torch.cat([torch.relu(self.body(x)), self.nothing(x)], 1))
+
+    model, batch = Partly(), (torch.randn(8, 4), torch.randint(3, (8,)))
+    mask = skeletal.prune(model, [batch], density=0.5, method=method, pattern=pattern)
+    assert list(mask) == ["body.weight", "head.weight"]
+    whole = dict(mask) | {"nothing.weight": torch.ones(0, 4).bool()}
+    assert skeletal.diagnose(model, whole, batch[0]).effective == skeletal.diagnose(model, mask, batch[0]).effective

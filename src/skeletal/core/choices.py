@@ -1,6 +1,7 @@
-"""Names as people write them; an unknown name is refused, with the one that was probably meant."""
+"""What people may choose: names as they write them, bounds as they read them; others are refused with a remedy."""
 
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from difflib import get_close_matches
 
 
@@ -47,3 +48,17 @@ def require(what: str, value: object, choices: Iterable[str]) -> None:
         near = get_close_matches(plain(str(value)), map(plain, choices), n=1)
         meant = f" Did you mean {spelled(near[0], choices)!r}?" if near else ""
         raise ValueError(f"unknown {what} {value!r}.{meant} There are {', '.join(choices)}")
+
+
+def at_most(bound: float) -> str:
+    """A bound from above in six digits that keep to it, so that the number a message names is one that works."""
+    return _digits(bound, ROUND_FLOOR)
+
+
+def at_least(bound: float) -> str:
+    """A bound from below; see `at_most`."""
+    return _digits(bound, ROUND_CEILING)
+
+
+def _digits(bound: float, rounding: str) -> str:
+    return f"{Context(prec=6, rounding=rounding).create_decimal(repr(bound)):f}"

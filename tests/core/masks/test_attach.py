@@ -295,6 +295,6 @@ def test_to_and_from_torch():
     assert "0.weight_mask" in model.state_dict()
     model.eval(), outputs.eval()
     torch.testing.assert_close(model(batches[0][0]), outputs(batches[0][0]))
-    assert skeletal.Mask.from_torch(model) == mask
+    assert skeletal.Mask.from_torch(model) == skeletal.Mask.from_torch(nn.DataParallel(model)) == mask
     with pytest.raises(skeletal.MaskError, match="no layer pruned"):
         skeletal.Mask.from_torch(outputs)

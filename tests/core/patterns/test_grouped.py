@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import skeletal
 from skeletal.core.patterns.choice import pattern_of
 from skeletal.core.patterns.grouped import fitting
 from skeletal.core.patterns.pattern import Patterned
@@ -140,3 +141,12 @@ def test_names_are_read_as_people_write_them():
         pattern_of("channels")
     with pytest.raises(ValueError, match="no inputs"):
         Patterned(pattern_of("2:4"), nn.Linear(4, 4), dict(nn.Linear(4, 4).named_parameters()), None)
+
+
+def test_fan_in_never_prunes_a_weight_better_than_one_it_keeps_in_a_unit():
+    score = torch.tensor([[3.0, -9.0, 0.0], [3.0, -1.0, -2.0]])
+    mask = skeletal.prune(
+        nn.Linear(3, 2, bias=False), density=4 / 6, method="random", score=lambda _: {"weight": score.clone()},
+        pattern="fan-in",
+    )  # fmt: skip
+    assert mask["weight"].tolist() == [[True, True, False], [True, True, False]]

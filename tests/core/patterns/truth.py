@@ -35,10 +35,14 @@ def choose(pattern: str, scores: dict, available: dict, count: int):
     """The kept weights, (layer, output, input, position), and how many are in groups without a score."""
     groups = []
     for name in scores:
+        lowest = float("inf")
         for group in groups_of(pattern, scores[name], available[name]):
             if group:
                 found = [float(scores[name][at]) for at in group]
-                groups.append((not any(found), -sum(found) / len(found), len(groups), [(name, *at) for at in group]))
+                mean = sum(found) / len(found)
+                lowest = min(lowest, mean)
+                worth = lowest if pattern == "fan-in" else mean  # whose units lose their worst weights first
+                groups.append((not any(found), -worth, len(groups), [(name, *at) for at in group]))
     kept, filled = set(), 0
     for unscored, _, _, group in sorted(groups):
         if len(kept) + len(group) <= count:

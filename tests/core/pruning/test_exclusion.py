@@ -10,8 +10,9 @@ from torch.func import functional_call, jacrev
 import skeletal
 from skeletal.core.model.batches import Cycle
 from skeletal.core.model.gradients import Derivatives
-from skeletal.core.pruning.criteria.exclusion import path_exclusion
+from skeletal.core.pruning.criteria.exclusion import _Activations, _Gates, path_exclusion
 from tests.cases import images
+from tests.ranks import in_ranks
 
 SIZES = (3, 4, 3, 2)
 
@@ -126,6 +127,173 @@ def test_batches_count_the_same_and_micro_batches_do_not_change_anything():
     for name, score in path_exclusion(small, weights, mask).items():
         torch.testing.assert_close(score, whole[name])
         torch.testing.assert_close(halves[name], whole[name])
+
+
+class Activated(nn.Sequential):
+    """Three layers, with an activation between them."""
+
+    def __init__(self, activation):
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3))
+        self.activation = activation
+        self.double()
+
+    def forward(self, x):
+        return self[2](self.activation(self[1](self.activation(self[0](x)))))
+
+
+def steps_of(activation):
+    """The scores at each step of pruning with an activation."""
+    scores, x = [], torch.randn(8, 4, generator=torch.Generator().manual_seed(5)).double()
+    skeletal.prune(
+        Activated(activation), [(x, None)], density=0.4, method="px", steps=4, on_collapse="keep",
+        on_step=lambda step: scores.append({name: score.clone() for name, score in step.scores.items()}),
+    )  # fmt: skip
+    return scores
+
+
+RELUS = {
+    "clamp(min=0)": lambda z: z.clamp(min=0),
+    "clamp(0, None)": lambda z: torch.clamp(z, 0.0, None),
+    "clamp with a far upper bound": lambda z: torch.clamp(input=z, min=0, max=1e9),
+    "clamp_": lambda z: z.clamp_(min=0),
+    "clamp_min": lambda z: z.clamp_min(0),
+    "clamp_min_": lambda z: torch.clamp_min_(z, 0.0),
+    "clip": lambda z: z.clip(0),
+    "threshold": lambda z: nn.functional.threshold(z, 0, 0),
+    "threshold_": lambda z: nn.functional.threshold_(z, 0, 0),
+    "nn.Threshold": nn.Threshold(0, 0),
+    "nn.Threshold in place": nn.Threshold(0, 0, inplace=True),
+    "hardtanh": lambda z: nn.functional.hardtanh(z, 0, 1e9),
+    "by keyword": lambda z: torch.relu(input=z),
+    "relu_": torch.relu_,
+}
+
+
+@pytest.mark.parametrize("written", RELUS)
+def test_a_relu_scores_the_same_however_it_is_written(written):
+    for found, expected in zip(steps_of(RELUS[written]), steps_of(nn.functional.relu), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_clamp_to_six_scores_as_relu6():
+    clamped, six, open_above = (
+        steps_of(lambda z, f=f: f(9 * z)) for f in (lambda z: z.clamp(0, 6), nn.functional.relu6, nn.functional.relu)
+    )
+    for found, expected in zip(clamped, six, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not clamped[-1]["0.weight"].equal(open_above[-1]["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        lambda z: z.clamp(min=1e-9),
+        lambda z: nn.functional.threshold(z, 1.0, 2.0),
+        lambda z: z.clamp(min=torch.zeros_like(z)),
+        lambda z: z.long().clamp(min=0),
+    ],
+)
+def test_bounds_that_are_no_activation_run_as_they_are(bound):
+    z = torch.linspace(-3, 3, 7)
+    with _Activations() as seen:
+        bound(z)
+    assert not seen.found
+    with _Gates(None):
+        gated = bound(z)
+    assert gated.equal(bound(z))
+
+
+def activations_of_torch():
+    """Every activation of `torch.nn` that acts on single numbers and leaves 0 at 0."""
+    given = {"Threshold": (0.5, 0.0)}
+    several = {"MultiheadAttention", "GLU", "Softmin", "Softmax", "Softmax2d", "LogSoftmax"}
+    for name in sorted(set(torch.nn.modules.activation.__all__) - several):
+        made = getattr(nn, name)(*given.get(name, ())).double()
+        if not made(torch.zeros(1).double()).any():
+            yield pytest.param(made, id=name)
+
+
+@pytest.mark.parametrize("activation", list(activations_of_torch()))
+def test_every_activation_of_torch_that_leaves_0_at_0_is_seen(activation):
+    z = torch.linspace(-4, 4, 9).double()
+    with _Activations() as seen:
+        after = activation(z)
+    (slope,) = seen.found
+    torch.testing.assert_close(slope * z, after)
+    assert len(steps_of(activation)) == 4
+
+
+def test_the_list_of_torchs_activations_is_not_empty():
+    assert len(list(activations_of_torch())) >= 19
+
+
+class Pooled(nn.Module):
+    """Takes maps of any size; gives maps, or one number per class."""
+
+    def __init__(self, pool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=1)
+        self.pool = pool
+        self.double()
+
+    def forward(self, x):
+        x = self.second(self.first(x).relu())
+        return x.mean((2, 3)) if self.pool else x
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_batches_of_several_sizes_add_up(pool):
+    model = Pooled(pool)
+    weights = weights_of(model)
+    mask = {name: torch.rand(value.shape) < 0.8 for name, value in weights.items()}
+    kept = {name: value * mask[name] for name, value in weights.items()}
+    batches = [(torch.randn(4, 2, size, size).double(), None) for size in (5, 6, 7, 6)]
+    found = path_exclusion(derivatives_of(model, batches), kept, mask)
+    small = path_exclusion(Derivatives(model, Cycle(batches), 4, micro_batch=3), kept, mask)
+    expected = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for x, _ in batches:  # Σ_p a² x² by hand, and the derivatives of Σ_p Πθ² for this size
+        with torch.no_grad():
+            opened = (nn.functional.conv2d(x, kept["first.weight"], model.first.bias) > 0).double()
+            ones = {name: keep.double() for name, keep in mask.items()}
+            hidden = opened * nn.functional.conv2d(x.square(), ones["first.weight"])
+            reached = nn.functional.conv2d(hidden, ones["second.weight"], padding=1)
+            reached = (reached.mean((2, 3)) if pool else reached).mean(0)
+        leaves = {name: value.square().requires_grad_() for name, value in kept.items()}
+        hidden = nn.functional.conv2d(torch.ones_like(x[0]), leaves["first.weight"])
+        values = nn.functional.conv2d(hidden, leaves["second.weight"], padding=1)
+        values = values.mean((1, 2)) if pool else values
+        gradients = torch.autograd.grad((reached * values).sum(), list(leaves.values()))
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            expected[name] += leaf.detach() * gradient
+    factor = sum(score.sum() for score in found.values()) / sum(score.sum() for score in expected.values())
+    for name, score in found.items():
+        torch.testing.assert_close(score, factor * expected[name])
+        torch.testing.assert_close(small[name], score)
+    pruned = skeletal.prune(model, batches, density=0.3, method="px", steps=3, batches_per_step=3)
+    assert pruned.kept == round(0.3 * pruned.total)
+
+
+def maps(size):
+    return torch.randn(4, 2, size, size, generator=torch.Generator().manual_seed(size)).double(), None
+
+
+def scores_of_a_rank(rank, folder):
+    model = Pooled(pool=False)
+    weights = weights_of(model)
+    mask = {name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()}
+    batches = [maps(size) for size in ((5, 6), (6, 7), (5, 6, 6, 7))[rank]]
+    return path_exclusion(derivatives_of(model, batches), weights, mask)
+
+
+def test_ranks_with_examples_of_other_sizes_find_the_scores_of_one_process(tmp_path):
+    one, other = in_ranks(scores_of_a_rank, tmp_path)
+    single = scores_of_a_rank(2, None)
+    factor = sum(score.sum() for score in one.values()) / sum(score.sum() for score in single.values())
+    for name, score in one.items():
+        assert score.equal(other[name])
+        torch.testing.assert_close(score, factor * single[name])
 
 
 def test_a_network_of_convolutions_is_pruned_and_left_as_it_was():

@@ -139,3 +139,16 @@ def test_nothing_prunable():
 def test_a_network_without_parameters(precision):
     with pytest.raises(ValueError, match="Sequential has no prunable weights"):
         skeletal.prune(nn.Sequential(nn.Flatten(), nn.ReLU()), images(), density=0.5, precision=precision)
+
+
+@pytest.mark.parametrize("method", ["px", "force"])
+def test_a_step_that_prunes_nothing_is_no_collapse(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 3))
+    batch = [(torch.randn(1, 6).clamp(min=0), torch.tensor([1]))]  # where an input is 0, so are scores
+
+    def stays(total, kept, steps):
+        return [total, *[kept] * (steps - 1)]
+
+    mask = skeletal.prune(net, batch, density=0.25, method=method, steps=8, schedule=stays)
+    assert mask.kept == round(0.25 * mask.total)

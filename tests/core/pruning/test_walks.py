@@ -66,9 +66,10 @@ def test_a_weight_is_scored_by_the_first_walk_that_took_it(steps):
     weights = {name: model.get_parameter(name).detach() for name in ("0.weight", "3.weight")}
     scores = heavy_paths(model, weights, (torch.zeros(1, 3), None), 19, torch.Generator().manual_seed(0))
     first = {}
-    for number, _, name, *step in steps:
+    for number, mode, name, *step in steps:
         for walk, into, out in torch.stack(step, 1).tolist():
-            first[name, out, into] = min(number + walk, first.get((name, out, into), number + walk))
+            rank = 2 * (number + walk) + (mode == "again")  # walks from inputs and from outputs take turns
+            first[name, out, into] = min(rank, first.get((name, out, into), rank))
     for name, score in scores.items():
         for out, into in itertools.product(*map(range, score.shape)):
             expected = first.get((name, out, into))
@@ -76,6 +77,52 @@ def test_a_weight_is_scored_by_the_first_walk_that_took_it(steps):
                 assert score[out, into] == pytest.approx(1 / (1 + expected))
             else:
                 assert 0 < score[out, into] < 1 / (1 + max(first.values()))
+
+
+@pytest.mark.parametrize("sizes", [(256, 10), (10, 256), (129, 128), (5, 3)])
+def test_every_unit_of_input_and_output_begins_walks_in_turn(steps, sizes):
+    model = nn.Sequential(nn.Linear(sizes[0], 32), nn.ReLU(), nn.Linear(32, sizes[1]))
+    weights = {name: torch.ones_like(value) for name, value in model.named_parameters() if value.dim() > 1}
+    count = sum(value.numel() for value in weights.values()) * 3 // 10
+    heavy_paths(model, weights, (torch.zeros(1, sizes[0]), None), count, torch.Generator().manual_seed(0))
+    inputs = [into for _, mode, name, _, into, _ in steps if (mode, name) == ("onwards", "0.weight")]
+    outputs = [out for _, mode, name, _, _, out in steps if (mode, name) == ("again", "2.weight")]
+    for begun, units in zip((inputs, outputs), sizes, strict=True):
+        times = torch.bincount(torch.cat(begun), minlength=units)
+        assert times.max() - times.min() <= 1 and times.sum() == len(begun) * WALKS
+    assert len(inputs) == len(outputs)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (10, 4, 6), (16, 12), (7, 9), (12, 1, 4), (5,)])
+def test_channels_features_and_elements_of_examples_begin_in_turn_alike(shape):
+    walk, total = walks._Walk({}, torch.Generator()), math.prod(shape)
+    begun = []
+    for number in range(0, 2 * total, WALKS):
+        walk.begin(number)
+        begun += torch.stack(walks._starts(walk, torch.zeros(WALKS, *shape))[1:], 1).tolist()
+        for dim, length in enumerate(shape):
+            times = torch.bincount(torch.tensor([place[dim] for place in begun]), minlength=length)
+            assert times.max() - times.min() <= 1
+    assert len(set(map(tuple, begun[:total]))) == total
+    assert begun[total : 2 * total] == begun[:total]
+
+
+@pytest.mark.parametrize("density", [0.01, 0.02, 0.1, 0.5])
+def test_walks_from_both_ends_count_at_every_density(steps, density):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    mask = skeletal.prune(model, [(torch.zeros(2, 64), None)], density=density, method="phew")
+    first = {}
+    for number, mode, name, walk, into, out in steps:
+        ranks = 2 * (number + walk) + (mode == "again")
+        for rank, *place in torch.stack([ranks, out, into], 1).tolist():
+            first[name, *place] = min(rank, first.get((name, *place), rank))
+    kept = [first[name, *place] for name, keep in mask.items() for place in keep.nonzero().tolist()]
+    onwards = sum(rank % 2 == 0 for rank in kept)
+    assert 0.3 < onwards / len(kept) < 0.7
+    begun = [mask["0.weight"].any(0), mask["2.weight"].any(1)]
+    walked = max(kept) // 2  # in either direction, the last one apart
+    assert all(units[:walked].all() for units in begun)
 
 
 class Nothing(nn.Module):

@@ -16,7 +16,7 @@ from skeletal.core.diagnosis.effective import (
     reached_in_training,
 )
 from skeletal.core.diagnosis.macs import Macs, count_macs
-from skeletal.core.masks.match import matching_parameters
+from skeletal.core.masks.match import by_first_names, matching_parameters
 from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import stored, unwrap, weights_and_biases
@@ -207,7 +207,7 @@ def diagnose(model: nn.Module, mask: Mapping[str, Tensor], example: Any) -> Diag
 
     """
     model = unwrap(model)
-    mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
+    mask = {name: keep.detach().bool().cpu() for name, keep in by_first_names(mask, model).items()}
     parameters = matching_parameters(mask, model)
     batch = (example, None) if isinstance(example, Tensor) else example
     with preserve_model(model, training=False, seed=0):

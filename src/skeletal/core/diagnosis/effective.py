@@ -1,16 +1,25 @@
 """Which kept weights lie on a path from the input to the output, which read only a constant, which do nothing."""
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.diagnosis.constants import BeyondConstants, ReadAtZero, without_inputs
 from skeletal.core.diagnosis.pooling import AveragePools
 from skeletal.core.diagnosis.probing import ATTEMPTS, differ, first_that_runs, many_of, outputs_of, shorten
-from skeletal.core.diagnosis.structure import MORE, Draw, random_positive, random_signed, stand_ins
+from skeletal.core.diagnosis.structure import (
+    MORE,
+    Draw,
+    random_positive,
+    random_signed,
+    stand_ins,
+    stored_values,
+    with_values,
+)
 from skeletal.core.model.batches import forward, map_inputs, to_device
 from skeletal.core.model.preserve import device_of, preserve_attributes, with_parameters
 from skeletal.core.model.state.random_state import seed_all
@@ -228,7 +237,8 @@ def _reached_once(
         return draw(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
 
     inputs = map_inputs(drawn, batch)
-    with AveragePools():
+    layers = nullcontext() if biased else _beyond_constants(model, state, inputs)
+    with AveragePools(), layers:
         returned = with_parameters(model, state, lambda: forward(model, inputs))
     outputs = list(outputs_of(returned, losses=losses))
     if any(not torch.isfinite(output).all() for output in outputs):
@@ -243,6 +253,14 @@ def _reached_once(
             dense = gradient if gradient.layout == torch.strided else gradient.to_dense()  # of sparse embeddings
             reached[name] = leaf.detach().ne(0) & dense.ne(0)
     return reached
+
+
+def _beyond_constants(model: nn.Module, state: Tensors, inputs: Any) -> AbstractContextManager[Any]:
+    """Gradients of what a layer reads from the network's inputs alone, where some layers read something else."""
+    nothing = map_inputs(lambda t: with_values(t, 0 * stored_values(t)) if t.is_floating_point() else t, inputs)
+    with torch.no_grad(), AveragePools(), (at_zero := ReadAtZero()):
+        with_parameters(model, without_inputs(model, state), lambda: forward(model, nothing))
+    return nullcontext() if at_zero.nothing else BeyondConstants(at_zero.read)
 
 
 def _or(one: Tensors, two: Tensors) -> Tensors:

@@ -59,7 +59,7 @@ class Uses:
 
 def _in_sum(times: Tensor, size: int, keep: Tensor | int | None) -> int:
     if keep is None:
-        return int(times.sum()) * (size // times.numel())
+        return int(times.sum()) * (size // max(times.numel(), 1))
     if isinstance(keep, int):
         return keep * int(times)
     return int((keep.cpu().sum_to_size(times.shape) * times).sum())
@@ -146,7 +146,7 @@ def _uses(module: nn.Module, inputs: list[Any], output: Any) -> dict[str, tuple[
     if isinstance(module, _ConvNd) and module.transposed:
         return {"weight": _often(inputs[0].numel() // module.in_channels, inputs[0])}
     channels = module.out_channels if isinstance(module, _ConvNd) else output.shape[-1]
-    return {"weight": _often(output.numel() // channels, inputs[0])}
+    return {"weight": _often(output.numel() // max(channels, 1), inputs[0])}
 
 
 def _often(positions: int, read: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from skeletal.core.choices import require
 from skeletal.core.errors import MaskError
-from skeletal.core.masks.match import matching_parameters
+from skeletal.core.masks.match import by_first_names, matching_parameters
 from skeletal.core.masks.selection import top
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
@@ -206,7 +206,9 @@ def local_optimality(
     if not batches:
         raise ValueError("batches is empty: pass a list of (inputs, targets) or of dicts")
     model = unwrap(model)
-    parameters = matching_parameters({name: keep.detach() for name, keep in mask.items()}, model)
+    mask = by_first_names(mask, model)
+    before = None if before is None else by_first_names(before, model)
+    parameters = matching_parameters(mask, model)
     derivatives = Derivatives(model, Cycle(batches), len(batches), loss, bn_mode)
     land = _Landscape({name: widen(parameters[name].detach()) for name in mask}, derivatives, seed)
     now = flatten({name: keep.detach().bool() for name, keep in mask.items()}).to(land.flat.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.choices import require
-from skeletal.core.masks.match import matching_parameters
+from skeletal.core.masks.match import by_first_names, matching_parameters
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.gradients import Derivatives
@@ -65,9 +65,10 @@ def measure_saliency(
     if count < 1:
         raise ValueError(f"count is {count}; it has to be at least 1")
     model = unwrap(model)
-    parameters = matching_parameters({name: keep.detach().bool() for name, keep in mask.items()}, model)
+    mask = {name: keep.detach().bool() for name, keep in by_first_names(mask, model).items()}
+    parameters = matching_parameters(mask, model)
     masked = {
-        name: widen(weight.detach()).masked_fill(~mask[name].bool().to(weight.device), 0)
+        name: widen(weight.detach()).masked_fill(~mask[name].to(weight.device), 0)
         for name, weight in parameters.items()
     }
     derivatives = Derivatives(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import unserializable_hook
 
 from skeletal.core.model.shards import is_sharded, local, part_like
 
@@ -63,6 +64,7 @@ class Held:
         self.noting, self._added_to = wanted, None
         self.noted: Tensor | None = None
 
+    @unserializable_hook  # a copy in another process is not held, as `attach` tells: torch would say it of each weight
     def zero_gradient(self, gradient: Tensor) -> Tensor:
         """The gradient with its pruned entries zeroed."""
         if self.noting:

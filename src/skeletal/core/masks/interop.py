@@ -6,6 +6,7 @@ from torch.nn.utils import prune as torch_prune
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.weights import unwrap
 
 
 def to_torch(mask: Tensors, model: nn.Module) -> None:
@@ -28,6 +29,7 @@ def from_torch(model: nn.Module) -> Tensors:
         MaskError: nothing in the model is pruned in this way.
 
     """
+    model = unwrap(model)
     parameters = {name for name, _ in model.named_parameters()}
     masks = {
         name.removesuffix("_mask"): buffer.detach().bool().cpu()

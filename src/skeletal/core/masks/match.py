@@ -1,5 +1,6 @@
 """Whether a mask and a model belong together, and whether the model has kept to the mask."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +32,18 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
                 " in the mask: it belongs to another model"
             )
     return {name: parameters[name] for name in mask}
+
+
+def by_first_names(mask: Mapping[str, Tensor], model: nn.Module) -> Tensors:
+    """The mask under the names that `named_parameters` gives: a tied weight has several.
+
+    Raises:
+        MaskError: as `matching_parameters`.
+
+    """
+    first = {id(weight): name for name, weight in unwrap(model).named_parameters()}
+    parameters = matching_parameters({name: keep.detach() for name, keep in mask.items()}, model)
+    return {first[id(parameters[name])]: keep for name, keep in mask.items()}
 
 
 def fits(keep: Tensor | None, weight: Tensor | None) -> bool:

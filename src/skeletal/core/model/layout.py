@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from skeletal.core.model.weights import is_transposed_linear, stored
+from skeletal.core.model.weights import is_transposed_linear, stored, weights_and_biases
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,31 @@ def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     """The layouts of a model's parameters, by name.
 
     Raises:
-        ValueError: a parameter has fewer than two dimensions, and so no inputs.
+        ValueError: a parameter has fewer than two dimensions, and so no inputs; or two layers read it in two ways.
 
     """
     parameters = dict(model.named_parameters())
     found: dict[str, Layout] = {}
-    swapped: dict[int, Layout] = {}
+    read: dict[int, set[Layout]] = {}
     for module in model.modules():
-        layer: Any = module
-        if isinstance(module, _ConvTransposeNd):
-            swapped[id(stored(module, "weight"))] = Layout(transposed=True, groups=layer.groups)
-        elif is_transposed_linear(module):
-            swapped[id(stored(module, "weight"))] = Layout(transposed=True)
+        for leaf in weights_and_biases(module)[0]:
+            read.setdefault(id(stored(module, leaf)), set()).add(_layout(module))
     for name in names:
         if parameters[name].dim() < 2:
             raise ValueError(
                 f"{name} {tuple(parameters[name].shape)} has no inputs to follow a pattern: leave it out of prunable"
             )
-        found[name] = swapped.get(id(parameters[name]), Layout())
+        ways = read.get(id(parameters[name]), {Layout()})
+        if len(ways) > 1:
+            raise ValueError(
+                f"{name} {tuple(parameters[name].shape)} is the weight of several layers, of which one reads it"
+                " transposed: no pattern holds for both; leave it out of prunable"
+            )
+        (found[name],) = ways
     return found
+
+
+def _layout(module: nn.Module) -> Layout:
+    if isinstance(module, _ConvTransposeNd):
+        return Layout(transposed=True, groups=module.groups)
+    return Layout(transposed=is_transposed_linear(module))

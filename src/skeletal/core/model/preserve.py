@@ -161,12 +161,22 @@ def with_parameters(model: nn.Module, state: Tensors, function: Callable[[], Val
     Where a parameter requires a gradient, its stand-in does, too, though it may be asked for by nobody: reentrant
     activation checkpointing drops what lies behind a block none of whose inputs requires one.
     """
-    stand_ins = {f"model.{name}": tensor for name, tensor in state.items()}
+    registered = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    stand_ins = {id(tensor): state[name] for name, tensor in registered if name in state}
     if torch.is_grad_enabled():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name in state and not state[name].requires_grad:
-                stand_ins[f"model.{name}"] = state[name].detach().requires_grad_()
-    return functional_call(_Using(model, function), stand_ins, ())
+        for parameter in model.parameters():
+            stand_in = stand_ins.get(id(parameter))
+            if parameter.requires_grad and stand_in is not None and not stand_in.requires_grad:
+                stand_ins[id(parameter)] = stand_in.detach().requires_grad_()
+    using = _Using(model, function)
+    # Each place once, by one name: torch puts a stand-in back in place of the parameter where a module has two.
+    places = {
+        f"{path}.{leaf}": stand_ins[id(tensor)]
+        for path, module in using.named_modules()
+        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None and id(tensor) in stand_ins
+    }
+    return functional_call(using, places, (), tie_weights=False)
 
 
 def device_of(model: nn.Module) -> torch.device:

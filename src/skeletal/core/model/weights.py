@@ -139,7 +139,7 @@ def _by_layer(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str
     return {
         name: weight
         for name, weight in parameters.items()
-        if id(weight) in wanted and weight.requires_grad and weight.is_floating_point()
+        if id(weight) in wanted and weight.requires_grad and weight.is_floating_point() and weight.numel()
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.choices import at_least
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.patterns.names import CHANNELS
 from skeletal.core.patterns.pattern import Choose, Chosen, Pattern
@@ -90,7 +91,7 @@ def _choose(coupling: Coupling, scores: Tensors, available: Tensors, count: int)
         held = f" (in whole: {'; '.join(coupling.held[:3])})" if coupling.held else ""
         raise ValueError(
             f"{count:,} weights are to be kept; one channel of each layer, and all that cannot go, take {least:,}"
-            f"{held}: density has to be at least {least / total:.6g}"
+            f"{held}: density has to be at least {at_least(least / total)}"
         )
     keep = {name: (at < kept)[:, :, None] & available[name] for name, at in enters.items()}
     return Chosen(keep, int(sizes[:kept][~scored[order[:kept]]].sum()))

@@ -20,7 +20,7 @@ def pattern_of(pattern: "str | Pattern | grouped.Groups | None") -> Pattern | No
         raise TypeError(f"pattern is {type(pattern).__name__}; it has to be a name, such as '2:4', or a function")
     name = names.canonical(pattern)
     if name == names.FAN_IN:
-        return grouped.Grouped(name, grouped.fan_in)
+        return grouped.Grouped(name, grouped.fan_in, in_order=True)
     if (found := names.n_of_m(name)) is not None:
         return grouped.Grouped(name, grouped.n_of_m(*found))
     if (found := names.block(name)) is not None:

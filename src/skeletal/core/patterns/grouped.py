@@ -1,7 +1,8 @@
 """Patterns whose parts lie within a layer: weights stay or go in groups, the best groups first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,13 +29,15 @@ class Grouped(Pattern):
     """
 
     groups: Groups
+    in_order: bool = False
+    """whether a layer's groups are kept in the order of their numbers"""
 
     def on(self, model: nn.Module, weights: dict[str, nn.Parameter], example: Any) -> Choose:
         """See `Pattern`."""
         return self._choose
 
     def _choose(self, scores: Tensors, available: Tensors, count: int) -> Chosen:
-        numbers, groups = {}, 0
+        numbers, groups, layers = {}, 0, [0]
         for name, score in scores.items():
             found = self.groups(ranked(score).masked_fill_(~available[name], -torch.inf))
             if found.dtype != torch.int64 or found.shape != score.shape:
@@ -45,7 +48,8 @@ class Grouped(Pattern):
             inside = found.ge(0) & available[name]
             numbers[name] = torch.where(inside, found + groups, -1)
             groups += int(found.max()) + 1 if found.numel() else 0
-        taken, filled = _taken(_flat(scores), _flat(numbers), groups, count)
+            layers.append(groups)
+        taken, filled = _taken(_flat(scores), _flat(numbers), groups, count, layers if self.in_order else [])
         if count and not taken.any():
             raise ValueError(
                 f"{count:,} weights are to be kept, fewer than the pattern {self.name} keeps together: choose a higher"
@@ -58,14 +62,20 @@ def _flat(tensors: Tensors) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
-def _taken(scores: Tensor, numbers: Tensor, groups: int, count: int) -> tuple[Tensor, int]:
-    """Which groups are kept, bool by number, False for -1; and how many of their weights are in one without score."""
+def _taken(scores: Tensor, numbers: Tensor, groups: int, count: int, layers: Sequence[int]) -> tuple[Tensor, int]:
+    """Which groups are kept, bool by number, False for -1; and how many of their weights are in one without score.
+
+    Of layers, given by the number that each begins with and the last ends before, a group counts no more than one
+    before it: where some scores are negative, the mean of a later one may be higher, as it has weights without a score.
+    """
     inside = numbers >= 0
     scores, numbers = scores[inside], numbers[inside]
     sizes = numbers.bincount(minlength=groups)
     means = numbers.bincount(scores, minlength=groups) / sizes
     scored = numbers[scores != 0].bincount(minlength=groups) > 0
     means.masked_fill_(~scored, torch.finfo(means.dtype).min)
+    for first, end in pairwise(layers):
+        means[first:end] = means[first:end].cummin(0).values
     present = sizes.nonzero().flatten()
     # The last one is that of weights without a group, number -1.
     taken = torch.zeros(groups + 1, dtype=torch.bool, device="cpu")

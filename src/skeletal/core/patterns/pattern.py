@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.choices import at_most
 from skeletal.core.model.layout import Layout, layouts
 from skeletal.core.model.tensors import Tensors
 
@@ -79,7 +80,7 @@ class Patterned:
         if count > self.largest:
             raise ValueError(
                 f"the pattern {self.name} keeps at most {self.largest:,} of this network's {self._total:,} weights:"
-                f" density has to be at most {self.largest / self._total:.6g}"
+                f" density has to be at most {at_most(self.largest / self._total)}"
             )
 
     def choose(self, scores: Tensors, available: Tensors, count: int) -> Chosen:

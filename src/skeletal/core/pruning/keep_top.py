@@ -32,8 +32,8 @@ def keep_top(
     # A nested method chooses from what is left, so its cost falls with every step.
     places = _places(mask) if nested else None
     flat = flatten(scores) if places is None else gather(scores, places)
-    # With everything kept there is nothing to choose, and a weight without a score is no collapse.
-    missing = max(count - int(flat.count_nonzero()), 0) if count < total else 0
+    # Where all are kept there is nothing to choose, and a weight without a score is no collapse.
+    missing = max(count - int(flat.count_nonzero()), 0) if count < len(flat) else 0
     if missing and on_collapse == "raise":
         empty = [name for name, score in scores.items() if not (score[mask[name]] if nested else score).any()]
         raise CollapsedError(
@@ -70,7 +70,8 @@ def keep_pattern(
     total = sum(score.numel() for score in scores.values())
     available = mask if nested else {name: torch.ones_like(keep) for name, keep in mask.items()}
     chosen = pattern.choose(scores, available, count)
-    filled = chosen.filled if count < total else 0
+    all_kept = all(torch.equal(keep, available[name]) for name, keep in chosen.keep.items())
+    filled = 0 if all_kept else chosen.filled
     if filled and on_collapse == "raise":
         empty = [name for name, score in scores.items() if not (score * available[name]).any()]
         raise CollapsedError(

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import nn
 
-from skeletal.core.choices import require
+from skeletal.core.choices import at_least, require
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.distributed import agree
 from skeletal.core.model.gradients import Derivatives
@@ -93,7 +93,7 @@ class Settings:
         final = round(self.density * total)
         if final == 0:
             raise ValueError(
-                f"density {self.density} keeps none of {total:,} prunable weights; at least {0.5 / total:.3g} keeps one"
+                f"density {self.density} keeps none of {total:,} prunable weights: {at_least(1 / total)} keeps one"
             )
         schedule = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]
         return visit(schedule, total, final, self.row.steps)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from skeletal.core.choices import at_most
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.quotas import uniform
 from skeletal.core.updates.exchange import stay
@@ -48,7 +49,7 @@ class Gradual(Rule):
         if not 0 < final <= kept:
             raise ValueError(
                 f"gradual pruning to a density of {self.density:g} ends at {final:,} of {total:,} weights, the mask"
-                f" begins with {kept:,}: choose a density above 0 and at most {kept / total:g}"
+                f" begins with {kept:,}: choose a density above 0 and at most {at_most(kept / total)}"
             )
 
     def count(self, begun_with: int, total: int, step: int, steps: int) -> int:

@@ -1,27 +1,31 @@
 """Path exclusion: how much each weight contributes to a bound on the trace of the neural tangent kernel."""
 
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from skeletal.core.model.batches import examples, forward, pieces, to_device
+from skeletal.core.model.batches import examples, forward, map_inputs, pieces, to_device
 from skeletal.core.model.distributed import average_over_ranks, everyone
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import Passes, passed
 from skeletal.core.model.precision import autocast
 from skeletal.core.model.preserve import device_of, differentiable, set_mode, state_of, with_parameters
 from skeletal.core.model.recompute import refuse_reentrant
-from skeletal.core.model.tensors import Tensors, not_finite
+from skeletal.core.model.tensors import Tensors
 from skeletal.core.pruning.criteria.flow import counting_state, positive_state
 from skeletal.core.pruning.criteria.inputs import along_paths, check_dependent, made_inputs, one_of_ones, tensor_from
 
 ACTIVATIONS = {
-    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "selu",
-    "gelu", "silu", "mish", "hardswish", "hardtanh", "hardtanh_", "tanh", "tanh_", "softsign",
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "tanh",
+    "softsign", "softshrink", "hardshrink", "tanhshrink",
 }  # fmt: skip
-"""names of torch's functions f with f(0) = 0: of a path, they let f(z) / z through"""
+"""names of torch's functions f with f(0) = 0, without underscores: of a path, they let f(z) / z through"""
+BOUNDED = {"clamp", "clamp_max", "clamp_min", "clip", "hardtanh", "threshold"}
+"""names of functions whose other arguments decide whether f(0) = 0"""
 DOWN = 2.0**-500
 """scale of the inputs: of the double's range, most is needed above for the number of paths"""
 
@@ -37,7 +41,7 @@ def path_exclusion(derivatives: Derivatives, kept: Tensors, mask: Tensors) -> Te
 
     Paths run through weights that are not to be pruned, too. Norms are the identity except for their scale, biases
     are 0, max pooling passes the largest of what arrives. In doubles, and up to a constant factor, on which no ranking
-    depends.
+    depends. Examples of another size have other paths: R is then the sum of such products, one for each size.
 
     Args:
         derivatives: for its model, the mode of that, and its next batches. Each batch counts the same, and each example
@@ -58,18 +62,25 @@ def path_exclusion(derivatives: Derivatives, kept: Tensors, mask: Tensors) -> Te
     ones = counting_state(model, kept) | {name: keep.double() for name, keep in mask.items()}
     with autocast("float32", device_of(model)):
         reached = _reached(derivatives, batches, kept, ones)
-        return _contributions(model, batches[0], leaves, squares, reached)
+        seen = sum(map(examples, batches))
+        numbers, largest = zip(*everyone((seen, max(float(sums.amax()) for _, sums in reached))), strict=True)
+        scale = max(*largest, torch.finfo(torch.float64).tiny)
+        scores = _contributions(model, [(piece, sums / scale) for piece, sums in reached], leaves, squares)
+    average_over_ranks(scores, seen * len(numbers) / sum(numbers))  # not the sums: ranks may hold other sizes
+    return scores
 
 
-def _reached(derivatives: Derivatives, batches: list[Any], kept: Tensors, ones: Tensors) -> Tensor:
-    """Σ_p a_p² x_p² for each output, the mean over examples, batches and processes, as a multiple of the largest."""
+def _reached(derivatives: Derivatives, batches: list[Any], kept: Tensors, ones: Tensors) -> list[tuple[Any, Tensor]]:
+    """Σ_p a_p² x_p² for each output, summed over the means of batches, and divided by how many batches there are.
+
+    One entry for each size of examples, with a batch of this size.
+    """
     model = derivatives.model
     own = state_of(model, without=kept)
     own |= {name: kept[name].to(weight.dtype) for name, weight in model.named_parameters() if name in kept}
-    found: list[Tensor] = []
-    seen = 0
+    found: dict[Any, list[Tensor]] = defaultdict(list)
+    first: dict[Any, Any] = {}
     for batch in batches:
-        seen += examples(batch)
         for piece, share in pieces(batch, derivatives.micro_batch):
             set_mode(model, derivatives.bn_mode == "train")
             inputs = to_device(piece, device_of(model))
@@ -79,72 +90,97 @@ def _reached(derivatives: Derivatives, batches: list[Any], kept: Tensors, ones: 
             inputs = made_inputs(model, piece, lambda x: x.double().square() * DOWN, "px")
             with torch.no_grad(), along_paths("px"), _Gates(slopes.found):
                 outputs = with_parameters(model, dict(ones), lambda given=inputs: tensor_from(model, given, "px"))
-            found.append(share * outputs.mean(0, keepdim=True))
+            size = *_sizes(piece), outputs.shape[1:]
+            first.setdefault(size, piece)
+            found[size].append(share * outputs.mean(0, keepdim=True))
         passed(Passes("forward", examples(batch)))  # to see what is open
         passed(Passes("forward", examples(batch), fresh=False))  # through what is
-    numbers = everyone(seen)
-    shared = {"": torch.stack(found).sum(0) / len(batches)}
-    average_over_ranks(shared, seen * len(numbers) / sum(numbers))
-    if not_finite(shared) is not None:
+    sums = {size: torch.stack(parts).sum(0) / len(batches) for size, parts in found.items()}
+    if not all(torch.isfinite(total).all() for total in sums.values()):
         raise ValueError("px: the number of paths to the outputs, times squared inputs, overflows")
-    return shared[""] / shared[""].amax().clamp(min=torch.finfo(torch.float64).tiny)
+    return [(first[size], total) for size, total in sums.items()]
 
 
-def _contributions(model: nn.Module, batch: object, leaves: Tensors, squares: Tensors, reached: Tensor) -> Tensors:
-    """∂R/∂θ̄² ⊙ θ̄² with one example of ones, every activation open."""
+def _sizes(batch: Any) -> list[torch.Size]:
+    """Of one example, for each input."""
+    found: list[torch.Size] = []
+    map_inputs(lambda x: found.append(x.shape[1:]) or x, batch)
+    return found
+
+
+def _contributions(model: nn.Module, reached: list[tuple[Any, Tensor]], leaves: Tensors, squares: Tensors) -> Tensors:
+    """∂R/∂θ̄² ⊙ θ̄² with one example of ones for each size, every activation open."""
     set_mode(model, False)
-    inputs = one_of_ones(model, batch, "px")
+    inputs = [one_of_ones(model, batch, "px") for batch, _ in reached]
     with differentiable(), along_paths("px"), _Gates(None):
-        outputs = with_parameters(model, squares | leaves, lambda: tensor_from(model, inputs, "px"))
-        bound = (reached * outputs).sum()
+        bound = torch.zeros((), dtype=torch.float64, device=device_of(model))
+        for given, (_, sums) in zip(inputs, reached, strict=True):
+            outputs = with_parameters(model, squares | leaves, lambda given=given: tensor_from(model, given, "px"))
+            bound = bound + (sums * outputs).sum()
         check_dependent(bound, "px")
         refuse_reentrant(bound)
         gradients = torch.autograd.grad(bound, list(leaves.values()), allow_unused=True)
-    passed(Passes("gradient", 1, fresh=False))
+    passed(Passes("gradient", len(reached), fresh=False))
     return {
         name: torch.zeros_like(leaf) if gradient is None else leaf.detach() * gradient
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
 
 
-class _Activations(TorchFunctionMode):
+class _AtActivations(TorchFunctionMode):
+    """Hands what an activation is applied to, and the activation, to `at`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        z = args[0] if args else kwargs.get("input")
+        name = getattr(func, "__name__", "")
+        rest = args[1:], {key: value for key, value in kwargs.items() if key != "input"}
+        if not isinstance(z, Tensor) or not z.is_floating_point() or not _keeps_zero(func, name.strip("_"), *rest):
+            return func(*args, **kwargs)
+        in_place = name.endswith("_") or kwargs.get("inplace", False)
+        return self.at(z, lambda z: func(z, *rest[0], **rest[1]), in_place)
+
+    def at(self, z: Tensor, activation: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
+        """What is to come out."""
+        raise NotImplementedError
+
+
+class _Activations(_AtActivations):
     """Notes f(z) / z of every activation that runs, 0 where z is 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not _is_activation(func, args):
-            return func(*args, **kwargs)
-        before = args[0].detach().clone()  # the activation may overwrite it
-        after = func(*args, **kwargs)
+    def at(self, z: Tensor, activation: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
+        before = z.detach().clone()  # the activation may overwrite it
+        after = activation(z)
         self.found.append(torch.where(before == 0, torch.zeros_like(before), after / before))
         return after
 
 
-class _Gates(TorchFunctionMode):
+class _Gates(_AtActivations):
     """In place of activations, multiplies by the squares of what was noted; without notes, lets everything through."""
 
     def __init__(self, slopes: list[Tensor] | None) -> None:
         super().__init__()
         self.slopes = None if slopes is None else iter(slopes)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not _is_activation(func, args):
-            return func(*args, **kwargs)
+    def at(self, z: Tensor, activation: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
         gate: Tensor | float = 1.0
         if self.slopes is not None:
             slope = next(self.slopes, None)
-            if slope is None or slope.shape != args[0].shape:
+            if slope is None or slope.shape != z.shape:
                 raise ValueError("px runs the network twice on a batch, and its activations were not the same ones")
             gate = slope.double().square()
         # In place where the activation is, as what follows may rely on its input having been overwritten; or not.
-        in_place = func.__name__.endswith("_") or kwargs.get("inplace")
-        return args[0].mul_(gate) if in_place else args[0] * gate
+        return z.mul_(gate) if in_place else z * gate
 
 
-def _is_activation(func: Any, args: Any) -> bool:
-    return getattr(func, "__name__", "") in ACTIVATIONS and bool(args) and isinstance(args[0], Tensor)
+def _keeps_zero(func: Any, name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a function is an activation f with f(0) = 0, so that paths run through it, also when they are open."""
+    if name not in BOUNDED:
+        return name in ACTIVATIONS
+    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return False  # a bound that may be 0 in one run of the network, and not in the next
+    return not func(torch.zeros((), device="cpu"), *args, **kwargs)

@@ -7,6 +7,7 @@ to know how layers are connected. Where paths fork, a walk takes all of them, an
 one: so it is traced back, and only weights on the path that it followed to the end count.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,10 @@ MOST_VISITS = 10  # to all weights together, per weight to keep; weights not fou
 def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, generator: torch.Generator) -> Tensors:
     """1 / n for a weight that the n-th walk was the first to take, until `count` weights have been taken.
 
-    Walks begin at every input unit in turn, and at every output unit in turn, and continue along a weight of the
-    current unit with a probability proportional to its absolute value (PHEW, Patil and Dovrolis 2021). A unit is a
-    channel, or a feature of a linear layer; one weight of a convolution's kernel is taken. Weights that no walk has
-    found come last, by size.
+    Walks begin at every input unit in turn, and at every output unit in turn, one here and one there, and continue
+    along a weight of the current unit with a probability proportional to its absolute value (PHEW, Patil and Dovrolis
+    2021). A unit is a channel, or a feature of a linear layer; one weight of a convolution's kernel is taken. Weights
+    that no walk has found come last, by size.
 
     Args:
         model: its mode is set to eval; the caller restores it.
@@ -49,16 +50,17 @@ def heavy_paths(model: nn.Module, weights: Tensors, batch: object, count: int, g
     set_mode(model, False)
     walk = _Walk(weights, generator)
     state = positive_state(model, weights)
-    number, visits = 0, 0
+    begun, visits = 0, 0
     with layers_replaced(model, weights, lambda layer, name: _taking(layer, walk, name), "phew"), along_paths("phew"):
         while walk.found < count and visits < MOST_VISITS * count:
             for direction in (_forwards, _backwards):
-                walk.begin(number)
+                walk.begin(begun)
                 with_parameters(model, state, lambda go=direction: go(model, batch, walk))
                 if not walk.visits:
                     raise ValueError("phew found no way through the network: not every layer hands a positive input on")
-                number, visits = number + WALKS, visits + walk.visits
-    return walk.scores(number)
+                visits += walk.visits
+            begun += WALKS
+    return walk.scores(2 * begun)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _Walk:
         self.number = self.visits = 0
 
     def begin(self, number: int) -> None:
-        """Begin `WALKS` walks, of which the first has this number."""
+        """Begin `WALKS` walks, of which the first has this number among those in its direction."""
         self.number, self.visits = number, 0
 
     @property
@@ -134,8 +136,9 @@ class _Walk:
 
     def take(self, name: str, choice: _Choice, where: Tensor) -> None:
         """Count the weights of the walks (a bool for each choice) that got through."""
-        taken, numbers = choice.taken[where], (self.number + choice.walk[where]).double()
-        self._first[name].scatter_reduce_(0, taken, numbers, "amin")
+        taken, number = choice.taken[where], self.number + choice.walk[where]
+        ranks = 2 * number + (self.mode == "again")  # the two directions take turns, however few weights are kept
+        self._first[name].scatter_reduce_(0, taken, ranks.double(), "amin")
         self.visits += len(taken)
 
     def scores(self, walks: int) -> Tensors:
@@ -225,15 +228,29 @@ def _inputs(model: nn.Module, batch: object, value: Callable[[Tensor], Tensor]) 
 
 
 def _outputs(model: nn.Module, inputs: Any) -> Tensor:
-    return tensor_from(model, inputs, "phew").flatten(1)
+    return tensor_from(model, inputs, "phew")
+
+
+def _starts(walk: _Walk, values: Tensor) -> tuple[Tensor, ...]:
+    """The element at which each walk begins.
+
+    Indices along every dimension take turns, as do the elements: a unit may be a channel, along the first dimension of
+    an example; a feature, along the last; or, if it is to be flattened, an element.
+    """
+    walks = torch.arange(WALKS, device=values.device)
+    places, size = [walks], 1
+    for length in values.shape[1:]:
+        turn = (walk.number + walks) % (size * length)
+        places.append((turn + turn // math.lcm(size, length)) % length)  # shifted before combinations come again
+        size *= length
+    return tuple(places)
 
 
 def _forwards(model: nn.Module, batch: object, walk: _Walk) -> None:
     """From every input unit in turn."""
 
     def start(zeros: Tensor) -> Tensor:
-        walks = torch.arange(WALKS, device=zeros.device)
-        zeros[walks, (walk.number + walks) % zeros.shape[1]] = 1
+        zeros[_starts(walk, zeros)] = 1
         return zeros
 
     walk.mode = "onwards"
@@ -248,8 +265,7 @@ def _backwards(model: nn.Module, batch: object, walk: _Walk) -> None:
     with differentiable():
         inputs, floats = _inputs(model, batch, torch.ones_like)
         outputs = _outputs(model, inputs)
-        walks = torch.arange(WALKS, device=outputs.device)
-        ends = _gradients(outputs[walks, (walk.number + walks) % outputs.shape[1]].sum(), floats)
+        ends = _gradients(outputs[_starts(walk, outputs)].sum(), floats)
     walk.mode = "again"
     with torch.no_grad():
         _outputs(model, _inputs(model, batch, lambda zeros: ends.pop(0).abs())[0])
