@@ -208,6 +208,11 @@ def test_every_step_of_a_run(schedule):
     assert last.bound < snip.bound
 
 
+def test_along_a_run_batches_have_to_be_a_list():
+    with pytest.raises(TypeError, match=r"list_iterator, but the saliency has to be of one fixed loss"):
+        optimality_along_run(mlp(), iter(images()), density=0.1, steps=2)
+
+
 def test_steps_that_prune_little_swap_little_and_those_that_prune_nothing_are_left_out():
     def schedule(total, kept, steps):
         return [total, total - 2, kept]

@@ -24,6 +24,7 @@ def test_by_hand(one, two, weights, layers):
     for first, second in ((one, two), (two, one)):
         assert overlap(first, second) == weights
         assert layer_agreement(first, second) == layers
+        assert overlap({name: keep.float() for name, keep in first.items()}, second) == weights
 
 
 def test_layers_agree_at_least_as_well_as_weights():

@@ -198,13 +198,7 @@ def local_optimality(
     """
     swaps, samples, seed = (operator.index(n) for n in (swaps, samples, seed))
     require("bn_mode", bn_mode, ("train", "eval"))
-    if not isinstance(batches, list | tuple):
-        raise TypeError(
-            f"batches is a {type(batches).__name__}, but the saliency has to be of one fixed loss:"
-            " pass a list, for instance list(itertools.islice(loader, 4))"
-        )
-    if not batches:
-        raise ValueError("batches is empty: pass a list of (inputs, targets) or of dicts")
+    require_fixed(batches)
     model = unwrap(model)
     mask = by_first_names(mask, model)
     before = None if before is None else by_first_names(before, model)
@@ -251,6 +245,23 @@ def local_optimality(
         kept=len(inside),
         margin=(first[inside].min() - first[outside].max()).item(),
     )
+
+
+def require_fixed(batches: object) -> None:
+    """Make sure that the batches are the same every time.
+
+    Raises:
+        TypeError: they are no list.
+        ValueError: there are none.
+
+    """
+    if not isinstance(batches, list | tuple):
+        raise TypeError(
+            f"batches is a {type(batches).__name__}, but the saliency has to be of one fixed loss:"
+            " pass a list, for instance list(itertools.islice(loader, 4))"
+        )
+    if not batches:
+        raise ValueError("batches is empty: pass a list of (inputs, targets) or of dicts")
 
 
 def _earlier(mask: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, now: Tensor) -> Tensor:

@@ -40,4 +40,4 @@ def _share(part: int, whole: int) -> float:
 def _pairs(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
     if one.keys() != two.keys() or any(one[name].shape != two[name].shape for name in one):
         raise MaskError("the two masks are of different networks: they have other layers or shapes")
-    return [(one[name], two[name]) for name in one]
+    return [(one[name].bool(), two[name].bool()) for name in one]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from skeletal.core.diagnosis.optimality import LocalOptimality, local_optimality
+from skeletal.core.diagnosis.optimality import LocalOptimality, local_optimality, require_fixed
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.batches import Loss
 from skeletal.core.pruning.algorithm import Step
@@ -44,7 +44,12 @@ def optimality_along_run(
     Returns:
         The mask, and one measurement per step, in order; none for a step that prunes nothing.
 
+    Raises:
+        TypeError: `batches` is no list.
+        ValueError: it is empty; and as `prune`.
+
     """
+    require_fixed(batches)
     found: list[LocalOptimality] = []
     previous: Mapping[str, Tensor] | None = None
     before = None

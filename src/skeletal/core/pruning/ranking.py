@@ -24,7 +24,8 @@ class Ranking:
     position. A method of one step, or one whose pruned weights may return, ranks by its last step alone.
 
     This order gives a mask of any count not below the run's: for a method of one step, exactly the mask
-    that a run of its own would find; for a nested one with the exponential schedule, whose steps all keep the same
+    that a run of its own would find, unless its scores depend on the count (random-uniform, random-erk, phew, npb); for
+    a nested one with the exponential schedule, whose steps all keep the same
     fraction, the mask of a run of fewer steps, up to the rounding of its counts.
     Patterns do not count: its masks are of single weights.
 

@@ -19,11 +19,11 @@ from skeletal.core.pruning.criteria.inputs import along_paths, check_dependent, 
 def synaptic_flow(model: nn.Module, weights: Tensors, batch: object) -> Tensors:
     """|w| ⊙ ∂R/∂|w|, where R is the sum of the outputs for an input of ones through absolute weights.
 
-    As in Tanaka et al. 2020, Eq. 2, with these choices. Batch norm is the identity except for its scale: eval mode,
-    running mean 0 and variance 1, as at initialization, whatever the model has seen since. So are layer, group,
-    instance and RMS norm, which would divide by the size of their input. Biases are 0: they are not part of a path
-    from the input. Everything is in double precision; R is linear in the input, so if it overflows, the input is
-    scaled down by a power of two, which changes no ranking.
+    As in Tanaka et al. 2020, Eq. 2, with these choices. Batch norm only multiplies by its scale / √(1 + eps): eval
+    mode, running mean 0 and variance 1, as at initialization and in public code, whatever the model has seen since.
+    Layer, group, instance and RMS norm, which would divide by the size of their input, only multiply by their scale.
+    Biases are 0: they are not part of a path from the input. Everything is in double precision; R is linear in the
+    input, so if it overflows, the input is scaled down by a power of two, which changes no ranking.
 
     Args:
         model: in any mode; the caller restores it.
