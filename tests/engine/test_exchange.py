@@ -8,7 +8,7 @@ from torch import nn
 import skeletal
 from skeletal.engine.exchange import make_sparse
 from skeletal.engine.optimizer_state import to_dense
-from tests.cases import images, random_mask
+from tests.cases import images, mlp, random_mask
 
 
 def test_layers_that_cannot_be_sparse_stay():
@@ -64,3 +64,78 @@ def test_a_bias_that_two_layers_share_stays_shared():
     assert dense.a.bias is dense.b.bias
     for network in (fast, dense):
         torch.testing.assert_close(network(batches[0][0]), slow(batches[0][0]), rtol=1e-9, atol=1e-12)
+
+
+def head_on(part):
+    torch.manual_seed(1)
+    return Joined(part).double()
+
+
+class Joined(nn.Module):
+    """Cannot be traced."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.head = part, nn.Linear(10, 3)
+
+    def forward(self, x):
+        x = self.part(x)
+        return self.head(x) if x.isfinite().all() else x
+
+
+def test_a_network_with_a_compiled_part_can_be_compiled():
+    part, batch = mlp().double(), images()[0][0].double()
+    mask = skeletal.Mask(random_mask(part, 0.5))
+    inner = skeletal.compile(part, mask, batch, path="sparse")
+    mask.attach(part)
+    head = skeletal.Mask({"head.weight": torch.rand(3, 10) < 0.5})
+    dense = head_on(part)
+    head.attach(dense)
+    for outer in (head, None):
+        network = head_on(copy.deepcopy(inner))
+        fast = skeletal.compile(network, outer, batch, path="sparse" if outer else "auto")
+        expected = dense if outer is not None else head_on(part)
+        torch.testing.assert_close(fast(batch), expected(batch), rtol=1e-9, atol=1e-12)
+
+
+class ByHand(nn.Module):
+    """Cannot be traced; says itself what it does with its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 1)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.follow(x)
+
+
+class InPlace(ByHand):
+    def follow(self, x):
+        return self.two(self.one(x).relu_())
+
+
+class Force(ByHand):
+    """Returns the slope of an energy: its training takes second derivatives."""
+
+    def follow(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            energy = self.two(self.one(x)).sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_layers_of_networks_that_cannot_be_traced_stay_dense_only_if_those_take_second_derivatives():
+    torch.manual_seed(0)
+    for kind, exchanged in ((InPlace, {"one", "two"}), (Force, set())):
+        model, x = kind().double(), torch.randn(4, 6).double()
+        mask = skeletal.Mask(random_mask(model, 0.5))
+        fast = skeletal.compile(model, mask, x, path="sparse")
+        assert fast.sparse_layers().keys() == exchanged
+        mask.attach(model)
+        slopes = []
+        for network in (fast, model):
+            leaf = x.clone().requires_grad_()
+            slopes.append(torch.autograd.grad(network(leaf).pow(2).sum(), leaf)[0] if exchanged else network(leaf))
+        torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-12)

@@ -134,6 +134,17 @@ def test_in_a_search_every_trial_has_its_masks(tmp_path, monkeypatch):
         assert len(list(tmp_path.rglob("mask.safetensors"))) == number + 1
 
 
+def test_a_checkpoint_that_the_trainer_deletes_at_once_is_left_out(tmp_path):
+    for _ in range(2):  # the second time there are later ones, and the limit is one
+        trainer = trainer_of(tmp_path, max_steps=4, save_total_limit=1)
+        mask = mask_of(trainer)
+        trainer.add_callback(MaskCallback(mask))
+        trainer.train()
+        mask.check(trainer.model)
+        (left,) = tmp_path.glob("checkpoint-*")
+        assert Mask.load(left / "mask.safetensors") == mask
+
+
 def test_it_lets_go_in_the_end(finished):
     _, trainer, mask = finished
     weight = trainer.model.get_parameter(next(iter(mask)))

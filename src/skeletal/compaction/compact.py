@@ -1,5 +1,6 @@
 """Remove dead channels: the same function, by a smaller and ordinary dense network."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,13 @@ from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import gradient_hooks
 from skeletal.core.masks.match import matching_parameters
-from skeletal.core.model.preserve import preserve_attributes, preserve_model
+from skeletal.core.model.batches import map_tensors
+from skeletal.core.model.preserve import differentiable, preserve_attributes, preserve_model
 from skeletal.core.model.state.snapshot import copied
 from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
+
+_WITHOUT_EXTRA_STATE = (nn.Module.get_extra_state, nn.Module.set_extra_state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +47,17 @@ class Compact:
     relied_on: Tensors = field(repr=False)
     """per bias and running mean, the entries that have to stay 0 for channels to count as zero"""
 
+    @differentiable()
     def to_dense(self) -> nn.Module:
-        """A network of the original architecture with the current values.
+        """A network of the original architecture with the current values, types and device.
 
         Pruned weights are exactly 0; a value that was removed although the mask keeps it has its original value.
         """
         dense = copied(self.original)
-        fill(dense, scatter(state_tensors(self.model), self.slices, state_tensors(dense)))
+        put_back(dense, state_tensors(self.model), self.slices)
         _zero(dense, self.original_mask)
         become_like(dense, self.model, self.model.training)
+        take_extra_states(dense, self.model)
         return dense
 
     def dense_state(self) -> dict[str, Any]:
@@ -67,13 +73,16 @@ class Compact:
             RuntimeError: the state does not fit the original architecture.
 
         """
-        dense = copied(self.original)
+        dense = self.to_dense()
         dense.load_state_dict(state)
         _zero(dense, self.original_mask)
         values = state_tensors(dense)
         refuse_moved(values, self.relied_on, "compact")
+        become_typed(self.original, values)
         fill(self.original, values)
         fill(self.model, gather(values, self.slices))
+        for network in (self.original, self.model):
+            take_extra_states(network, dense)
 
 
 def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multiple_of: int = 1) -> Compact:
@@ -115,8 +124,13 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
     matching_parameters(mask, model)
     _warn_of_gradient_hooks(model)
     batch = (example, None) if isinstance(example, Tensor) else example
-    with preserve_attributes(model):
-        return _compacted(model, mask, batch, multiple_of)
+    with differentiable(), preserve_attributes(model):  # in inference mode, nobody could train what is made
+        return _compacted(model, mask, differentiable_too(batch), multiple_of)
+
+
+def differentiable_too(batch: Any) -> Any:
+    """The same batch for code that needs gradients, even if it was made in inference mode."""
+    return map_tensors(lambda value: value.clone() if value.is_inference() else value, batch)
 
 
 def _compacted(model: nn.Module, mask: Tensors, batch: Any, multiple_of: int) -> Compact:
@@ -208,6 +222,41 @@ def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, tensor in state_tensors(model).items():
         if name in values:
             tensor.copy_(values[name])
+
+
+def put_back(model: nn.Module, values: Tensors, slices: Slices) -> None:
+    """Write a cut network's values into the original one, which also takes their types and their device."""
+    become_typed(model, values)
+    fill(model, scatter(values, slices, state_tensors(model)))
+
+
+def become_typed(model: nn.Module, values: Tensors) -> None:
+    """Give parameters and buffers the types and devices that values of the same names have.
+
+    What has no value there goes where all others of its type have gone.
+    """
+    own = state_tensors(model)
+    moved: dict[Any, set[Any]] = {}
+    for name in own.keys() & values.keys():
+        moved.setdefault(_kind(own[name]), set()).add(_kind(values[name]))
+    for name, tensor in own.items():
+        kinds = {_kind(values[name])} if name in values else moved.get(_kind(tensor), set())
+        if len(kinds) == 1:
+            tensor.data = tensor.data.to(*kinds.pop())
+
+
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+    return tensor.device, tensor.dtype
+
+
+def take_extra_states(module: nn.Module, source: nn.Module) -> None:
+    """Hand on what parts save besides tensors (`get_extra_state`), between parts of the same name and class."""
+    parts = dict(source.named_modules())
+    for name, part in module.named_modules():
+        kind, other = type(part), parts.get(name)
+        own = (kind.get_extra_state, kind.set_extra_state)
+        if other is not None and kind is type(other) and not {*own} & {*_WITHOUT_EXTRA_STATE}:
+            part.set_extra_state(copy.deepcopy(other.get_extra_state()))
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from skeletal.compaction.compact import Compact, fill, refuse_moved
-from skeletal.compaction.slices import gather, scatter
+from skeletal.compaction.compact import Compact, put_back, refuse_moved, take_extra_states
+from skeletal.compaction.slices import gather
 from skeletal.compaction.tracing.trace import state_tensors
 from skeletal.core.model.tensors import Tensors
 
@@ -34,7 +35,8 @@ class Original:
         """The original architecture, with the values of a compact network in it.
 
         Args:
-            values: dense, by name, of the compact network's parameters and buffers; what is missing is as it was.
+            values: dense, by name, of the compact network's parameters and buffers, in the types and on the device
+                that the result is to have; what is missing is as it was.
 
         """
         memo = {}
@@ -44,14 +46,18 @@ class Original:
             weight[self.kept[name]] = kept
             memo[id(stand_in)] = nn.Parameter(weight.view(stand_in.shape), stand_in.requires_grad)
         model = copy.deepcopy(self.blueprint, memo)
-        fill(model, scatter(values, self.slices, state_tensors(model)))
+        put_back(model, values, self.slices)
         return model
 
-    def take(self, state: Mapping[str, Tensor]) -> tuple[Tensors, list[str], list[str]]:
+    def take(self, dense: nn.Module, state: Mapping[str, Any]) -> tuple[Tensors, list[str], list[str]]:
         """The values of the compact network, taken from a `state_dict` of the original one.
 
-        Pruned weights in it count as 0. From now on, anything that the compact network has no place for also takes its
-        value from here.
+        What the state does not name stays, and pruned weights in it count as 0. From now on, anything that the compact
+        network has no place for also takes its value from here.
+
+        Args:
+            dense: the original network with its current values; used up.
+            state: of that.
 
         Returns:
             Values, names that were missing, and names that do not belong there.
@@ -61,7 +67,6 @@ class Original:
             MaskError: a channel was removed because its bias would stay 0, but that bias is not 0.
 
         """
-        dense = self.to_dense({})
         missing, unexpected = dense.load_state_dict(state, strict=False)
         there = {name: value.detach() for name, value in state_tensors(dense).items()}
         refuse_moved(there, self.relied_on, "compile")
@@ -69,8 +74,8 @@ class Original:
             whole, kept = there[name], kept.to(there[name].device)
             self.values[name] = whole.flatten()[kept]
             there[name] = torch.zeros_like(whole).view(-1).index_copy(0, kept, self.values[name]).view_as(whole)
-        with torch.no_grad():
-            for name, tensor in state_tensors(self.blueprint).items():
-                if not tensor.is_meta:
-                    tensor.copy_(there[name])
+        for name, tensor in state_tensors(self.blueprint).items():
+            if not tensor.is_meta:
+                tensor.data = there[name]
+        take_extra_states(self.blueprint, dense)
         return gather(there, self.slices), list(missing), list(unexpected)

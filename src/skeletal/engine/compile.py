@@ -1,6 +1,8 @@
 """`skeletal.compile`: train and run a skeleton at the cost of what is left of it."""
 
 import copy
+import functools
+import inspect
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from skeletal.compaction.compact import Compact, compact
+from skeletal.compaction.compact import Compact, compact, differentiable_too, take_extra_states
 from skeletal.compaction.original import Original
 from skeletal.compaction.tracing.network import Traced
 from skeletal.compaction.tracing.trace import (
@@ -24,6 +26,7 @@ from skeletal.compaction.tracing.trace import (
 from skeletal.core.choices import require
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.precision import autocast_as_inputs
 from skeletal.core.model.preserve import device_of, differentiable, preserve_attributes
 from skeletal.core.model.tensors import Tensors
@@ -77,9 +80,8 @@ class Compiled(Traced):
                 self._graph, self.network = module.graph, Network(module)
         self._replaced = tuple(replaced)
         self.handed = Handed()
-        self._held_masks = {
-            name: keep for name, keep in compacted.mask.items() if name.rpartition(".")[0] not in replaced
-        }
+        vectors = {f"{name}.weight" for name in replaced}
+        self._held_masks = {name: keep for name, keep in compacted.mask.items() if name not in vectors}
         self._hold()
         self._shapes = {} if self._graph is None else input_shapes(self._graph)
         self._times: dict[str, tuple[float, float]] = {}
@@ -92,9 +94,11 @@ class Compiled(Traced):
         self.register_state_dict_post_hook(to_user)
         self.register_load_state_dict_pre_hook(from_user)
         self.take_over(self._original.blueprint)
+        of_its_own: Any = _taking(self._original.blueprint)
+        self.__class__ = of_its_own
 
     def _hold(self) -> None:
-        """Masked weights of layers that only run dense (attention, 1d convolutions) are held at 0 as usual."""
+        """Masked parameters that stay dense (of attention, of 1d convolutions; biases) are held at 0 as usual."""
         weakref.finalize(self, arena.release).atexit = False  # networks that are left ask for theirs anew
         warn_of_lost_decay([layer.values for layer in self.sparse_layers().values()])
         if self._held_masks:
@@ -192,6 +196,7 @@ class Compiled(Traced):
         layers: Any = {name: self.network.get_submodule(name) for name in self._replaced}
         return layers
 
+    @differentiable()
     def to_dense(self) -> nn.Module:
         """A network of the original architecture with the current values; pruned weights are exactly 0.
 
@@ -203,6 +208,7 @@ class Compiled(Traced):
             values[f"{name}.weight"] = layer.dense_weight().detach()
         dense = self._original.to_dense(values)
         become_like(dense, self.network, self.training)
+        take_extra_states(dense, self.network)
         return dense
 
     def use(self, path: str) -> None:
@@ -278,12 +284,15 @@ class Compiled(Traced):
         return EngineReport(layers, self._steps, self.chosen, self._removed, self._notes, self._channels)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Compiled":
+        self._take_over()
         super()._apply(fn, recurse)
+        self._example = map_tensors(lambda value: value.to(fn(value.new_empty(0))), self._example)
         if self.chosen != "dense" and not self._can_run_sparse():
             self.use("dense")  # moved to a GPU, or to half precision
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Compiled":
+        self._take_over()
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         for key, value in self.__dict__.items():
@@ -297,7 +306,24 @@ class Compiled(Traced):
         mask = dict(self.mask), dict(self.mask.metadata)
         dense, state = self.to_dense(), (modes_of(self), trainable_of(self.network))
         take_trainable(dense, trainable_of(self._original.blueprint))  # channels were removed with these in mind
-        return _again, (dense, mask, self._example, paths, self.chosen, state, self._sparse)
+        narrow = any(_is_narrow(layer.values) for layer in self.sparse_layers().values())
+        return _again, (dense, mask, self._example, paths, self.chosen, state, self._sparse, narrow)
+
+
+def _taking(model: nn.Module) -> type[Compiled]:
+    """The class of networks that take what this one takes, for code that asks: trainers drop other columns of a batch.
+
+    They ask the class, too, so a signature of the network alone would not do.
+    """
+
+    @functools.wraps(Compiled.forward)
+    def forward(self: Compiled, *arguments: Any, **options: Any) -> Any:
+        return Compiled.forward(self, *arguments, **options)
+
+    own: Any = forward
+    taken, own_self = inspect.signature(model.forward), inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    own.__signature__ = taken.replace(parameters=[own_self, *taken.parameters.values()])
+    return type(Compiled.__name__, (Compiled,), {"__module__": __name__, "__doc__": Compiled.__doc__, "forward": own})
 
 
 def compile(
@@ -352,7 +378,7 @@ def compile(
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     batch = (example, None) if isinstance(example, Tensor) else example
     with differentiable():  # in inference mode, parameters would be made that cannot be trained
-        return _compiled(model, mask, batch, path, dtype, progress)
+        return _compiled(model, mask, differentiable_too(batch), path, dtype, progress)
 
 
 def _compiled(
@@ -392,12 +418,28 @@ def _again(
     chosen: str,
     state: tuple[Mapping[str, bool], Mapping[str, bool]],
     sparse: bool = True,
+    narrow: bool = False,
 ) -> Compiled:
-    whole = Mask(*mask)
-    compacted = compact(dense, whole, example) if sparse else dense_compact(dense, whole, example)
+    whole, batch = Mask(*mask), example
+    types = {name: tensor.dtype for name, tensor in state_tensors(dense).items()}
+    if narrow:  # layers that were exchanged before their type became one in which they would not be
+        dense, batch = dense._apply(_widened), map_tensors(_widened, example)
+    compacted = compact(dense, whole, batch) if sparse else dense_compact(dense, whole, batch)
     compiled = Compiled(compacted, whole, example, sparse=sparse)
     compiled.repeat(paths, chosen)
     modes, trainable = state
     take_modes(compiled, modes, modes[""])
     take_trainable(compiled.network, trainable)
+    if narrow:
+        for name, tensor in state_tensors(compiled.network).items():
+            tensor.data = tensor.data.to(types.get(name, tensor.dtype))
     return compiled
+
+
+def _is_narrow(value: Tensor) -> bool:
+    """Whether a tensor is of a type in which layers cannot be exchanged, as half precision."""
+    return value.is_floating_point() and value.dtype not in (torch.float32, torch.float64)
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if _is_narrow(value) else value

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
 
 from skeletal.compaction.tracing.agreement import CannotRunError, Reference
 from skeletal.compaction.tracing.tracer import acts_as_its_class
 from skeletal.core.model.state.snapshot import copied
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
-from skeletal.engine.modules.layers import Sparse, SparseConv2d, SparseLinear
+from skeletal.engine.modules.layers import SparseConv2d, SparseLinear
+from skeletal.engine.ops.once import once_differentiable
 
 _KINDS: dict[Any, Any] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
 
@@ -51,12 +51,11 @@ def _called_by_other_code(module: nn.Module) -> Callable[[str], bool]:
 
 def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> str | None:
     trial = copied(module)
-    make_sparse(trial, masks)
     kept: dict[str, Tensor] = {}
-    for name, layer in trial.named_modules():
-        if isinstance(layer, Sparse):
-            layer.path, kept[f"{name}.weight"] = "dense", layer.positions
-            layer.register_forward_hook(_once)
+    for name in make_sparse(trial, masks):  # others were compiled before, as parts of other networks
+        layer: Any = trial.get_submodule(name)
+        layer.path, kept[f"{name}.weight"] = "dense", layer.positions
+        layer.register_forward_hook(_once)
     try:
         return Reference(module, example).difference(trial, kept)
     except CannotRunError as error:
@@ -64,16 +63,17 @@ def _why_not(module: nn.Module, masks: Mapping[str, Tensor], example: Any) -> st
 
 
 class _Once(torch.autograd.Function):
-    """The identity, without a second derivative, as the kernels have none."""
+    """A copy, without a second derivative, as the kernels have none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+        ctx.save_for_backward(x)
+        return x.clone()  # not a view: those may not be written to
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyrefly: ignore [bad-override]
-        return gradient
+    def backward(ctx: Any, saved: Any, gradient: Tensor) -> tuple[Tensor]:  # pyrefly: ignore [bad-override]
+        return (gradient,)
 
 
 def _once(_: nn.Module, __: Any, out: Tensor) -> Tensor:

@@ -25,8 +25,12 @@ def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> Non
         before: a module, or what `skeletal.compile` has made of it.
         after: likewise; one of the two is the module itself.
 
+    Raises:
+        TypeError: the optimizer keeps something else than numbers for each entry of a weight. It is as before.
+
     """
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    _refuse_others(optimizer, old)
     first = _first_names(before if _layers(after) is not None else after)
     states = {name: optimizer.state[weight] for name, weight in old.items() if weight in optimizer.state}
     dense = {first[name]: entries for name, entries in to_dense(before, states).items()}
@@ -43,6 +47,23 @@ def carry_over(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> Non
         optimizer.state.pop(weight, None)
     for name, entries in own.items():
         optimizer.state[new[name]] = entries
+
+
+def _refuse_others(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
+    """Only what an optimizer remembers of each entry by itself can follow that entry."""
+    kinds = {
+        kind
+        for weight in weights.values()
+        for kind, value in optimizer.state.get(weight, {}).items()
+        if isinstance(value, list | tuple | dict)
+        or (isinstance(value, Tensor) and value.shape != weight.shape and value.numel() != 1)
+    }
+    kept = "a list of parameters of its own" if hasattr(optimizer, "_params") else ", ".join(sorted(map(repr, kinds)))
+    if kept:
+        raise TypeError(
+            f"{type(optimizer).__name__} cannot go on with other parameters, as it keeps {kept}, not a number for each"
+            " entry of a weight: make a new one of them"
+        )
 
 
 def to_dense(network: nn.Module, states: States) -> dict[str, dict[str, Any]]:

@@ -61,14 +61,15 @@ class MaskCallback(TrainerCallback):
 
 
 def _checkpoint(args: Any, state: Any) -> Path | None:
-    """The folder of the checkpoint that has just been written.
+    """The folder of the checkpoint that has just been written; None if the Trainer has already made room for others.
 
+    With `save_total_limit`, it deletes the new one first where an earlier training has left later ones.
     Each trial of a hyperparameter search has a folder of its own in `output_dir`, whose name the Trainer keeps to
     itself: there it is the newest of this step.
     """
     folder, name = Path(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
     if not state.is_hyper_param_search:
-        return folder / name
+        return folder / name if (folder / name).is_dir() else None
     return max(folder.glob(f"**/{name}"), key=_written, default=None)
 
 

@@ -1,6 +1,8 @@
 import copy
 import gc
+import warnings
 import weakref
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -199,6 +201,23 @@ def test_loading_into_a_copy_leaves_the_original_held(how, tmp_path):
         assert twin[0].weight.ne(0).all()  # a copy is the caller's own
     train(model, OPTIMIZERS["sgd"](model.parameters()), batches)
     mask.check(model)
+
+
+def test_a_copy_for_another_process_is_made_without_a_warning():
+    model = convnet()
+    skeletal.prune(model, images(), density=0.3, method="snip").attach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ForkingPickler.dumps(model)
+
+
+def test_second_derivatives_that_torch_does_not_store_are_zero():
+    model, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 1, 3)), torch.randn(2, 2, 8, 8)
+    skeletal.Mask({f"{i}.weight": torch.rand_like(model[i].weight) < 0.5 for i in (0, 1)}).attach(model)
+    weight = model[1].weight
+    (slope,) = torch.autograd.grad(model(x).sum(), weight, create_graph=True)
+    found = torch.autograd.grad(slope.pow(2).sum(), [weight, model[0].weight], allow_unused=True)
+    assert found[0] is None and found[1] is not None
 
 
 def test_loading_a_part_of_the_model_keeps_it_sparse():

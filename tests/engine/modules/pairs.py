@@ -38,7 +38,7 @@ def linear(inputs=7, outputs=5, dtype=torch.float64, bias=True):
 def norm_of(channels, kind):
     """A batch norm with statistics and parameters as after training."""
     options = {"affine": False} if kind == "no affine" else {}
-    options |= {"momentum": None} if kind == "cumulative" else {}
+    options |= {"momentum": None} if kind.startswith("cumulative") else {}
     options |= {"track_running_stats": False} if kind == "no statistics" else {}
     norm = nn.BatchNorm2d(channels, dtype=torch.float64, **options)
     generator = torch.Generator().manual_seed(5)
@@ -47,6 +47,8 @@ def norm_of(channels, kind):
             tensor.data.normal_(generator=generator)
     if norm.running_var is not None:
         norm.running_var.uniform_(0.5, 2, generator=generator)
+    if kind.endswith("uncounted"):
+        norm.num_batches_tracked = None
     return norm
 
 

@@ -17,7 +17,7 @@ from tests.engine.modules.pairs import SMALL, conv, full_of_rubbish, gradients, 
 from tests.engine.sparse_cases import Case, assert_clean, blocked_as, close
 
 __all__ = ["full_of_rubbish"]
-NORMS = ["usual", "no affine", "cumulative", "no statistics"]
+NORMS = ["usual", "no affine", "cumulative", "no statistics", "uncounted", "cumulative, uncounted"]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

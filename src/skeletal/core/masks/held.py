@@ -65,8 +65,10 @@ class Held:
         self.noted: Tensor | None = None
 
     @unserializable_hook  # a copy in another process is not held, as `attach` tells: torch would say it of each weight
-    def zero_gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient with its pruned entries zeroed."""
+    def zero_gradient(self, gradient: Tensor | None) -> Tensor | None:
+        """The gradient with its pruned entries zeroed; None where a second derivative is zero without being stored."""
+        if gradient is None:
+            return None
         if self.noting:
             dense = gradient.detach().to_dense() if gradient.layout == torch.sparse_coo else gradient.detach()
             self._coming = dense, self._thrown_away()  # known only before the gradient becomes part of `.grad`

@@ -62,6 +62,11 @@ class ConvNorm(nn.Module):
             raise ValueError("batch norm over 1 value per channel in training: use a larger batch")
         rate = 0.0
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
-            norm.num_batches_tracked.add_(1)
-            rate = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+            counted = norm.num_batches_tracked
+            if counted is not None:
+                counted.add_(1)
+            if norm.momentum is not None:
+                rate = norm.momentum
+            elif counted is not None:  # without a count, torch leaves such statistics as they are
+                rate = 1 / float(counted)
         return Statistics(from_batch, norm.running_mean, norm.running_var, rate, norm.eps)

@@ -210,7 +210,7 @@ class SparseLinear(Sparse):
         dtype = self.storage_type()
         plan = self.plan(max(1, blocks_for(examples, dtype)))
         rows = x if x.dim() == 2 else x.reshape(examples, self.shape[1])
-        out = Multiply.apply(rows.to(dtype), self.values, self.bias, plan)
+        out, _ = Multiply.apply(rows.to(dtype), self.values, self.bias, plan)
         return (out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape[0])).to(self.tensor_type())
 
     def plan(self, blocks: int) -> ConvPlan:

@@ -9,6 +9,7 @@ from torch import Tensor
 from skeletal.engine.codegen.packed_bf16 import computes, flat, slots
 from skeletal.engine.codegen.threads import share
 from skeletal.engine.kernels import arena, elementwise, fused_batch_norm
+from skeletal.engine.ops.calls import like
 from skeletal.engine.ops.launch_args import Statistics
 from skeletal.engine.ops.once import once_differentiable
 from skeletal.engine.plan.grid import MapGrid
@@ -38,26 +39,29 @@ class Normalise(torch.autograd.Function):
         blocks, channels, _ = x.shape
         count = examples * grid.height * grid.width
         numbers, (scale, shift) = np.empty((3, channels)), np.empty((2, channels), kind)
-        like = torch.empty(0, dtype=computes(x.dtype), device="cpu")
+        none = torch.empty(0, dtype=computes(x.dtype), device="cpu")
+        by_channel = statistics.running_mean, statistics.running_variance, weight, bias
+        mean, variance, factor, then = (like(tensor, none.dtype) for tensor in by_channel)
         fused_batch_norm.factors(
             _moments(x, grid) if statistics.from_batch else _NO_MOMENTS, count, int(statistics.from_batch),
-            flat(statistics.running_mean, like), flat(statistics.running_variance, like), statistics.rate,
-            statistics.eps, flat(weight, like), flat(bias, like), flat(None, like), numbers, scale, shift,
+            flat(mean, none), flat(variance, none), statistics.rate,
+            statistics.eps, flat(factor, none), flat(then, none), flat(None, none), numbers, scale, shift,
         )  # fmt: skip
+        statistics.keep(mean, variance)
         out = arena.empty(tuple(x.shape), x.dtype)
         share(
             elementwise.shared_scale_shift, blocks * channels, slots(x), slots(out), grid.slots, channels,
             scale, shift, slots(other, x), int(relu), examples,
         )  # fmt: skip
         ctx.settings = statistics.from_batch, relu, grid, examples, scale, shift, numbers, count
-        ctx.save_for_backward(x, out if relu and other is not None else None)
+        ctx.save_for_backward(x, out if relu and other is not None else None, weight)
         ctx.has_other = other is not None
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
-        x, out = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        x, out, _ = saved
         from_batch, relu, grid, examples, scale, shift, numbers, count = ctx.settings
         gradient = gradient.contiguous()
         blocks, channels, _ = x.shape

@@ -29,9 +29,9 @@ def _splits(units: int, channels: int) -> int:
 
 def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Numbers as kernels take them."""
-    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous() and not tensor.is_neg()):
         return tensor
-    return tensor.detach().to(dtype).contiguous()
+    return tensor.detach().to(dtype).resolve_neg().contiguous()
 
 
 @lru_cache
@@ -189,11 +189,11 @@ def backward_call(
     buffers = [arena.empty((threads, size), x.dtype) if size else None for size in sizes]
     (y, z, grad_other), state, then, grad_numbers = launch.no_back if norm is None else norm
     channels = 0 if norm is None else plan.outputs
-    values = values if values.is_contiguous() else values.contiguous()
+    read = like(values, kind)
     arguments = (
         launch.kinds,
         tuple(map(slots_pointer, (gradient, buffers[0], x, buffers[1], grad_x, passed, y, z, grad_other))),
-        tuple(map(numbers_pointer, (values, grad_values, sums, *grad_numbers))),
+        tuple(map(numbers_pointer, (read, grad_values, sums, *grad_numbers))),
         back.memory(launch.kinds.values.dtype) if wanted[0] else launch.no_weights, forward.packed, back.packed,
         launch_args_back(plan, x.dtype), (launch.as_it_is if affine is None else affine).numbers,
         np.empty((blocks * channels, 2)), norm is not None, state, then[:2],
@@ -204,5 +204,5 @@ def backward_call(
         (grad_x, grad_values),
         units,
         arguments,
-        (gradient, x, passed, y, z, grad_other, values, sums, buffers, grad_numbers),
+        (gradient, x, passed, y, z, grad_other, read, sums, buffers, grad_numbers),
     )

@@ -53,8 +53,8 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
-        x, values = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        x, values = saved
         affine, fusion, plan, examples = ctx.settings
         relu_backward = fusion is not None and fusion.fuses
         if gradient is None:
@@ -150,10 +150,9 @@ class ConvolveNormalise(torch.autograd.Function):
         out = run_convolution(
             plan, x, values, what.examples, affine=what.affine, scale=scale, shift=bias, norm=norm
         )  # fmt: skip
-        for running, used in zip((statistics.running_mean, statistics.running_variance), norm.numbers, strict=False):
-            if running is not None and used is not None and used is not running:
-                running.copy_(used)
-        ctx.save_for_backward(x, values, out, materialized if what.relu else None)
+        statistics.keep(*norm.numbers[:2])
+        affects_gradients = weight, None if statistics.from_batch else bias
+        ctx.save_for_backward(x, values, out, materialized if what.relu else None, *affects_gradients)
         own = ReluGradientFusion() if what.relu and materialized is not None else None
         _entered(what.fusion)
         ctx.settings = what, norm.state, norm.then, other is not None, own
@@ -161,9 +160,9 @@ class ConvolveNormalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+    def backward(ctx: Any, saved: Any, gradient: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         passed = others[-1]
-        x, values, y, z = ctx.saved_tensors
+        x, values, y, z, *_ = saved
         what, state, then, has_other, own = ctx.settings
         plan, fusion = what.plan, what.fusion
         relu_backward = fusion is not None and fusion.fuses

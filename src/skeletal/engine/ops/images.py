@@ -23,12 +23,13 @@ class Pack(torch.autograd.Function):
             return pack(images.to(dtype), grid)
         numbers, channels = grid.numbers(dtype), images.shape[1]
         storage = arena.empty((blocks_for(len(images), dtype), channels, numbers[3]), dtype)
-        share(shared_pack_planes, len(storage) * channels, images.detach().numpy(), flat(storage), numbers, channels)
+        found = images.detach().resolve_neg().numpy()
+        share(shared_pack_planes, len(storage) * channels, found, flat(storage), numbers, channels)
         return storage
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+    def backward(ctx: Any, saved: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         grid, examples, dtype = ctx.settings
         return unpack(gradient.contiguous(), grid, examples).to(dtype), None, None
 
@@ -43,5 +44,5 @@ class Unpack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+    def backward(ctx: Any, saved: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         return pack(gradient, ctx.grid), None, None

@@ -27,6 +27,12 @@ class Statistics:
     """how far the running ones move towards the batch's"""
     eps: float
 
+    def keep(self, mean: Tensor | None, variance: Tensor | None) -> None:
+        """Write the running ones back where kernels took copies of them."""
+        for running, used in ((self.running_mean, mean), (self.running_variance, variance)):
+            if running is not None and used is not None and used is not running:
+                running.copy_(used)
+
 
 class NormArgs(NamedTuple):
     """Batch norm after a convolution."""

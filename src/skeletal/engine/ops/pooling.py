@@ -62,8 +62,8 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
-        (chosen,) = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        (chosen,) = saved
         pool = ctx.pool
         blocks, channels, _ = gradient.shape
         out = arena.empty((blocks, channels, pool.source.numbers(gradient.dtype)[3]), gradient.dtype)
@@ -87,7 +87,7 @@ class GlobalMean(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+    def backward(ctx: Any, saved: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         grid, examples, (blocks, channels, _) = ctx.settings
         lanes = examples_of(gradient.dtype)
         spread = torch.zeros(blocks * lanes, channels, dtype=computes(gradient.dtype), device="cpu")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from skeletal.engine.codegen.packed_bf16 import COMPUTES, flat
 from skeletal.engine.kernels import arena, sparse
+from skeletal.engine.ops.calls import like
 
 
 class ScatterWeights(torch.autograd.Function):
@@ -18,7 +19,7 @@ class ScatterWeights(torch.autograd.Function):
         if values.device.type != "cpu" or values.dtype not in COMPUTES:
             return values.new_zeros(shape).view(-1).index_copy(0, positions, values).view(shape)
         dense = arena.empty(shape, values.dtype).zero_()
-        sparse.scatter(flat(values), positions.numpy(), flat(dense))
+        sparse.scatter(flat(like(values, values.dtype)), positions.numpy(), flat(dense))
         return dense
 
     @staticmethod
