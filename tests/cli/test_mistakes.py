@@ -23,7 +23,7 @@ CHOICES = {
 VALUES = {
     "density and sparsity": (["run", "--density", "0.1", "--sparsity", "0.9"], ["density", "sparsity", "not both"]),
     "a density above 1": (["run", "--density", "10"], ["density", "10", "at most 1"]),
-    "a density that keeps nothing": (["prune", "--density", "1e-9"], ["1e-09", "471,584", "at least"]),
+    "a density that keeps nothing": (["prune", "--density", "1e-9"], ["1e-09", "471,584", "keeps one"]),
     "no number": (["run", "--density", "much"], ["--density", "much"]),
     "no value": (["run", "--density"], ["--density", "requires"]),
     "several steps of a one-shot method": (["run", "--method", "snip", "--steps", "3"], ["snip", "3", "force"]),

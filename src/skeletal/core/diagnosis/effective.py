@@ -258,7 +258,7 @@ def _reached_once(
 def _beyond_constants(model: nn.Module, state: Tensors, inputs: Any) -> AbstractContextManager[Any]:
     """Gradients of what a layer reads from the network's inputs alone, where some layers read something else."""
     nothing = map_inputs(lambda t: with_values(t, 0 * stored_values(t)) if t.is_floating_point() else t, inputs)
-    with torch.no_grad(), AveragePools(), (at_zero := ReadAtZero()):
+    with AveragePools(), (at_zero := ReadAtZero()):  # with gradients, for a network that takes derivatives itself
         with_parameters(model, without_inputs(model, state), lambda: forward(model, nothing))
     return nullcontext() if at_zero.nothing else BeyondConstants(at_zero.read)
 
