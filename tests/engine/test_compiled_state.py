@@ -161,14 +161,14 @@ class Counts(nn.Module):
 
 
 class Notes(nn.Module):
-    """Part of the graph, with an extra state that is no tensor."""
+    """Reads an extra state that is no tensor, which a graph would have as it was when it was traced."""
 
     def __init__(self):
         super().__init__()
-        self.notes = {"seen": 0}
+        self.notes = {"seen": 1}
 
     def forward(self, x):
-        return x
+        return x / self.notes["seen"]
 
     def get_extra_state(self):
         return self.notes
@@ -190,6 +190,11 @@ def test_extra_states_go_both_ways(middle, extra):
     if middle is Counts:
         fast(X), small.model(X)
         assert fast.state_dict()["1._extra_state"] == small.dense_state()["1._extra_state"] == 6
+    else:
+        whole = small.to_dense().eval()
+        assert whole[1].notes == extra
+        torch.testing.assert_close(small.model.eval()(X), whole(X))
+        torch.testing.assert_close(fast.eval()(X), fast.to_dense().eval()(X))
     del state["1._extra_state"]
     assert fast.load_state_dict(state, strict=False).missing_keys == ["1._extra_state"]
 

@@ -225,6 +225,8 @@ def more_than_its_forward(module: nn.Module) -> str:
         return "has hooks"
     if acts_on_mode(module):
         return "has a train() or eval() of its own"
+    if type(module).set_extra_state is not nn.Module.set_extra_state:  # a setting that may be loaded later
+        return "has an extra state of its own"
     if isinstance(module, torch.jit.ScriptModule):
         return "is a ScriptModule"
     return ""
