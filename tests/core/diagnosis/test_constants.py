@@ -79,3 +79,32 @@ def test_what_is_looked_up_or_learned_counts_as_an_input():
     mask["first.weight"][0] = False
     numbers, _ = counts(model, mask, torch.randint(5, (2, 3)))
     assert numbers == {"first.weight": (12, 0, 0), "head.weight": (6, 2, 0)}
+
+
+class Sent(nn.Module):
+    """Each example goes to one of two experts: where nothing enters, all go to the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.first, self.second = (nn.Linear(n, m, bias=False) for n, m in ((3, 4), (4, 2), (4, 2)))
+
+    def forward(self, x):
+        hidden, there = torch.sigmoid(self.body(x)), x.sum(1) > 3
+        return torch.cat([self.first(hidden[there]), self.second(hidden[~there])])
+
+
+class Divides(Sent):
+    """Refuses to run on zeros."""
+
+    def forward(self, x):
+        if not x.any():
+            raise ValueError("an empty image")
+        return self.second(torch.sigmoid(self.body(x))) + self.first(torch.sigmoid(self.body(x)))
+
+
+@pytest.mark.parametrize("network", [Sent, Divides])
+def test_a_network_that_goes_another_way_on_zeros_is_judged_by_its_gradients(network):
+    model = network()
+    mask = {name: torch.ones_like(weight).bool() for name, weight in model.named_parameters()}
+    numbers, _ = counts(model, mask, torch.randn(8, 3))
+    assert numbers == {"body.weight": (12, 0, 0), "first.weight": (8, 0, 0), "second.weight": (8, 0, 0)}

@@ -1,7 +1,7 @@
 """Which kept weights lie on a path from the input to the output, which read only a constant, which do nothing."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -75,8 +75,9 @@ def effective_weights(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) 
 
     def sort(examples: int | None, dtype: torch.dtype | None) -> tuple[Tensors, Tensors]:
         few = shorten(to_device(batch, device_of(model)), examples)
-        effective = _reached(model, mask, few, dtype, biased=False)
-        effective = _with_more(effective, model, mask, batch, biased=False)
+        constants = _reads_constants(model, mask, few, dtype)
+        effective = _reached(model, mask, few, dtype, biased=False, constants=constants)
+        effective = _with_more(effective, model, mask, batch, biased=False, constants=constants)
         left = {name: keep & ~effective[name] for name, keep in mask.items()}
         if not any(keep.any() for keep in left.values()):
             return effective, left
@@ -107,8 +108,9 @@ def reached_in_training(model: nn.Module, mask: Mapping[str, Tensor], batch: Any
 
     def reach(examples: int | None, dtype: torch.dtype | None) -> Tensors:
         few = shorten(to_device(batch, device_of(model)), examples)
-        reached = _reached(model, mask, few, dtype, biased=False, losses=True)
-        return _with_more(reached, model, mask, batch, biased=False, losses=True)
+        constants = _reads_constants(model, mask, few, dtype)
+        reached = _reached(model, mask, few, dtype, biased=False, constants=constants, losses=True)
+        return _with_more(reached, model, mask, batch, biased=False, constants=constants, losses=True)
 
     try:
         for module, _ in modes:
@@ -184,32 +186,48 @@ def channels(owner: nn.Module | None, effective: Tensor) -> tuple[tuple[int, int
 
 
 def _reached(
-    model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | None, *, biased: bool, losses: bool = False
+    model: nn.Module,
+    mask: Tensors,
+    batch: Any,
+    dtype: torch.dtype | None,
+    *,
+    biased: bool,
+    constants: bool = False,
+    losses: bool = False,
 ) -> Tensors:
     """Where, in any of several random draws, the gradient of a random projection of the outputs is not 0."""
+    once = partial(_reached_once, model, mask, batch, biased=biased, constants=constants, losses=losses)
     generator = torch.Generator().manual_seed(0)
     reached = {name: torch.zeros_like(keep) for name, keep in mask.items()}
     for number in range(_DRAWS):
         scale, before = _SCALES[number % len(_SCALES)], reached
-        reached = _or(reached, _reached_once(model, mask, batch, generator, dtype, scale, biased=biased, losses=losses))
+        reached = _or(reached, once(generator, dtype, scale))
         if _same(reached, mask) or (_same(reached, before) and number + 1 >= len(_SCALES)):
             break
     return reached
 
 
 def _with_more(
-    reached: Tensors, model: nn.Module, mask: Tensors, batch: Any, *, biased: bool, losses: bool = False
+    reached: Tensors,
+    model: nn.Module,
+    mask: Tensors,
+    batch: Any,
+    *,
+    biased: bool,
+    constants: bool = False,
+    losses: bool = False,
 ) -> Tensors:
     """What is reached, and what draws of either sign on more examples reach, until a round of them finds no more."""
     generator, quiet = torch.Generator().manual_seed(1), 0
     many = many_of(to_device(batch, device_of(model)))
+    once = partial(_reached_once, model, mask, many, biased=biased, constants=constants, losses=losses)
     for number in range(_DRAWS):
         if quiet == len(MORE) or _same(reached, mask):
             break
         scale, draw = MORE[number % len(MORE)]
 
         def attempt(dtype: torch.dtype | None, scale: float = scale, draw: Draw = draw) -> Tensors:
-            return _reached_once(model, mask, many, generator, dtype, scale, draw, biased=biased, losses=losses)
+            return once(generator, dtype, scale, draw)
 
         before = reached
         with suppress(ValueError):  # negative inputs may be no inputs
@@ -228,6 +246,7 @@ def _reached_once(
     draw: Draw = random_positive,
     *,
     biased: bool,
+    constants: bool,
     losses: bool,
 ) -> Tensors:
     state = stand_ins(model, mask, dtype, scale if biased else 0.0, generator, draw)
@@ -237,7 +256,7 @@ def _reached_once(
         return draw(tensor, dtype, generator) * scale if tensor.is_floating_point() else tensor.clone()
 
     inputs = map_inputs(drawn, batch)
-    layers = nullcontext() if biased else _beyond_constants(model, state, inputs)
+    layers = BeyondConstants(_read_at_zero(model, state, inputs)) if constants else nullcontext()
     with AveragePools(), layers:
         returned = with_parameters(model, state, lambda: forward(model, inputs))
     outputs = list(outputs_of(returned, losses=losses))
@@ -255,12 +274,26 @@ def _reached_once(
     return reached
 
 
-def _beyond_constants(model: nn.Module, state: Tensors, inputs: Any) -> AbstractContextManager[Any]:
-    """Gradients of what a layer reads from the network's inputs alone, where some layers read something else."""
-    nothing = map_inputs(lambda t: with_values(t, 0 * stored_values(t)) if t.is_floating_point() else t, inputs)
+def _reads_constants(model: nn.Module, mask: Tensors, batch: Any, dtype: torch.dtype | None) -> bool:
+    """Whether layers read something although nothing enters the network, as behind a sigmoid; one draw tells for all.
+
+    Of a network that does not run on zeros it is not known: there, whatever has a gradient counts as on a path.
+    """
+    state = stand_ins(model, mask, dtype, 0.0, torch.Generator().manual_seed(0))
+    inputs = map_inputs(lambda t: t.to(dtype or t.dtype) if t.is_floating_point() else t, batch)
+    try:
+        return any(read.any() for read in _read_at_zero(model, state, inputs))
+    except Exception:  # a stranger's model may raise anything
+        return False
+
+
+def _read_at_zero(model: nn.Module, state: Tensors, inputs: Any) -> list[Tensor]:
+    nothing = map_inputs(
+        lambda t: with_values(t, torch.zeros_like(stored_values(t))) if t.is_floating_point() else t, inputs
+    )
     with AveragePools(), (at_zero := ReadAtZero()):  # with gradients, for a network that takes derivatives itself
         with_parameters(model, without_inputs(model, state), lambda: forward(model, nothing))
-    return nullcontext() if at_zero.nothing else BeyondConstants(at_zero.read)
+    return at_zero.read
 
 
 def _or(one: Tensors, two: Tensors) -> Tensors:
