@@ -30,6 +30,7 @@ FLOORS = """
     harness/*
     integrations
     engine/*
+    engine/host
     engine/modules
     engine/ops
     engine/kernels
@@ -179,6 +180,6 @@ def test_import_skeletal_is_light():
     loaded = loaded_by("import skeletal; skeletal.prune, skeletal.Mask, skeletal.models")
     assert not loaded & heavy
     assert {name for name in loaded if name.startswith("skeletal.engine.")} <= {
-        f"skeletal.engine.{light}" for light in ("availability", "host", "prune")
+        f"skeletal.engine.{light}" for light in ("host", "host.availability", "host.cache", "host.processor", "prune")
     }
     assert "numba" not in loaded_by("from skeletal.harness.runs import experiment, review")  # for those who train dense

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from skeletal.engine import available
-from skeletal.engine import self_check as checks
 from skeletal.engine.codegen.threads import share
+from skeletal.engine.host import self_check as checks
 from skeletal.engine.kernels.fused_batch_norm import shared_backward
 from skeletal.engine.ops import calls
 
@@ -20,7 +20,7 @@ TRAIN = """
 import json, sys, warnings
 import torch
 import skeletal
-from skeletal.engine.compile import Compiled
+from skeletal.engine.compiled import Compiled
 from skeletal.harness.runs.doctor import findings
 from skeletal.harness.training.engines import engine_for
 from tests.cases import convnet, random_mask

@@ -8,7 +8,7 @@ import torch
 from torch.optim import optimizer as optimizers
 
 import skeletal
-from skeletal.engine.compile import Compiled
+from skeletal.engine.compiled import Compiled
 from tests.cases import convnet, random_mask
 
 LOST = "none of the compiled network's kept weights"

@@ -1,4 +1,4 @@
 """A skeleton at the cost of what is left of it: compiled for the CPU, never slower than the best dense way."""
 
-from skeletal.engine.availability import Availability as Availability
-from skeletal.engine.availability import available as available
+from skeletal.engine.host.availability import Availability as Availability
+from skeletal.engine.host.availability import available as available

@@ -18,7 +18,8 @@ from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.preserve import preserve_mode, preserve_random_state, preserve_values
 from skeletal.core.model.state.snapshot import Snapshot
 from skeletal.core.progress import stage
-from skeletal.engine import host
+from skeletal.engine.host import cache
+from skeletal.engine.host.processor import processor
 from skeletal.engine.modules.blocked import Blocked, ToBlocks
 from skeletal.engine.modules.layers import Sparse, SparseConv2d
 from skeletal.engine.report import DENSE_LAST, FULL
@@ -175,16 +176,16 @@ def cache_key(parts: Iterable[Any]) -> str:
     """What a choice depends on: the network's shapes, the batch's, and the host."""
     known = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), os.uname().machine)
     autocast = torch.is_autocast_enabled("cpu"), str(torch.get_autocast_dtype("cpu"))
-    found = repr((list(parts), known, host.processor("model name"), autocast, _KERNELS))
+    found = repr((list(parts), known, processor("model name"), autocast, _KERNELS))
     return hashlib.sha256(found.encode()).hexdigest()[:24]
 
 
 def remembered(key: str) -> dict[str, Any] | None:
     """An earlier choice on this host, or None."""
-    found = host.remembered(f"choice-{key}")
+    found = cache.remembered(f"choice-{key}")
     return found if found is not None and {"chosen", "steps", "sparse", "times"} <= found.keys() else None
 
 
 def remember(key: str, choice: dict[str, Any]) -> None:
     """Record a choice for later processes; if that is not possible, they measure again."""
-    host.remember(f"choice-{key}", choice)
+    cache.remember(f"choice-{key}", choice)

@@ -26,10 +26,10 @@ from skeletal.core.model.preserve import (
     with_parameters,
 )
 from skeletal.core.model.tensors import Tensors
-from skeletal.engine.availability import available
 from skeletal.engine.codegen import amx
 from skeletal.engine.codegen.packed_bf16 import COMPUTES
-from skeletal.engine.compile import Compiled
+from skeletal.engine.compiled import Compiled
+from skeletal.engine.host.availability import available
 
 BREAK_EVEN = {"float32": 0.15, "bfloat16": 0.05}
 """By precision: density below which gradients are taken on a skeleton, near where a step of VGG-19 and ResNet-50 costs

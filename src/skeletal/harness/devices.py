@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from skeletal.core.model.cudnn import trying_all
-from skeletal.engine.host import processor
+from skeletal.engine.host.processor import processor
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ from torch import nn
 
 from skeletal.core.masks.mask import Mask
 from skeletal.engine import autotune
-from skeletal.engine.availability import Availability
+from skeletal.engine.host.availability import Availability
 from skeletal.harness.config import Pruning, Setup, Training, resolve
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.runs import experiment, finding, review

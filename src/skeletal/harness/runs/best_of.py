@@ -15,8 +15,8 @@ from skeletal.core.model.distributed import everyone
 from skeletal.core.model.passes import Passes
 from skeletal.core.model.preserve import device_of, preserve_model
 from skeletal.core.progress import say, stage
-from skeletal.engine.availability import available
 from skeletal.engine.compile import compile
+from skeletal.engine.host.availability import available
 from skeletal.harness.data import Batch
 from skeletal.harness.ledger import Cost, of_all_ranks
 from skeletal.harness.meter import Meter

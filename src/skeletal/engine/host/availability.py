@@ -19,11 +19,14 @@ from pathlib import Path
 
 from skeletal.core.progress import stage
 from skeletal.core.version import __version__
-from skeletal.engine.host import processor, remember, remembered
+from skeletal.engine.host.cache import remember, remembered
+from skeletal.engine.host.processor import processor
 
 _SECONDS = 900
 """for a check: many times what compiling takes on a busy machine"""
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skeletal.engine.self_check import main; main()"
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skeletal.engine.host.self_check import main; main()"
+)
 _CRASHES = "SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT", "SIGTRAP"
 """what code that a CPU cannot run ends in; other signals come from somebody else"""
 _PACKAGES = "numba", "llvmlite", "numpy", "torch"
@@ -136,7 +139,7 @@ def _place(package: str) -> str | None:
 def _key(maps: str) -> str:
     """What the result depends on."""
     places = [_place(package) for package in _PACKAGES]
-    files = [*map(Path, filter(None, places)), *sorted(Path(__file__).parent.rglob("*.py"))]
+    files = [*map(Path, filter(None, places)), *sorted(Path(__file__).parent.parent.rglob("*.py"))]
     states = [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
     parts = __version__, maps, places, _versions(), sys.version, states, processor("model name", "flags", "Features")
     return hashlib.sha256(repr((parts, [os.environ.get(name) for name in _SETTINGS])).encode()).hexdigest()[:24]

@@ -1,22 +1,12 @@
-"""The host: what its CPU is, and where results that hold for it alone are kept."""
+"""Results that hold for this host alone: kept in the user's cache folder, by name."""
 
 import json
 import os
-import platform
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from skeletal.core.files import write_atomically
-
-
-def processor(*fields: str) -> list[str]:
-    """The first line of each field in what Linux says about the CPU; elsewhere what Python knows about it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return [platform.machine(), platform.processor()]
-    return [next((line for line in lines if line.startswith(field)), "") for field in fields]
 
 
 def remembered(name: str) -> dict[str, Any] | None:
