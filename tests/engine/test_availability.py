@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ def test_is_checked_once(call, tmp_path):
     assert (tmp_path / "calls").read_text() == "x"
     call(ASK, f"# another numba\n{count}")
     assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_processes_that_start_together_check_once(call, tmp_path):
+    """As ranks and workers do on a new machine; each would compile all kernels."""
+    slow = f"import time; open({str(tmp_path / 'calls')!r}, 'a').write('x'); time.sleep(1); raise ImportError('no')"
+    call("", slow)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(call, [ASK] * 3, [slow] * 3))
+    assert found[0][0] == "False" and found[0] == found[1] == found[2]
+    assert (tmp_path / "calls").read_text() == "x"
 
 
 def test_ctrl_c_of_a_terminal_does_not_reach_the_check(call, tmp_path):

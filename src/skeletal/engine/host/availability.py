@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from skeletal.core.progress import stage
 from skeletal.core.version import __version__
-from skeletal.engine.host.cache import remember, remembered
+from skeletal.engine.host.cache import one_at_a_time, remember, remembered
 from skeletal.engine.host.processor import processor
 
 _SECONDS = 900
@@ -66,16 +67,23 @@ def available(maps: str = "float32") -> Availability:
     if missing:
         return Availability(f"{' and '.join(missing)} cannot be found: pip install {' '.join(missing)}")
     names = {kind: f"engine-{_key(kind)}" for kind in dict.fromkeys(("float32", maps))}
-    known = {kind: found["reason"] for kind, name in names.items() if (found := remembered(name)) and "reason" in found}
+    known = _known(names)
     if maps not in known:
-        unknown = [kind for kind in names if kind not in known]
-        with stage("compiling the sparse engine's kernels and checking them, once on this machine"):
-            answers = _check(unknown)
-        for kind, (reason, lasts) in answers.items():
-            known[kind] = reason
-            if lasts:
-                remember(names[kind], {"reason": reason, "maps": kind, "versions": _versions()})
+        told = stage("compiling the sparse engine's kernels and checking them, once on this machine")
+        with told, one_at_a_time(names["float32"]):  # ranks and workers start together
+            known = _known(names)
+            answers = _check([kind for kind in names if kind not in known])
+            for kind, (reason, lasts) in answers.items():
+                known[kind] = reason
+                if lasts:
+                    remember(names[kind], {"reason": reason, "maps": kind, "versions": _versions()})
     return Availability(known[maps])
+
+
+def _known(names: Mapping[str, str]) -> dict[str, str | None]:
+    """What earlier checks have found, by type of the maps."""
+    found = {kind: remembered(name) for kind, name in names.items()}
+    return {kind: entry["reason"] for kind, entry in found.items() if entry is not None and "reason" in entry}
 
 
 def _check(kinds: list[str]) -> dict[str, tuple[str | None, bool]]:
