@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 import os
 import pickle
 from datetime import timedelta
@@ -218,6 +219,28 @@ def test_copies_and_pickles():
     assert losses[0] == losses[1] == train(fast, batches, sgd(fast))
     assert losses[0][-1] != losses[0][0]
     assert {layer.path for layer in pickled.sparse_layers().values()} == {"sparse"}
+
+
+def test_shared_memory_is_not_copied_in_silence():
+    model, mask, batches = case()
+    fast = skeletal.compile(model, mask, batches[0], path="sparse").share_memory()
+    with pytest.raises(RuntimeError, match="gets a copy of a compiled network, not the memory that it shares"):
+        multiprocessing.get_context("spawn").Process(target=print, args=(fast,)).start()
+    assert torch.equal(pickle.loads(pickle.dumps(fast))(batches[0][0]), fast(batches[0][0]))  # meant to be a copy
+
+
+def test_a_mask_may_name_a_tied_weight_by_any_of_its_names():
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).double(), torch.randn(5, 8).double()
+    model[2].weight = model[0].weight
+    mask = skeletal.Mask({"2.weight": torch.rand(8, 8) < 0.5})
+    fast = skeletal.compile(model, mask, x, path="sparse")
+    masked = copy.deepcopy(model)
+    mask.attach(masked)
+    for network in (fast, masked):
+        network(x).square().sum().backward()
+    assert torch.allclose(fast(x), masked(x))
+    assert torch.allclose(fast.get_parameter("0.weight").grad, masked[0].weight.grad)
+    mask.check(fast.to_dense())
 
 
 def test_what_was_frozen_after_compiling_stays_so():

@@ -18,7 +18,7 @@ from skeletal.compaction.tracing.trace import UntraceableError, become_like, not
 from skeletal.core.diagnosis.macs import count_macs
 from skeletal.core.errors import MaskError
 from skeletal.core.masks.attach import gradient_hooks
-from skeletal.core.masks.match import matching_parameters
+from skeletal.core.masks.match import by_first_names, matching_parameters
 from skeletal.core.model.batches import map_tensors
 from skeletal.core.model.preserve import differentiable, preserve_attributes, preserve_model
 from skeletal.core.model.state.snapshot import copied
@@ -120,8 +120,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any, *, multi
     if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
         raise ValueError(f"multiple_of has to be a whole number of at least 1, not {multiple_of!r}")
     model = unwrap(model)
-    mask = {name: keep.detach().bool().cpu() for name, keep in mask.items()}
-    matching_parameters(mask, model)
+    mask = {name: keep.bool().cpu() for name, keep in by_first_names(mask, model).items()}
     _warn_of_gradient_hooks(model)
     batch = (example, None) if isinstance(example, Tensor) else example
     with differentiable(), preserve_attributes(model):  # in inference mode, nobody could train what is made

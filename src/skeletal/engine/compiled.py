@@ -6,6 +6,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
+from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -297,7 +298,17 @@ class Compiled(Traced):
         return new
 
     def __reduce__(self) -> Any:
-        """Pickled as the dense network it stands for."""
+        """Pickled as the dense network it stands for.
+
+        Raises:
+            RuntimeError: it was put into shared memory, and a process that is started would get a copy all the same.
+
+        """
+        if get_spawning_popen() is not None and any(values.is_shared() for values in self.network.parameters()):
+            raise RuntimeError(
+                "a started process gets a copy of a compiled network, not the memory that it shares: share the masked"
+                " network and compile it there, start processes by fork, or use DistributedDataParallel"
+            )
         paths = {name: layer.path for name, layer in self.sparse_layers().items()}
         mask = dict(self.mask), dict(self.mask.metadata)
         dense, state = self.to_dense(), (modes_of(self), trainable_of(self.network))

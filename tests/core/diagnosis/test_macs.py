@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from skeletal.core.diagnosis.diagnose import diagnose
 from skeletal.core.diagnosis.macs import Macs
@@ -24,6 +25,32 @@ def test_macs_by_hand():
     kept = [3 * 64, 3 * 16, 3 * 16, 3 * 16]
     expected = Macs(sum(forward), sum(kept), 3 * sum(forward) - forward[0], 3 * sum(kept) - kept[0])
     assert diagnose(model, mask, torch.randn(5, 3, 8, 8)).macs == expected
+
+
+class CallsFunctions(nn.Module):
+    """Layers that are called, or whose weights a function of torch's is called with, once or after the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(4, 2, 2, stride=2)
+        self.head, self.functions = nn.Linear(128, 5), True
+
+    def forward(self, x):
+        if self.functions:
+            x = F.conv2d(x, self.conv.weight, bias=self.conv.bias, padding=1).relu()
+            x = F.conv_transpose2d(input=x, weight=self.up.weight, stride=2).flatten(1)
+            return self.head(x) + F.linear(x, self.head.weight)
+        x = self.up(self.conv(x).relu()).flatten(1)
+        return self.head(x) + self.head(x)
+
+
+def test_functions_of_torch_count_as_the_layers_that_call_them():
+    model, x = CallsFunctions(), torch.randn(2, 3, 4, 4)
+    mask = {name: torch.rand_like(weight) < 0.3 for name, weight in prunable_weights(model).items()}
+    by_functions = diagnose(model, mask, x).macs
+    model.functions = False
+    assert by_functions == diagnose(model, mask, x).macs
+    assert by_functions.forward_dense == 16 * 108 + 16 * 32 + 2 * 640
 
 
 def test_macs_of_attention_and_of_one_layer_used_twice():

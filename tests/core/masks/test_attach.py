@@ -183,6 +183,18 @@ def test_another_models_mask_is_refused():
         mask.check(Tokens())
 
 
+def test_a_weight_of_two_names_has_one_mask():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    keep = torch.rand_like(model[0].weight) < 0.5
+    with pytest.raises(
+        skeletal.MaskError, match=r"0\.weight and 2\.weight are one weight of Sequential, but have diff"
+    ):
+        skeletal.Mask({"0.weight": keep, "2.weight": ~keep}).attach(model)
+    skeletal.Mask({"0.weight": keep, "2.weight": keep.clone()}).attach(model)
+    assert not model[2].weight[~keep].any()
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "averaged", "pickled"])
 def test_loading_into_a_copy_leaves_the_original_held(how, tmp_path):
     model, batches = convnet(), images()

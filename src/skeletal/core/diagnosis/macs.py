@@ -1,13 +1,15 @@
 """Multiply-accumulates of the masked layers, with all their weights and with the kept ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from skeletal.core.diagnosis.probing import first_that_runs, shorten
 from skeletal.core.model.batches import forward, map_tensors, to_device
@@ -71,7 +73,9 @@ def count_macs(model: nn.Module, mask: Mapping[str, Tensor], batch: Any) -> Macs
 
 
 def count_uses(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
-    """Count how often one forward pass uses each weight, through hooks on the modules that own the weights.
+    """Count how often one forward pass uses each weight: in the module that owns it, or by a function of torch's.
+
+    Functions are those that layers call, such as `F.linear(x, layer.weight)` in a module's own forward pass.
 
     Args:
         model: in eval mode; the caller restores it (see `preserve_model`).
@@ -90,24 +94,37 @@ def count_uses(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> U
 def _count(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
     forwards: Tensors = {}
     inputs: Tensors = {}
+    inside: list[nn.Module] = []
+    """the modules with weights whose forward pass is going on: what they call is counted with them"""
 
-    def add(owned: dict[str, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        for leaf, (positions, training) in _uses(module, [*args, *kwargs.values()], output).items():
+    def add(name: str, positions: Tensor, training: Tensor) -> None:
+        for uses, times in ((forwards, positions), (inputs, training - 2 * positions)):
+            uses[name] = uses[name] + times if name in uses else times
+
+    def of_module(owned: dict[str, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        inside.pop()
+        for leaf, times in _uses(module, [*args, *kwargs.values()], output).items():
             if (name := owned.get(leaf)) is not None:
-                for uses, times in ((forwards, positions), (inputs, training - 2 * positions)):
-                    uses[name] = uses[name] + times if name in uses else times
+                add(name, *times)
+
+    def of_function(name: str, times: tuple[Tensor, Tensor]) -> None:
+        if not inside:
+            add(name, *times)
 
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad or name in weights}
     state = {
         name: value.requires_grad_(name in trained and value.is_floating_point())
         for name, value in state_of(model).items()
     }
-    hooks = [
-        module.register_forward_hook(partial(add, owned), with_kwargs=True)
-        for module, owned in _owners(model, weights).items()
-    ]
+    names = _names(model, weights)
+    hooks = []
+    for module, owned in _owners(model, names).items():
+        hooks.append(module.register_forward_pre_hook(lambda module, _: inside.append(module)))
+        hooks.append(module.register_forward_hook(partial(of_module, owned), with_kwargs=True))
+    stand_ins = {id(state[name]): names[id(p)] for name, p in model.named_parameters() if id(p) in names}
     try:
-        with_parameters(model, state, lambda: forward(model, to_device(batch, device_of(model))))
+        with _Functions(stand_ins, of_function):
+            with_parameters(model, state, lambda: forward(model, to_device(batch, device_of(model))))
     finally:
         for hook in hooks:
             hook.remove()
@@ -115,9 +132,39 @@ def _count(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
     return Uses(forwards, inputs, sizes, max(_examples(batch), 1))
 
 
-def _owners(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[nn.Module, dict[str, str]]:
+class _Functions(TorchFunctionMode):
+    """Tells of every function of torch's that multiplies with one of the weights, given by their ids, with names."""
+
+    def __init__(self, weights: Mapping[int, str], tell: Callable[[str, tuple[Tensor, Tensor]], None]) -> None:
+        super().__init__()
+        self._weights, self._tell = weights, tell
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func in _DIRECT | _TRANSPOSED:
+            read, weight = (
+                args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(("input", "weight"))
+            )
+            if (name := self._weights.get(id(weight))) is not None:
+                by_channel = read if func in _TRANSPOSED else output  # of as many channels as the weight has rows
+                self._tell(name, _often(by_channel.numel() // max(len(weight), 1), read))
+        return output
+
+
+_DIRECT = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+
+
+def _names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[int, str]:
+    """The names that weights are asked for by, by the ids of the model's parameters."""
+    return {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in weights}
+
+
+def _owners(model: nn.Module, names: Mapping[int, str]) -> dict[nn.Module, dict[str, str]]:
     """The modules that own the weights, with each weight's name in the module and in the model."""
-    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in weights}
     owners: dict[nn.Module, dict[str, str]] = {}
     for module in model.modules():
         leaves: dict[str, Tensor | None] = {leaf: stored(module, leaf) for leaf in weights_and_biases(module)[0]}

@@ -15,11 +15,12 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
     """The model's parameters that a mask names.
 
     Raises:
-        MaskError: a name the model does not have, or another shape.
+        MaskError: a name the model does not have, another shape, or two masks for a weight that has two names.
 
     """
     model = unwrap(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    named: dict[int, str] = {}
     for name, keep in mask.items():
         if name not in parameters:
             raise MaskError(
@@ -31,6 +32,9 @@ def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Paramet
                 f"{name} is {tuple(parameters[name].shape)} in {type(model).__name__} but {tuple(keep.shape)}"
                 " in the mask: it belongs to another model"
             )
+        other = named.setdefault(id(parameters[name]), name)
+        if other != name and not mask[other].equal(mask[name].to(mask[other])):
+            raise MaskError(f"{other} and {name} are one weight of {type(model).__name__}, but have different masks")
     return {name: parameters[name] for name in mask}
 
 
