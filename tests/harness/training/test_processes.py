@@ -22,6 +22,7 @@ from tests.harness.training.digits import TRAINING, data, net, trained
 from tests.ranks import in_ranks, outcome
 
 SETUP = Setup(device="cpu")
+EVEN = replace(TRAINING, batch_size=27)  # no rank is without an example in the last batch
 PRUNING = Pruning(
     method="force", density=0.2, steps=3, batches_per_step=2, prune_batch_size=33, loss="cross-entropy",
     average="signed", bn_mode="train", sampling="plain",
@@ -66,6 +67,24 @@ def moved(engine):
     return dict(model.state_dict())
 
 
+class SkipsByChance(nn.Module):
+    """In the first of every four steps nobody has a gradient of the skipped layer; then both have, then one alone."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+        torch.manual_seed(0)
+        self.first, self.skipped, self.last = nn.Linear(64, 24), nn.Linear(24, 24), nn.Linear(24, 10)
+        self.calls = 0
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)).relu()
+        self.calls += self.training
+        if not self.training or self.calls % 4 in (2, 0 if self.rank else 3):
+            x = x + self.skipped(x).relu()
+        return self.last(x)
+
+
 def work(rank, folder):
     found = {}
     place, result = run(f"{folder}/two")
@@ -85,7 +104,7 @@ def work(rank, folder):
     with_norm = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10)
     )
-    found["norm"] = dict(trained(model=with_norm, training=replace(TRAINING, batch_size=27))[0].state_dict())
+    found["norm"] = dict(trained(model=with_norm, training=EVEN)[0].state_dict())
 
     mask = half_of(net())
     model, result = trained(mask=mask, training=replace(TRAINING, engine="auto"))
@@ -98,6 +117,9 @@ def work(rank, folder):
         net(), mask, "auto", device=torch.device("cpu"), example=lambda: torch.randn(4 + rank, 1, 8, 8)
     )
     found["choice"] = engine.choice
+
+    for name, alone in (("one skips", rank), ("all skip", 0)):
+        found[name] = dict(trained(model=SkipsByChance(alone), training=EVEN)[0].state_dict())
 
     model = net()
     model(torch.ones(2 + rank, 1, 8, 8)).sum().backward()
@@ -194,6 +216,12 @@ def test_a_run_stopped_on_one_rank_stops_on_all_and_resumes_to_the_same_bits(fou
 def test_ranks_of_a_network_with_norm_and_dropout_stay_equal(found):
     for name, value in found[0]["norm"].items():
         assert torch.equal(value, found[1]["norm"][name]), name
+
+
+def test_ranks_stay_equal_where_a_layer_is_skipped(found):
+    close(found[0]["one skips"], found[1]["one skips"])
+    # Nor does momentum move it when all ranks skip it.
+    close(found[0]["all skip"], dict(trained(model=SkipsByChance(0), training=EVEN)[0].state_dict()))
 
 
 def test_the_engine_is_chosen_by_one_for_all(found):

@@ -84,13 +84,11 @@ class Team:
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._device = device
-        self.turn_to(network)
+        self._device, self._network = device, network
 
     def turn_to(self, network: nn.Module) -> None:
         """Train another form of the network from now on."""
         self._network = network
-        self._trained: dict[str, nn.Parameter] | None = None
 
     def meet(self, loss: Tensor, examples: int, stopping: bool) -> StepReport:
         """Tell the others of this rank's mean loss and number of examples, and whether it was asked to stop.
@@ -124,14 +122,15 @@ class Team:
         """Replace gradients by those of the whole batch's mean loss; this rank's are of a mean over its `examples`."""
         if ranks() == 1 or merged.examples == 0:
             return
-        if self._trained is None:  # the first batch, which is full, shows which parameters the loss depends on
-            mine = [name for name, weight in self._network.named_parameters() if weight.grad is not None]
-            trained = set().union(*everyone(mine))
-            self._trained = {n: weight for n, weight in self._network.named_parameters() if n in trained}
-        for weight in self._trained.values():
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        gradients: Any = {name: weight.grad for name, weight in self._trained.items()}
+        weights = dict(self._network.named_parameters())
+        # Asked anew at every step: a network may leave out a layer by chance, or on some ranks only.
+        having = self._sum(*(weight.grad is not None for weight in weights.values()))
+        gradients: Any = {}
+        for (name, weight), somebody in zip(weights.items(), having, strict=True):
+            if somebody:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+                gradients[name] = weight.grad
         average_over_ranks(gradients, examples * ranks() / merged.examples)
 
     def share_statistics(self) -> None:
