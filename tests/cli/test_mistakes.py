@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -197,6 +198,14 @@ def test_a_network_of_ones_own(cli, function, message, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     shown = cli("run", "--model", f"mine:{function}", "--method", "snip", "--density", "0.5", "--epochs", "1")
     assert shown.status == 1 and message in shown.err and "Traceback" not in shown.err
+
+
+def test_launched_processes_do_not_start_others(cli, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("skeletal.harness.training.processes.group", nullcontext)
+    shown = cli("run", "--executor", "local")
+    assert shown.status == 1 and "starts processes of its own, and this is one of 2" in shown.err
 
 
 def test_a_module_that_cannot_be_imported(cli, monkeypatch, tmp_path):

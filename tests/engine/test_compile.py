@@ -229,6 +229,12 @@ def test_shared_memory_is_not_copied_in_silence():
     assert torch.equal(pickle.loads(pickle.dumps(fast))(batches[0][0]), fast(batches[0][0]))  # meant to be a copy
 
 
+def test_a_wrapped_network_without_a_mask():
+    model = mlp()
+    fast = skeletal.compile(torch.optim.swa_utils.AveragedModel(model), None, images()[0], path="sparse")
+    assert torch.allclose(fast(images()[0][0]), model(images()[0][0]), atol=1e-6)
+
+
 def test_a_mask_may_name_a_tied_weight_by_any_of_its_names():
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).double(), torch.randn(5, 8).double()
     model[2].weight = model[0].weight

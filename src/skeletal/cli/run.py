@@ -79,6 +79,13 @@ def run(
         raise ValueError(f"--seeds is the number of runs and has to be at least 1, not {seeds}")
     if wait and executor != "none":
         raise ValueError(f"--executor {executor} passes over what another process works on: leave --wait out")
+    from skeletal.core.model.distributed import launched
+
+    if executor != "none" and launched() > 1:
+        raise ValueError(
+            f"--executor {executor} starts processes of its own, and this is one of {launched()} that were launched"
+            " together: leave one of the two out"
+        )
     from skeletal.harness.console.trackers import log_finished
 
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]

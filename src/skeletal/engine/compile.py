@@ -11,7 +11,7 @@ from skeletal.compaction.compact import compact, differentiable_too
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.preserve import device_of, differentiable, preserve_attributes
-from skeletal.core.model.weights import prunable_weights
+from skeletal.core.model.weights import prunable_weights, unwrap
 from skeletal.core.progress import shown
 from skeletal.engine.compiled import PATHS, Compiled, maps_here
 from skeletal.engine.dense_compact import dense_compact
@@ -66,7 +66,9 @@ def compile(
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"dtype has to be torch.float32 or torch.bfloat16, not {dtype}")
     if mask is None:
-        mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
+        mask = {
+            name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(unwrap(model)).items()
+        }
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     batch = (example, None) if isinstance(example, Tensor) else example
     with differentiable():  # in inference mode, parameters would be made that cannot be trained

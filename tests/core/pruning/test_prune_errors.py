@@ -9,6 +9,21 @@ from tests.cases import images, mlp
 from tests.unchanged import assert_same, everything_about
 
 
+def test_processes_without_a_group_are_told_that_each_prunes_by_itself(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    skeletal.prune(mlp(), density=0.5, method="random")  # no launcher, only a variable of that name
+    monkeypatch.setenv("RANK", "1")
+    with pytest.warns(UserWarning, match="one of 4 processes, but there is no process group yet") as told:
+        skeletal.prune(mlp(), density=0.5, method="random")
+    assert told[0].filename == __file__
+
+
+def test_weights_that_fsdp1_has_flattened_are_refused_by_its_name():
+    wrapped = type("FullyShardedDataParallel", (nn.Sequential,), {})(mlp())
+    with pytest.raises(TypeError, match="FSDP1.*use torch.distributed.fsdp.fully_shard, then attach"):
+        skeletal.prune(wrapped, density=0.5, method="random")
+
+
 def test_collapse_is_refused_and_names_step_density_and_empty_layers():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
     with torch.no_grad():

@@ -29,6 +29,7 @@ from skeletal.core.masks.match import by_first_names, matching_parameters
 from skeletal.core.masks.selection import top
 from skeletal.core.model.batches import Cycle, Loss
 from skeletal.core.model.denormals import flush_denormals
+from skeletal.core.model.distributed import together
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.preserve import differentiable, preserve_model
 from skeletal.core.model.tensors import Tensors, flatten, unflatten, widen
@@ -154,6 +155,7 @@ def _best_swap(inside: Tensor, outside: Tensor, swaps: int) -> Swap:
     return out.nonzero().flatten().tolist(), back.nonzero().flatten().tolist()
 
 
+@together()
 @differentiable()
 def local_optimality(
     model: nn.Module,
@@ -176,6 +178,8 @@ def local_optimality(
     with the largest first-order change of S: |θ_j ∇L_j| + θ_j [H s]_j for a weight that returns, the negative of that
     for one that goes, all at θ ⊙ c_{t+1}, with s = |θ| ⊙ sign(∇L) on c_{t+1}, so that H s is ∇S without its
     first term. H s is a central difference of two gradients. The swap's gain is then measured, not predicted.
+
+    Under torchrun, call it on every rank: each gradient is the mean over all ranks' batches.
 
     Args:
         model: at its initialization θ, dense; left as found.

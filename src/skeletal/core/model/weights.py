@@ -18,10 +18,16 @@ def unwrap(model: nn.Module) -> nn.Module:
     Wrappers are `DataParallel`, `DistributedDataParallel`, `torch.compile`, `AveragedModel` and timm's averages.
 
     Raises:
-        TypeError: a ScriptModule, whose code and weights torch keeps to itself.
+        TypeError: a ScriptModule, whose code and weights torch keeps to itself; or FSDP1, which makes a vector of its
+            weights.
 
     """
     while True:
+        if type(model).__name__ == "FullyShardedDataParallel":  # by name: its module takes long to import
+            raise TypeError(
+                "FullyShardedDataParallel (FSDP1) makes vectors of parameters, in which a mask finds no weights: prune"
+                " and use torch.distributed.fsdp.fully_shard, then attach the mask"
+            )
         if isinstance(model, torch.jit.ScriptModule):
             raise TypeError("this is a ScriptModule, which is compiled: pass the module that it was made from")
         averages = type(model).__module__.startswith("timm.utils.") and type(model).__name__.startswith("ModelEma")

@@ -7,7 +7,7 @@ from torch import nn
 
 from skeletal.core.errors import CollapseWarning, warn_caller
 from skeletal.core.masks.mask import Mask
-from skeletal.core.model.distributed import ranks
+from skeletal.core.model.distributed import launched, ranks
 from skeletal.core.model.weights import count_biases, left_out
 from skeletal.core.patterns.names import CHANNELS, block
 from skeletal.core.pruning.settings import Settings
@@ -69,6 +69,16 @@ def warn_if_collapsed(mask: Mask, why_unknown: str) -> None:
     else:
         return
     warn_caller(message, CollapseWarning)
+
+
+def warn_if_alone() -> None:
+    """Warn of processes that were launched together and do not know of each other yet: each finds its own mask."""
+    if launched() > 1 and ranks() == 1:
+        warn_caller(
+            f"this is one of {launched()} processes, but there is no process group yet, so it prunes by itself, and"
+            " with other batches or weights others find other masks: call torch.distributed.init_process_group before",
+            UserWarning,
+        )
 
 
 def warn_if_layers_differ(settings: Settings) -> None:

@@ -27,7 +27,7 @@ from skeletal.core.patterns.grouped import Groups
 from skeletal.core.patterns.pattern import Pattern, Patterned
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step, algorithm_1
-from skeletal.core.pruning.describe import describe, warn_if_collapsed, warn_if_layers_differ
+from skeletal.core.pruning.describe import describe, warn_if_alone, warn_if_collapsed, warn_if_layers_differ
 from skeletal.core.pruning.keep_top import keep_pattern, keep_top
 from skeletal.core.pruning.methods import METHODS
 from skeletal.core.pruning.schedules import Schedule
@@ -218,7 +218,7 @@ def prune(
         CollapseWarning: the finished mask leaves no path from input to output; or layers are empty and there are
             no batches to find a path with; or weights were filled in at the last step.
         UserWarning: a method that gives each layer a number of weights, such as random-erk, meets a pattern whose
-            groups do not.
+            groups do not; or a launcher has started several processes, which have not joined a process group.
 
     """
     method, many = expanded(method)
@@ -242,6 +242,7 @@ def prune(
         on_collapse=on_collapse,
         seed=operator.index(seed),
     )
+    warn_if_alone()
     warn_if_layers_differ(settings)
     if batches is None and settings.row.needs_data:
         raise ValueError(f"method {method!r} needs batches: an iterable of (inputs, targets) or of dicts")

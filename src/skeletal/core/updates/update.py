@@ -29,7 +29,8 @@ class MaskUpdate:
     throws away, such as SAM's first or a generator's through a discriminator, do not count. They have to come by
     `.backward()`.
 
-    Under torchrun, all ranks call it and make the same move: gradients are averaged over the ranks.
+    Under torchrun, all ranks call it equally often and make the same move: gradients are averaged over the ranks. In
+    `DistributedDataParallel.join()`, ranks that have run out of batches do not, and the others would wait for them.
 
     Args:
         skeleton: what `mask.attach(model)` returned.

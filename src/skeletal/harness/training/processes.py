@@ -15,13 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skeletal.core.model.distributed import PeerError, average_over_ranks, everyone, rank, ranks
+from skeletal.core.model.distributed import PeerError, average_over_ranks, everyone, launched, rank, ranks
 from skeletal.harness.data.draws import seed_of
-
-
-def launched() -> int:
-    """How many processes a launcher has started, this one among them; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextmanager
