@@ -20,7 +20,7 @@ def test_processes_without_a_group_are_told_that_each_prunes_by_itself(monkeypat
 
 def test_weights_that_fsdp1_has_flattened_are_refused_by_its_name():
     wrapped = type("FullyShardedDataParallel", (nn.Sequential,), {})(mlp())
-    with pytest.raises(TypeError, match="FSDP1.*use torch.distributed.fsdp.fully_shard, then attach"):
+    with pytest.raises(TypeError, match=r"FSDP1.*use torch\.distributed\.fsdp\.fully_shard, then attach"):
         skeletal.prune(wrapped, density=0.5, method="random")
 
 
