@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import skeletal
-from tests.cases import Tokens, convnet, images, tokens
+from tests.cases import Tokens, convnet, images, mlp, tokens
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
@@ -86,6 +86,38 @@ def test_a_used_optimizer_forgets_pruned_weights():
         assert weight.grad[~keep].eq(0).all()
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             assert optimizer.state[weight][key][~keep].eq(0).all()
+
+
+def lbfgs_step(model, optimizer):
+    """A step of several evaluations, at all of which pruned weights are 0."""
+    pruned = [model[1].weight[0].abs().sum()]
+
+    def loss():
+        optimizer.zero_grad()
+        value = model(images(1)[0][0]).square().mean()
+        value.backward()
+        pruned.append(model[1].weight[0].abs().sum())
+        return value
+
+    optimizer.step(loss)
+    return sum(pruned[1:]).item()
+
+
+def test_a_used_lbfgs_goes_on_as_a_new_one():
+    model = mlp()
+    used = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=5)
+    assert lbfgs_step(model, used) and used.state
+    kept = {"1.weight": torch.ones_like(model[1].weight, dtype=torch.bool).index_fill(0, torch.tensor([0]), False)}
+    found = []
+    for forgets in (True, False):
+        network = copy.deepcopy(model)
+        optimizer = torch.optim.LBFGS(network.parameters(), lr=0.5, max_iter=5)
+        if forgets:
+            optimizer.load_state_dict(used.state_dict())
+        skeletal.Mask(kept).attach(network, optimizer)
+        assert lbfgs_step(network, optimizer) == 0
+        found.append(network.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_same_training_as_multiplying_with_the_mask():

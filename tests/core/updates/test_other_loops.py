@@ -128,3 +128,27 @@ def test_an_optimizer_that_has_been_exchanged_is_noticed():
     with pytest.raises(ValueError, match=r"no optimizer given holds 0\.weight.* to a new MaskUpdate"):
         for batch in images(3):
             step(model, other, update, batch)
+
+
+def test_lbfgs_goes_on_as_a_new_one_where_the_mask_has_moved():
+    (x, y), found = images(1)[0], []
+    for new in (True, False):
+        model = convnet().eval()
+        skeleton = skeletal.prune(model, density=0.3, method="random-erk").attach(model)
+        used = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+        update = skeletal.MaskUpdate(skeleton, used, skeletal.SET(every=2), steps=4)
+        for moves in (False, True, False):
+
+            def loss(model=model, used=used):
+                used.zero_grad()
+                value = nn.functional.cross_entropy(model(x), y)
+                value.backward()
+                return value
+
+            used.step(loss)
+            assert used.state and update.step() == moves
+            if moves and new:
+                used = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+                update = skeletal.MaskUpdate(skeleton, used, skeletal.SET(every=2), steps=4)
+        found.append(model.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,12 +147,26 @@ _BEGINS = {"step_size": "lr", "sum": "initial_accumulator_value"}
 """what Rprop and Adagrad remember that does not begin at 0, and the optimizer's setting that it begins at"""
 
 
+def begins(kind: str, settings: Mapping[str, Any]) -> float:
+    """What an optimizer with these settings begins with, for each entry of a weight, where it remembers this."""
+    return float(settings.get(_BEGINS.get(kind, ""), 0))
+
+
+def has_history(optimizer: Optimizer) -> bool:
+    """Whether an optimizer remembers former steps of all its parameters as one, as LBFGS does."""
+    return hasattr(optimizer, "_params")
+
+
 def _forget(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
     """Set what an optimizer remembers of these positions to what it would begin with."""
-    settings = next((group for group in optimizer.param_groups if any(p is weight for p in group["params"])), {})
+    settings = next((group for group in optimizer.param_groups if any(p is weight for p in group["params"])), None)
+    if settings is None:
+        return
+    if has_history(optimizer) and where.any():  # flat vectors, which lead to where the weights are not any more
+        optimizer.state.clear()
     for kind, value in optimizer.state.get(weight, {}).items():
         if isinstance(value, Tensor) and value.shape == weight.shape:
-            local(value).masked_fill_(where.to(value.device), settings.get(_BEGINS.get(kind, ""), 0))
+            local(value).masked_fill_(where.to(value.device), begins(kind, settings))
 
 
 def _as_read(where: Tensor, weight: Tensor) -> Tensor:
