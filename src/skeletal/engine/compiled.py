@@ -84,6 +84,8 @@ class Compiled(Traced):
         self._times: dict[str, tuple[float, float]] = {}
         self._steps: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
+        self._elsewhere: dict[str, nn.Parameter] = {}
+        """parameters that the forward pass does not use, which the model itself goes on training (see `carry_over`)"""
         self.chosen = "sparse"
         if not sparse:
             self.chosen = DENSE_LAST
@@ -200,7 +202,7 @@ class Compiled(Traced):
         Kept weights that cannot have an effect, because their channels were removed, keep their old values.
         """
         self._take_over()
-        values = {name: tensor.detach() for name, tensor in state_tensors(self.network).items()}
+        values = {name: tensor.detach() for name, tensor in (state_tensors(self.network) | self._elsewhere).items()}
         for name, layer in self.sparse_layers().items():
             values[f"{name}.weight"] = layer.dense_weight().detach()
         dense = self._original.to_dense(values)

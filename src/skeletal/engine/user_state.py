@@ -137,6 +137,8 @@ def from_user(
     values, not_there, too_many = module._original.take(module.to_dense(), given)
     missing += [prefix + name for name in not_there]
     unexpected += [prefix + name for name in too_many]
+    for name, weight in module._elsewhere.items():
+        weight.detach().copy_(values[name])
     sparse = {f"{name}.weight": layer for name, layer in module.sparse_layers().items()}
     for name, own in module.network.state_dict().items():
         value = values.get(name, given.get(name, own))  # extra states are no tensors of the original

@@ -106,6 +106,36 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, update, engine, stop_a
     assert timeless(whole.metrics()) == timeless(parts.metrics())
 
 
+class Crooked(nn.Module):
+    """Layers in another order than they are called in, one of them never."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.head, self.unused = nn.Linear(16, 3), nn.Linear(16, 16)
+        self.norm, self.conv = nn.BatchNorm2d(16), nn.Conv2d(3, 16, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def test_a_network_with_an_unused_layer_moves_and_resumes_on_the_engine_as_dense(tmp_path):
+    mask, found = Mask(random_mask(Crooked(), 0.8), {"method": "random"}), {}
+    for engine, stop_at in (("dense", None), ("sparse", None), ("sparse", (1, 1))):
+        training, place, model = moving("set", engine), folder(tmp_path, f"{engine}-{stop_at}"), Crooked()
+        if stop_at is not None:
+            data = blobs(IMAGES, before={stop_at: lambda: signal.raise_signal(signal.SIGINT)})
+            with pytest.raises(Interrupted):
+                run(Crooked(), data, training, mask=mask, folder=place)
+        run(model, blobs(IMAGES), training, mask=mask, folder=place)
+        found[engine, stop_at] = dict(model.state_dict()), checkpoint.load(place.path)["optimizer"]["state"]
+    whole = found["sparse", None]
+    assert same(found["sparse", (1, 1)], whole)
+    torch.testing.assert_close(whole[0], found["dense", None][0], rtol=1e-3, atol=1e-5)
+    shapes = {name: weight.shape for name, weight in Crooked().named_parameters()}
+    assert whole[1] and all(shapes[name] == entries["momentum_buffer"].shape for name, entries in whole[1].items())
+
+
 def test_an_optimizer_keeps_what_it_remembers_on_its_way_to_a_compiled_network_and_back():
     model, mask = convnet(), Mask(random_mask(convnet(), 0.05))
     groups = [{"params": model[:3].parameters(), "lr": 0.02}, {"params": model[3:].parameters()}]
