@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from skeletal.core.model.state.random_state import beside_torch
 from skeletal.harness import models
 from skeletal.harness.models import external
 
@@ -151,6 +152,21 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone(init):
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_seed_also_fixes_what_python_and_numpy_draw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_random_xyz.py").write_text(
+        "import random, numpy, torch\n"
+        "def net():\n"
+        "    made = torch.nn.Linear(2, 2)\n"
+        "    made.weight.data = torch.tensor([[random.random(), numpy.random.rand()], [0, 0]])\n"
+        "    return made\n"
+    )
+    before = beside_torch()
+    first, again, other = (_weights(models.create("own_random_xyz:net", seed=s)) for s in (0, 0, 1))
+    assert beside_torch() == before
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_without_a_seed_weights_come_from_the_global_generator():

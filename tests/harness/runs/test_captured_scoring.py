@@ -9,6 +9,7 @@ from skeletal.core.model.gradients import Derivatives
 from skeletal.harness.runs.captured_scoring import CapturedDerivatives
 from skeletal.harness.training import choose_step
 from tests.cases import convnet, images
+from tests.harness.training.blobs import PyDrop
 from tests.harness.training.recorded import Refuses, Uncaptured
 
 METHODS = [
@@ -108,6 +109,16 @@ def test_what_a_layer_notes_of_a_batch_meets_the_next_one(monkeypatch):
     expected = losses(Derivatives)
     monkeypatch.setattr(choose_step, "recorder_for", lambda device: Uncaptured())
     assert losses(CapturedDerivatives) == expected
+
+
+def test_a_network_that_draws_from_python_and_numpy_is_not_recorded(monkeypatch):
+    def mask(engine):
+        return skeletal.prune(network().append(PyDrop()), images(3), density=0.5, steps=2, engine=engine)
+
+    expected = mask(Derivatives)
+    monkeypatch.setattr(choose_step, "recorder_for", lambda device: Uncaptured())
+    with pytest.warns(UserWarning, match="kernel by kernel .*draws Python's or numpy's random numbers"):
+        assert mask(CapturedDerivatives).digest == expected.digest
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Blobs to train on in a moment, two networks, a mask that counts who asks, and when two runs are the same."""
 
+import random
 from types import SimpleNamespace
 
+import numpy
 import torch
 from torch import nn
 
@@ -61,6 +63,13 @@ def blobs(shape=(8,), before=None, validation=20):
 def mlp():
     torch.manual_seed(7)
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, CLASSES))
+
+
+class PyDrop(nn.Module):
+    """Scales at random, by Python's and numpy's generators, as stochastic depth is often written."""
+
+    def forward(self, x):
+        return x * random.choice((0.5, 1.5)) + 0.1 * numpy.random.randn() if self.training else x
 
 
 def convnet():

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from skeletal import prune
+from skeletal.core.model.state.random_state import seed_all
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.pace import Pace
 from skeletal.harness.training import checkpoint
-from tests.harness.training.blobs import TRAINING, HalfMask, blobs, folder, mlp, run, same, timeless
+from tests.harness.training.blobs import TRAINING, HalfMask, PyDrop, blobs, folder, mlp, run, same, timeless
 
 
 @pytest.mark.parametrize("stop_at", [(0, 1), (1, 3), (1, 4), (2, 0)])
@@ -41,6 +42,32 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, capsys, stop_at, numbe
         assert same(a[part], b[part]), part
     assert timeless(whole.metrics()) == timeless(parts.metrics())
     assert result.test.top1 == whole.metrics()[-1]["test_top1"]
+
+
+def random_mlp():
+    return mlp().append(PyDrop())
+
+
+@pytest.mark.parametrize("stop_at", [(0, 1), (1, 4)])
+def test_a_network_that_draws_from_python_and_numpy_goes_on_to_the_same_bits(tmp_path, stop_at):
+    expected, resumed = random_mlp(), random_mlp()
+    run(expected, blobs())
+    data = blobs(before={stop_at: lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(Interrupted):
+        run(random_mlp(), data, folder=folder(tmp_path))
+    seed_all(99)
+    run(resumed, data, folder=folder(tmp_path))
+    assert same(dict(expected.state_dict()), dict(resumed.state_dict()))
+
+
+def test_a_checkpoint_without_the_states_of_python_and_numpy_resumes(tmp_path):
+    data = blobs(before={(1, 1): lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(Interrupted):
+        run(mlp(), data, folder=folder(tmp_path))
+    state = checkpoint.load(folder(tmp_path).path)
+    del state["rng_beside_torch"], state["format"]
+    checkpoint.save(folder(tmp_path).path, state)
+    assert run(mlp(), data, folder=folder(tmp_path)).epochs == 3
 
 
 class Rare(Pace):

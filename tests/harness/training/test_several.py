@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from skeletal.core.errors import NonFiniteError
+from skeletal.core.model.state.random_state import beside_torch
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.several import train_many
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import TrainResult
-from tests.harness.training.blobs import same, timeless
+from tests.harness.training.blobs import PyDrop, same, timeless
 from tests.harness.training.recorded import DATA, TRAINING, mask_of, network, run, static
 
 __all__ = ["static"]
@@ -70,6 +71,18 @@ def test_every_run_is_what_it_is_alone(tmp_path, static, way):
         a, b = checkpoint.load(one.path), checkpoint.load(other.path)
         assert all(same(a[part], b[part]) for part in ("model", "optimizer", "rng", "epoch"))
     assert not same(*(dict(model.state_dict()) for model in expected[:2]))  # seeds differ
+
+
+def test_runs_that_draw_from_python_and_numpy_are_what_they_are_alone():
+    expected = [run(replace(TRAINING, epochs=2), network().append(PyDrop()), seed=seed) for seed in range(2)]
+    tasks = [
+        replace(task(None, seed, network().append(PyDrop())), training=replace(TRAINING, epochs=2)) for seed in range(2)
+    ]
+    before = beside_torch()
+    dict(train_many([*tasks, task(None, 2)]))
+    assert beside_torch() == before
+    for model, done in zip(expected, tasks, strict=True):
+        assert same(dict(model.state_dict()), dict(done.model.state_dict()))
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from skeletal.core.errors import NonFiniteError
-from tests.harness.training.blobs import folder, same
+from tests.harness.training.blobs import PyDrop, folder, same
 from tests.harness.training.recorded import Refuses, Uncaptured, network, run, static
 
 __all__ = ["static"]
@@ -116,6 +116,15 @@ def test_a_buffer_that_becomes_another_tensor_is_not_recorded(static):
     with pytest.warns(UserWarning, match="cannot be captured .*8.mean becomes another tensor"):
         model = run(model=network().append(Average()))
     assert not recorder.recorded and expected[-1].mean > 0
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+def test_a_network_that_draws_from_python_and_numpy_is_not_recorded(static):
+    expected = run(model=network().append(PyDrop()))
+    recorder = static()
+    with pytest.warns(UserWarning, match="cannot be captured .*draws Python's or numpy's random numbers"):
+        model = run(model=network().append(PyDrop()))
+    assert not recorder.recorded
     assert same(dict(model.state_dict()), dict(expected.state_dict()))
 
 

@@ -129,7 +129,7 @@ def create(
 
     Weights are drawn on the CPU, so that a seed means the same weights everywhere, and then moved to
     torch's default device; on the meta device there is nothing to draw. With a seed the global random
-    generators stay as they were; with None the weights come from the global one.
+    generators, also Python's and numpy's, stay as they were; with None the weights come from the global ones.
 
     Raises:
         ValueError: unknown name (the nearest ones are named), a module or function that is not there, an image too

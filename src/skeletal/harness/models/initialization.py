@@ -3,10 +3,11 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+
+from skeletal.core.model.state.random_state import RandomState, seed_all
 
 
 def kaiming_normal_(model: nn.Module) -> None:
@@ -29,13 +30,17 @@ def kaiming_normal_(model: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int | None) -> Generator[None, None, None]:
-    """Inside, CPU random numbers follow from `seed`; afterwards, the global generator is as it was.
+    """Inside, random numbers of torch's CPU generator, Python and numpy follow from `seed`; afterwards, the global
+    generators are as they were.
 
-    `None` changes nothing: the global generator is used, and advances.
+    `None` changes nothing: the global generators are used, and advance.
     """
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+    before = RandomState()
+    seed_all(seed)
+    try:
         yield
+    finally:
+        before.restore()

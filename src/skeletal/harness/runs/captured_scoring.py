@@ -14,12 +14,13 @@ from skeletal.core.model.distributed import ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import autocast, in_float32
 from skeletal.core.model.preserve import device_of, differentiable, with_parameters
+from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.core.model.tensors import Tensors
 from skeletal.harness.store.statefile import in_short
 from skeletal.harness.training import choose_step
 from skeletal.harness.training.graph import FLOAT32_ROUNDING, WARM_UPS, MismatchError
 
-RandomState = tuple[Tensor, Tensor | None]
+RandomState = tuple[Tensor, Tensor | None, dict[str, Any]]
 BFLOAT16_ROUNDING = 0.1  # of a gradient, relative; the same kernels, but sums in another order
 
 
@@ -107,7 +108,7 @@ class CapturedDerivatives(Derivatives):
         state: Tensors,
         leaves: Tensors,
         loss: float,
-        drawn: tuple[Tensor, Tensor | None],
+        drawn: RandomState,
     ) -> _Pass:
         """Record the pass, and compare it with the gradients that lie in `leaves`."""
         device = device_of(self.model)
@@ -134,8 +135,11 @@ class CapturedDerivatives(Derivatives):
             found.backward()
             value.copy_(found.detach())
 
+        here = beside_torch()
         for _ in range(WARM_UPS):
             once()
+        if beside_torch() != here:
+            raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
         recorded = _Pass(recorder.record(once), there, static, mine, value)
         expected = {name: leaf.grad for name, leaf in leaves.items()}
         _set_random_state(device, drawn)
@@ -168,10 +172,12 @@ def _copy(gradient: Tensor) -> Tensor:
 
 
 def _random_state(device: torch.device) -> RandomState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device, beside_torch()
 
 
 def _set_random_state(device: torch.device, state: RandomState) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
+    set_beside_torch(state[2])

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
+from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.core.model.tensors import not_finite
 from skeletal.engine.optimizer_state import from_dense, to_dense
 from skeletal.harness.config import with_later
@@ -54,7 +54,7 @@ def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, moving: b
     """The optimizer's state; for a compiled network by parameter name, as nothing else identifies its tensors."""
     state = optimizer.state_dict()
     if engine.compiled:
-        names = {i: name for name, i in _numbers(engine.network, optimizer).items()}
+        names = [name for name, _ in engine.network.named_parameters()]
         state["state"] = {names[i]: entries for i, entries in state["state"].items()}
     if moving and engine.compiled:  # a compiled network may have other shapes where the run resumes
         state["state"] = to_dense(engine.network, state["state"])
@@ -62,13 +62,6 @@ def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, moving: b
 
 
 def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any], dense: bool) -> None:
-def _numbers(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """By parameter name, the numbers that an optimizer's state has: it may hold those of no use to the network, too."""
-    held = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
-    numbers = {weight: i for i, weight in enumerate(held)}
-    return {name: numbers[id(weight)] for name, weight in network.named_parameters()}
-
-
     """`dense`: what is under a name has the shape of the original network's parameter."""
     if all(isinstance(key, str) for key in state["state"]):
         parameters = dict(engine.network.named_parameters())
@@ -83,7 +76,7 @@ def _numbers(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
                         f"the checkpoint's {what} of {name} has shape {tuple(value.shape)}, the compiled network needs"
                         f" {wanted}: another version of skeletal wrote it; delete it to train from the beginning"
                     )
-        numbers = _numbers(engine.network, optimizer)
+        numbers = {name: i for i, name in enumerate(parameters)}
         state = state | {"state": {numbers[name]: entries for name, entries in state["state"].items()}}
     optimizer.load_state_dict(state)
 
@@ -207,6 +200,7 @@ class RunState:
             "rng": rng,
             "cuda_rng": cuda_rng,
             "rng_of_others": others,
+            "rng_beside_torch": everyone(beside_torch()),
         }
         if self.moving is not None:
             state["update"] = self.moving.state()
@@ -268,3 +262,5 @@ class RunState:
             torch.set_rng_state(rng)
             if cuda_rng is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(cuda_rng, self.device)
+        if rank() < len(beside := state.get("rng_beside_torch", [])):  # which earlier versions did not keep
+            set_beside_torch(beside[rank()])

@@ -142,6 +142,8 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
                 step(size)
             if (name := before.replaced()) is not None:
                 raise RuntimeError(f"{name} becomes another tensor in each step, and a recording knows only the first")
+            if before.drawn_beside_torch():
+                raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
             before.restore()
             step.seek(batch)
             replays[size] = recorder.record(lambda size=size: step(size))

@@ -13,6 +13,8 @@ import torch
 
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.core.model.distributed import ranks
+from skeletal.core.model.state.random_state import RandomState
+from skeletal.core.model.state.reach import has_own_code
 from skeletal.harness.console.interrupt import Interrupted, Stop
 from skeletal.harness.devices import tuned
 from skeletal.harness.training.task import Task, TrainResult
@@ -68,7 +70,8 @@ class _Turns:
     def __init__(self, task: Task, stop: Stop, runs: int) -> None:
         self._stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None
         self._device = task.device
-        self._cpu_state: torch.Tensor | None = None
+        self._drawn: RandomState | None = None
+        self._only_torch = not has_own_code(task.model)
         self._cuda_state: Any = None
         self._steps = self._run(task, stop, runs)
 
@@ -88,15 +91,16 @@ class _Turns:
 
     @contextmanager
     def _place(self) -> Generator[None]:
-        outside = torch.get_rng_state()
-        if self._cpu_state is not None:
-            torch.set_rng_state(self._cpu_state)
+        first = self._drawn is None  # in which all generators are seeded
+        outside = RandomState(only_torch=self._only_torch and not first)
+        if self._drawn is not None:
+            self._drawn.restore()
         try:
             with self._on_gpu():
                 yield
         finally:
-            self._cpu_state = torch.get_rng_state()
-            torch.set_rng_state(outside)
+            self._drawn = RandomState(only_torch=self._only_torch)
+            outside.restore()
 
     @contextmanager
     def _on_gpu(self) -> Generator[None]:

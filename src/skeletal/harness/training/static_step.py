@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import cross_entropy
+from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.harness.data.augment import Draws
 from skeletal.harness.data.memory import EpochPlan, Levels, MemorySplit, made, plan_epoch
 from skeletal.harness.training.checkpoint import RunState
@@ -167,11 +168,16 @@ class Snapshot:
         self._kept = [tensor.detach().clone() for tensor in self._there]
         self._weights: list[Tensor] = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer, self._device = optimizer, device
+        self._beside_torch = beside_torch()
         self._random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def replaced(self) -> str | None:
         """The name of a buffer that is another tensor by now: `self.mean = ...`, where a recording needs `copy_`."""
         return next((path for path, module, name, was in self._buffers if module._buffers.get(name) is not was), None)
+
+    def drawn_beside_torch(self) -> bool:
+        """Whether Python's or numpy's random numbers were drawn since, which a recording would not draw anew."""
+        return beside_torch() != self._beside_torch
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -185,6 +191,7 @@ class Snapshot:
         """Put everything back, and drop gradients."""
         self.put_back()
         self._optimizer.zero_grad()
+        set_beside_torch(self._beside_torch)
         torch.set_rng_state(self._random[0])
         if self._random[1] is not None:
             torch.cuda.set_rng_state(self._random[1], self._device)

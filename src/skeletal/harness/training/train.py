@@ -51,7 +51,8 @@ def train(
     back into the model at the end. "auto" measures once, and a resumed run keeps to what was chosen then.
 
     The model moves to `device` and stays there, in training mode; `training.channels_last` changes the memory
-    order of its weights. torch's global random state is seeded with `seed`, or restored when resuming.
+    order of its weights. The global random states of torch, Python and numpy are seeded with `seed`, or restored when
+    resuming.
 
     In a process group (torchrun) all ranks call it, on the same model, data and settings; `training.batch_size` is that
     of all together, of which each takes its part, and rank 0 writes. All end with the same weights, equal to those of

@@ -18,6 +18,7 @@ from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.cudnn import trying_all
 from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
+from skeletal.core.model.state.random_state import seed_all
 from skeletal.core.updates.rule import Rule
 from skeletal.harness.console import trackers
 from skeletal.harness.console.display import Display
@@ -108,7 +109,7 @@ class Trainer:
                 run.moving = self._moving(run, skeleton, rule)
         if engine.compiled:
             opened.callback(lambda: task.model.train().load_state_dict(run.engine.network.state_dict()))
-        torch.manual_seed(generator_seed(task.seed))
+        seed_all(generator_seed(task.seed), task.model)
         run.restore()
         network = run.engine.network
         held = network.state_dict() | {"settings": settings, "epoch": run.epoch, "batch": run.batch}

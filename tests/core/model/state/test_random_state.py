@@ -1,13 +1,15 @@
 """Which random generators are seeded and restored: those the model may draw from, and no others."""
 
+import random
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 
 import skeletal
 from skeletal.core.model.preserve import preserve_random_state
-from skeletal.core.model.state.random_state import seed_all
+from skeletal.core.model.state.random_state import beside_torch, seed_all, set_beside_torch
 from tests.cases import convnet, images
 
 
@@ -42,3 +44,34 @@ def test_seeds_are_those_of_torch():
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
+
+
+def drawn():
+    return random.random(), numpy.random.rand(), numpy.random.randn()
+
+
+def test_states_beside_torch_come_back_from_a_file_of_data(tmp_path):
+    numpy.random.randn()  # which leaves a second number behind
+    torch.save(beside_torch(), tmp_path / "states.pt")
+    expected = drawn()
+    set_beside_torch(torch.load(tmp_path / "states.pt", weights_only=True))
+    assert drawn() == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"python": None},
+        {"python": (3, (1, 2), None)},
+        {"python": (3, (*[1] * 624, 625), None)},
+        {"numpy": ("MT19937", [1] * 624, 625, 0, 0.0)},
+        {"numpy": ("MT19937", [1] * 624, -1, 0, 0.0)},
+        {"numpy": ("PCG64", [1] * 624, 1, 0, 0.0)},
+        {"numpy": 3},
+    ],
+)
+def test_a_strangers_states_are_refused(change):
+    before = beside_torch()
+    with pytest.raises(TypeError, match="a random generator's state is damaged"):
+        set_beside_torch(before | change)
+    set_beside_torch(before)

@@ -32,6 +32,11 @@ class Found(NamedTuple):
     """of the owner, through which it was reached; "" for the owner's own `__dict__`"""
 
 
+def has_own_code(model: nn.Module) -> bool:
+    """Whether a model has a part that is not of torch's or our classes, and may do what it likes."""
+    return any(type(part).__module__.partition(".")[0] not in NOT_FOLLOWED for part in model.modules())
+
+
 def registered(module: nn.Module) -> Iterator[Tensor]:
     """A module's own parameters and buffers, without those of its parts."""
     for registry in (module._parameters, module._buffers):
