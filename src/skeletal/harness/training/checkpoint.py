@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
@@ -54,11 +55,18 @@ def _optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, moving: b
     """The optimizer's state; for a compiled network by parameter name, as nothing else identifies its tensors."""
     state = optimizer.state_dict()
     if engine.compiled:
-        names = [name for name, _ in engine.network.named_parameters()]
+        names = {i: name for name, i in _numbers(engine.network, optimizer).items()}
         state["state"] = {names[i]: entries for i, entries in state["state"].items()}
     if moving and engine.compiled:  # a compiled network may have other shapes where the run resumes
         state["state"] = to_dense(engine.network, state["state"])
     return state
+
+
+def _numbers(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """By parameter name, the numbers that an optimizer's state has: it may hold those of no use to the network, too."""
+    held = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
+    numbers = {weight: i for i, weight in enumerate(held)}
+    return {name: numbers[id(weight)] for name, weight in network.named_parameters()}
 
 
 def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, state: dict[str, Any], dense: bool) -> None:
@@ -76,7 +84,7 @@ def _load_optimizer_state(engine: Engine, optimizer: torch.optim.Optimizer, stat
                         f"the checkpoint's {what} of {name} has shape {tuple(value.shape)}, the compiled network needs"
                         f" {wanted}: another version of skeletal wrote it; delete it to train from the beginning"
                     )
-        numbers = {name: i for i, name in enumerate(parameters)}
+        numbers = _numbers(engine.network, optimizer)
         state = state | {"state": {numbers[name]: entries for name, entries in state["state"].items()}}
     optimizer.load_state_dict(state)
 
