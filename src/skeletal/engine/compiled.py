@@ -146,11 +146,6 @@ class Compiled(Traced):
         if self.handed.any:  # else nothing that torch.compile could not look into
             load_written(self)
 
-    @staticmethod
-    def _fqn_modifiers() -> dict[str, str]:
-        """What torch.distributed.checkpoint asks: its states do not name "network", the part that is in the values."""
-        return {"": "network"}
-
     def __len__(self) -> int:
         """How many modules it has, itself included; why it has a length: see `GraphNetwork`."""
         return sum(1 for _ in self.modules())
