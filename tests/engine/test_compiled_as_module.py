@@ -70,6 +70,51 @@ def test_a_part_replaced_elsewhere_is_not_ignored(name):
         network(X)
 
 
+def without_norms(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(-3), nn.Linear(6, 4),
+    ).double()  # fmt: skip
+    mask = skeletal.Mask(random_mask(model, 0.4))
+    fast = skeletal.compile(model, mask, X, **options)
+    mask.attach(model)
+    return fast, model
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense", "auto"])
+def test_an_image_without_a_batch_is_taken_where_torch_takes_it(path):
+    fast, slow = without_norms(path=path)
+    for x in (X[0], X, X[1]):
+        for network in (fast, copy.deepcopy(fast)):
+            close(network(x), slow(x))
+        for network in (fast, slow):
+            network.zero_grad()
+            network(x).exp().sum().backward()
+        close(fast.get_parameter("3.bias").grad, slow[3].bias.grad)
+    for network in (fast, slow):
+        with pytest.raises(RuntimeError, match=r"Expected 3D \(unbatched\) or 4D \(batched\) input to conv2d"):
+            network(X[None])
+    for network in pair():
+        with pytest.raises(ValueError, match="expected 4D input"):  # of a norm
+            network(X[0])
+
+
+def test_images_without_a_batch_inside_of_other_arguments_are_told_of():
+    class Boxed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = without_norms(path="dense")[1]
+
+        def forward(self, boxes):
+            return self.net(boxes[0])
+
+    model = Boxed()
+    fast = skeletal.compile(model, skeletal.Mask(random_mask(model, 0.4)), (([X],), None), path="sparse")
+    with pytest.raises(ValueError, match=r"got a tensor \(3, 8, 8\), not \(N, C, H, W\) as for the example batch"):
+        fast([X[0]])
+
+
 def test_a_layer_that_the_code_calls_by_its_name_may_be_replaced():
     fast, slow = pair()
     fast.network.act, slow.act = nn.Tanh(), nn.Tanh()

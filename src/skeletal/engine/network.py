@@ -1,5 +1,6 @@
 """The modules of a traced network, run by our own code."""
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,16 @@ class Network(Traced):
         self._parameters, self._buffers = module._parameters, module._buffers
         self._modules = dict(module._modules)
         self.graph = module.graph
+        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self._dims = {str(node.target): len(node.meta["shape"]) if "shape" in node.meta else None for node in inputs}
         self.code = ""
         self._layers: list[nn.Module] = []
         self._special: list[bool] = []
         self._bound: list[tuple[dict[str, Any], str, nn.Module, str]] = []
         """where the modules lie that the code was made for: their owner's parts, their name there, and the full name"""
         self._function: Any = None
+        self._plain: Any = None
+        """what the graph says, on tensors"""
         self.take_over(module)
 
     def install(self, lowered: "Lowered") -> None:
@@ -52,7 +57,7 @@ class Network(Traced):
         self._bound = [place for name in sorted(lowered.bound) for place in self._path(name)]
         for name, part in lowered.parts.items():
             self.add_module(name, part.train(self.training))
-        self._function, self.code = lowered.forward, lowered.code
+        self._function, self.code, self._plain = lowered.forward, lowered.code, None
 
     def _which_are_special(self) -> list[bool]:
         """Whether a call of each module does more, or something else, than its class says; the last for all of them."""
@@ -79,7 +84,18 @@ class Network(Traced):
             from skeletal.engine.lower import lower
 
             self.install(lower(self, self.graph))
-        return self._function(self, *arguments, **options)
+        if self._as_planned(arguments, options):
+            return self._function(self, *arguments, **options)
+        if self._plain is None:
+            self._plain = type(fx.GraphModule(self, copy.deepcopy(self.graph))).forward
+        return self._plain(self, *arguments, **options)
+
+    def _as_planned(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        """Whether tensors have as many dimensions as for the example, such as images with that of a batch."""
+        taken = {**dict(zip(self._dims, arguments, strict=False)), **options}
+        return all(
+            self._dims.get(name) in (None, value.dim()) for name, value in taken.items() if isinstance(value, Tensor)
+        )
 
 
 def input_shapes(graph: fx.Graph) -> dict[str, tuple[int, ...]]:

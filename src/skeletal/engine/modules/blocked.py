@@ -51,7 +51,17 @@ def storage_type(weights: torch.dtype, bf16: bool) -> torch.dtype:
 
 
 def to_blocks(images: Tensor, halo: int, dtype: torch.dtype) -> Blocked:
-    """From a tensor (N, C, H, W) to blocked maps of a type."""
+    """From a tensor (N, C, H, W) to blocked maps of a type.
+
+    Raises:
+        ValueError: the tensor has another number of dimensions. (For the example batch it had four; see `lower`.)
+
+    """
+    if images.dim() != 4:
+        raise ValueError(
+            f"a convolution got a tensor {tuple(images.shape)}, not (N, C, H, W) as for the example batch: compile the"
+            " network for a batch like this one"
+        )
     grid = MapGrid(images.shape[2], images.shape[3], halo)
     return Blocked(Pack.apply(images, grid, dtype), grid, len(images))
 
