@@ -1,6 +1,7 @@
 """A run that was stopped or killed goes on to the same bits, and from its own checkpoint only."""
 
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ from skeletal import prune
 from skeletal.core.model.state.random_state import seed_all
 from skeletal.harness.console.interrupt import Interrupted
 from skeletal.harness.store.pace import Pace
+from skeletal.harness.store.weightsfile import load_weights
 from skeletal.harness.training import checkpoint
-from tests.harness.training.blobs import TRAINING, HalfMask, PyDrop, blobs, folder, mlp, run, same, timeless
+from tests.harness.training.blobs import TRAINING, Counts, HalfMask, PyDrop, blobs, folder, mlp, run, same, timeless
 
 
 @pytest.mark.parametrize("stop_at", [(0, 1), (1, 3), (1, 4), (2, 0)])
@@ -68,6 +70,34 @@ def test_a_checkpoint_without_the_states_of_python_and_numpy_resumes(tmp_path):
     del state["rng_beside_torch"], state["format"]
     checkpoint.save(folder(tmp_path).path, state)
     assert run(mlp(), data, folder=folder(tmp_path)).epochs == 3
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_network_that_counts_its_steps_goes_on_counting(tmp_path, record):
+    expected, resumed = mlp().append(Counts()), mlp().append(Counts(record))
+    run(expected, blobs())
+    data = blobs(before={(1, 1): lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(Interrupted):
+        run(mlp().append(Counts(record)), data, folder=folder(tmp_path))
+    told = pytest.warns(UserWarning, match=r"writes to 5\.record, which") if record else nullcontext()
+    with told:
+        run(resumed, data, folder=folder(tmp_path))
+    assert resumed[-1].n == expected[-1].n == 15
+    assert same(dict(expected.state_dict()), dict(resumed.state_dict()))
+    weights, attributes = load_weights(folder(tmp_path).path)
+    assert attributes == {"5.n": 15} and same(weights, dict(expected.state_dict()))
+
+
+def test_a_compiled_network_counts_as_the_model_does(tmp_path):
+    mask = prune(mlp().append(Counts()), density=0.5, method="random")
+    models = [mlp().append(Counts()) for _ in range(3)]
+    run(models[0], blobs(), replace(TRAINING, engine="sparse"), mask=mask)
+    data = blobs(before={(1, 1): lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(Interrupted):
+        run(models[1], data, replace(TRAINING, engine="sparse"), mask=mask, folder=folder(tmp_path))
+    run(models[2], data, replace(TRAINING, engine="sparse"), mask=mask, folder=folder(tmp_path))
+    assert [model[-1].n for model in models] == [15, 7, 15]
+    assert same(dict(models[0].state_dict()), dict(models[2].state_dict()))
 
 
 class Rare(Pace):

@@ -102,7 +102,8 @@ def test_an_interrupt_stops_all_and_all_go_on(tmp_path):
         dict(train_many([task(place, seed, models[seed]) for seed, place in enumerate(beside)]))
     saved = [checkpoint.load(place.path) for place in beside]
     assert [(state["epoch"], state["batch"]) for state in saved] == [(1, 0), (0, 4), (0, 4)]  # the first took its turn
-    tasks = [task(place, seed) for seed, place in enumerate(beside)]
+    models = [network(), network().append(Signals(4)), network()]  # whose count goes on at 0
+    tasks = [task(place, seed, models[seed]) for seed, place in enumerate(beside)]
     assert len(dict(train_many(tasks))) == 3
     for model, done in zip(expected, tasks, strict=True):
         assert same(dict(model.state_dict()), dict(done.model.state_dict()))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from skeletal.core.errors import NonFiniteError
-from tests.harness.training.blobs import PyDrop, folder, same
+from tests.harness.training.blobs import Counts, PyDrop, folder, same
 from tests.harness.training.recorded import Refuses, Uncaptured, network, run, static
 
 __all__ = ["static"]
@@ -125,6 +125,15 @@ def test_a_network_that_draws_from_python_and_numpy_is_not_recorded(static):
     with pytest.warns(UserWarning, match="cannot be captured .*draws Python's or numpy's random numbers"):
         model = run(model=network().append(PyDrop()))
     assert not recorder.recorded
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+def test_a_network_that_counts_its_steps_is_not_recorded(static):
+    expected = run(model=network().append(Counts()))
+    recorder = static()
+    with pytest.warns(UserWarning, match=r"cannot be captured .*changes 8\.n in each step"):
+        model = run(model=network().append(Counts()))
+    assert not recorder.recorded and model[-1].n == expected[-1].n
     assert same(dict(model.state_dict()), dict(expected.state_dict()))
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from skeletal.core.extras import MissingExtraError
 from skeletal.core.masks.mask import Mask
+from skeletal.core.model.state.attributes import set_attributes
 from skeletal.harness import data as data_sets
 from skeletal.harness.config import Setup
 from skeletal.harness.data import Data, Spec
 from skeletal.harness.runs.finding import create_model, load_data
 from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.store.weightsfile import WEIGHTS, load_weights
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def shapes_of(setup: Setup) -> Data | Spec:
 
 
 def trained(folder: RunFolder, setup: Setup, shapes: Data | Spec) -> tuple[nn.Module, Mask | None]:
-    """A run's network with the weights it ended with, and its mask, which they are checked against.
+    """A run's network with the weights and attributes it ended with, and its mask, which they are checked against.
 
     Raises:
         FileNotFoundError: training has not finished.
@@ -99,13 +100,15 @@ def trained(folder: RunFolder, setup: Setup, shapes: Data | Spec) -> tuple[nn.Mo
         MaskError: a pruned weight is not 0.
 
     """
-    weights = folder.path / "model.safetensors"
+    weights = folder.path / WEIGHTS
     if not weights.is_file():
-        raise FileNotFoundError(f"{folder.path} has no model.safetensors: its training has not finished")
+        raise FileNotFoundError(f"{folder.path} has no {WEIGHTS}: its training has not finished")
     network = create_model(setup, shapes)
     try:
-        network.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
+        values, attributes = load_weights(folder.path)
+        network.load_state_dict(values)
+        set_attributes(network, attributes)
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{weights} is damaged, or not of {setup.model}: {error}") from error
     mask = Mask.load(folder.path / MASK) if (folder.path / MASK).exists() else None
     if mask is not None:

@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first
-from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.preserve import preserve_attributes, preserve_model
 from skeletal.core.progress import say
 from skeletal.core.pruning.keep_top import keep_top
 from skeletal.core.pruning.prune import prune
@@ -28,6 +27,7 @@ from skeletal.harness.config import IMP, Pruning
 from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.store import statefile
 from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.store.weightsfile import load_weights
 from skeletal.harness.training.task import Task
 from skeletal.harness.training.train import train
 
@@ -82,7 +82,7 @@ def last_round(task: Task, pruning: Pruning, *, progress: bool) -> Task:
         on_first(lambda place=place: shutil.rmtree(place.path / "checkpoint", ignore_errors=True))  # it has ended
         rewound = place if number == 0 else rewound
         say(f"round {number + 1} of {len(counts) + 1} is trained: {count:,} of {mask.kept:,} weights stay")
-        mask = _smallest_gone(mask, load_file(place.path / "model.safetensors"), count, f"round {number + 1}")
+        mask = _smallest_gone(mask, load_weights(place.path)[0], count, f"round {number + 1}")
     mask.metadata |= {
         "method": IMP, "score": "|θ| after training", "density": pruning.density, "steps": len(counts),
         "schedule": pruning.schedule, "rewind_epoch": k, "connected": _connected(model, mask, task),
@@ -102,10 +102,11 @@ def _trained(task: Task, start: Mapping[str, Tensor], rewound: RunFolder | None,
         if mask is not None:
             on_first(partial(_go_back, folder, mask, rewound, k, task.model))
         task.model.load_state_dict(start)
-        trained = train(
-            task.model, task.data, task.training, mask=mask, folder=folder, seed=task.seed, device=str(task.device),
-            resume_command=task.resume_command, progress=progress, keep_epoch=None if mask is not None else k,
-        )  # fmt: skip
+        with preserve_attributes(task.model):  # such as counters, with which every round begins anew
+            trained = train(
+                task.model, task.data, task.training, mask=mask, folder=folder, seed=task.seed, device=str(task.device),
+                resume_command=task.resume_command, progress=progress, keep_epoch=None if mask is not None else k,
+            )  # fmt: skip
         return asdict(trained)
 
     return folder.once(work)

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from torch import nn
 from skeletal.core.errors import NonFiniteError
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import everyone, on_first, rank
+from skeletal.core.model.state.attributes import Attributes, set_attributes
 from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.core.model.tensors import not_finite
 from skeletal.engine.optimizer_state import from_dense, to_dense
@@ -134,6 +136,13 @@ class RunState:
     newest: float = math.nan
     """the last loss that `materialize` has seen"""
 
+    def __post_init__(self) -> None:
+        self._attributes = Attributes(self.engine.modules)
+
+    def attributes(self) -> dict[str, Any]:
+        """Plain attributes of the network that its own code has changed, as "module.attribute"."""
+        return self._attributes.changed(self.engine.modules)
+
     @property
     def seconds(self) -> float:
         """Wall clock over all sessions."""
@@ -209,6 +218,8 @@ class RunState:
             "cuda_rng": cuda_rng,
             "rng_of_others": others,
             "rng_beside_torch": everyone(beside_torch()),
+            "attributes": self.attributes(),
+            "attributes_lost": self._attributes.lost(self.engine.modules),
         }
         if self.moving is not None:
             state["update"] = self.moving.state()
@@ -272,3 +283,10 @@ class RunState:
                 torch.cuda.set_rng_state(cuda_rng, self.device)
         if rank() < len(beside := state.get("rng_beside_torch", [])):  # which earlier versions did not keep
             set_beside_torch(beside[rank()])
+        set_attributes(self.engine.modules, state.get("attributes", {}))
+        if (lost := state.get("attributes_lost")) and rank() == 0:
+            warnings.warn(
+                f"the network writes to {', '.join(map(str, lost))}, which a checkpoint does not hold and which begins"
+                " anew here: keep what the network needs of it in numbers, text or buffers",
+                stacklevel=2,
+            )

@@ -33,6 +33,11 @@ class Engine:
         return f"auto: {self.choice['chosen']}" if asked == "auto" else asked
 
     @property
+    def modules(self) -> nn.Module:
+        """What holds the network's own modules under their names, and what their code writes to attributes."""
+        return self.network.get_submodule("network") if self.compiled else self.network
+
+    @property
     def compiled(self) -> bool:
         """Whether masked weights are vectors of kept values, to which no mask has to be attached."""
         return "paths" in self.choice

@@ -142,6 +142,8 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
                 step(size)
             if (name := before.replaced()) is not None:
                 raise RuntimeError(f"{name} becomes another tensor in each step, and a recording knows only the first")
+            if (name := before.counted()) is not None:
+                raise RuntimeError(f"the network changes {name} in each step, which a recording takes for a constant")
             if before.drawn_beside_torch():
                 raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
             before.restore()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skeletal.core.model.batches import cross_entropy
+from skeletal.core.model.state.attributes import Attributes
 from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.harness.data.augment import Draws
 from skeletal.harness.data.memory import EpochPlan, Levels, MemorySplit, made, plan_epoch
@@ -169,6 +170,7 @@ class Snapshot:
         self._weights: list[Tensor] = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer, self._device = optimizer, device
         self._beside_torch = beside_torch()
+        self._attributes, self._network = Attributes(network), network
         self._random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def replaced(self) -> str | None:
@@ -178,6 +180,10 @@ class Snapshot:
     def drawn_beside_torch(self) -> bool:
         """Whether Python's or numpy's random numbers were drawn since, which a recording would not draw anew."""
         return beside_torch() != self._beside_torch
+
+    def counted(self) -> str | None:
+        """The name of a number or text that the network's code has changed, which a recording takes for a constant."""
+        return next(iter(self._attributes.changed(self._network)), None)
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -192,6 +198,7 @@ class Snapshot:
         self.put_back()
         self._optimizer.zero_grad()
         set_beside_torch(self._beside_torch)
+        self._attributes.restore(self._network)
         torch.set_rng_state(self._random[0])
         if self._random[1] is not None:
             torch.cuda.set_rng_state(self._random[1], self._device)

@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from skeletal.core.files import write_atomically
 from skeletal.core.masks.attach import Skeleton
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.cudnn import trying_all
 from skeletal.core.model.distributed import PeerError, agree, everyone, on_first, rank, ranks
+from skeletal.core.model.state.attributes import set_attributes
 from skeletal.core.model.state.random_state import seed_all
 from skeletal.core.updates.rule import Rule
 from skeletal.harness.console import trackers
@@ -28,8 +27,8 @@ from skeletal.harness.data.splits import Split
 from skeletal.harness.ledger import Ledger
 from skeletal.harness.meter import uses_of
 from skeletal.harness.stopwatch import Stopwatch
-from skeletal.harness.store.folders import RunFolder
 from skeletal.harness.store.pace import Pace
+from skeletal.harness.store.weightsfile import save_weights
 from skeletal.harness.training.account import Account
 from skeletal.harness.training.checkpoint import RunState, changed, engine_of, load
 from skeletal.harness.training.choose_step import Way, choose
@@ -108,7 +107,7 @@ class Trainer:
             if rule is not None:
                 run.moving = self._moving(run, skeleton, rule)
         if engine.compiled:
-            opened.callback(lambda: task.model.train().load_state_dict(run.engine.network.state_dict()))
+            opened.callback(lambda: _take_back(task.model, run))
         seed_all(generator_seed(task.seed), task.model)
         run.restore()
         network = run.engine.network
@@ -253,7 +252,7 @@ class Trainer:
             self._write()  # the signal may have come after the end of an epoch
             raise self._interrupted()
         if folder is not None:
-            on_first(partial(_save_weights, run.engine.network, folder))
+            on_first(partial(save_weights, folder.path, run.engine.network.state_dict(), run.attributes()))
             if run.moving is not None and run.mask is not None:
                 on_first(partial(leave_mask, self._task, run.mask))
         return _result(run, self._account.close())
@@ -273,6 +272,11 @@ def turns(trainer: Trainer) -> Iterator[TrainResult | None]:
         trainer.score()
         trainer.save()
     yield trainer.finish()
+
+
+def _take_back(model: nn.Module, run: RunState) -> None:
+    model.train().load_state_dict(run.engine.network.state_dict())
+    set_attributes(model, run.attributes())
 
 
 def _to_channels_last(model: nn.Module) -> None:
@@ -335,10 +339,3 @@ def _result(run: RunState, ledger: Ledger) -> TrainResult:
         engine=run.engine.name,
         cost=ledger,
     )
-
-
-def _save_weights(model: nn.Module, folder: RunFolder) -> None:
-    """Under the model's own names, tied weights once for each, so that any loader can read them."""
-    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    write_atomically(folder.path / "model.safetensors", save(copies))
