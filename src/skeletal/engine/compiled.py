@@ -30,6 +30,7 @@ from skeletal.core.model.precision import autocast_as_inputs
 from skeletal.core.model.preserve import device_of, differentiable
 from skeletal.engine.decay import param_groups, warn_of_lost_decay
 from skeletal.engine.dense_compact import gain
+from skeletal.engine.hooks import hooks_of, hooks_since, put_around, take_hooks
 from skeletal.engine.host.availability import available
 from skeletal.engine.kernels import arena
 from skeletal.engine.network import (
@@ -41,7 +42,7 @@ from skeletal.engine.network import (
     refuse_transforms,
     under_its_name,
 )
-from skeletal.engine.pickled import again, is_narrow
+from skeletal.engine.pickled import again, is_narrow, of_its_own, take_own, zeros_in
 from skeletal.engine.report import DENSE_LAST, FULL, EngineReport, LayerTimes
 from skeletal.engine.user_state import Handed, from_user, load_written, to_user
 
@@ -65,6 +66,7 @@ class Compiled(Traced):
         self.mask = mask
         self._example = example
         self._original = Original(compacted)
+        self._zeros = zeros_in(compacted.original, compacted.original_mask)
         self._removed, self._channels = str(compacted.report), compacted.report.summary
         module, replaced = compacted.model, []
         self._graph, self.network = None, module
@@ -93,8 +95,9 @@ class Compiled(Traced):
         self.register_state_dict_post_hook(to_user)
         self.register_load_state_dict_pre_hook(from_user)
         self.take_over(self._original.blueprint)
-        of_its_own: Any = _taking(self._original.blueprint)
-        self.__class__ = of_its_own
+        kind: Any = _taking(self._original.blueprint)
+        self.__class__ = kind
+        self._made = frozenset({*vars(self), "_made"})
 
     def _hold(self) -> None:
         """Masked parameters that stay dense (of attention, of 1d convolutions; biases) are held at 0 as usual."""
@@ -195,12 +198,20 @@ class Compiled(Traced):
         layers: Any = {name: self.network.get_submodule(name) for name in self._replaced}
         return layers
 
-    @differentiable()
     def to_dense(self) -> nn.Module:
         """A network of the original architecture with the current values; pruned weights are exactly 0.
 
-        Kept weights that cannot have an effect, because their channels were removed, keep their old values.
+        Kept weights that cannot have an effect, because their channels were removed, keep their old values. Hooks
+        registered here since, on parts or on the whole, are on the same parts there.
         """
+        dense = self._dense()
+        take_hooks(dense, hooks_since(self.network, dense))
+        put_around(dense, hooks_of(self))
+        return dense
+
+    @differentiable()
+    def _dense(self) -> nn.Module:
+        """The dense network with the hooks that the original one had."""
         self._take_over()
         values = {name: tensor.detach() for name, tensor in (state_tensors(self.network) | self._elsewhere).items()}
         for name, layer in self.sparse_layers().items():
@@ -313,10 +324,14 @@ class Compiled(Traced):
             )
         paths = {name: layer.path for name, layer in self.sparse_layers().items()}
         mask = dict(self.mask), dict(self.mask.metadata)
-        dense, state = self.to_dense(), (modes_of(self), trainable_of(self.network))
+        dense, state = self._dense(), (modes_of(self), trainable_of(self.network), self._zeros)
         take_trainable(dense, trainable_of(self._original.blueprint))  # channels were removed with these in mind
         narrow = any(is_narrow(layer.values) for layer in self.sparse_layers().values())
-        return again, (Compiled, dense, mask, self._example, paths, self.chosen, state, self._sparse, narrow)
+        made_of = Compiled, dense, mask, self._example, paths, self.chosen, state, self._sparse, narrow
+        return again, made_of, of_its_own(self, self._made)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        take_own(self, state)
 
 
 def maps_here() -> str:
