@@ -6,7 +6,9 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import skeletal
@@ -118,6 +120,21 @@ def test_a_used_lbfgs_goes_on_as_a_new_one():
         assert lbfgs_step(network, optimizer) == 0
         found.append(network.state_dict())
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_an_optimizer_whose_states_are_divided_among_processes_forgets_them_too(tmp_path):
+    model, batches = convnet(), images()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+        train(model, optimizer, batches)
+        mask = skeletal.prune(model, batches, density=0.3, method="snip")
+        mask.attach(model, optimizer)
+        for name, keep in mask.items():
+            momentum = optimizer.optim.state[model.get_parameter(name)]["momentum_buffer"]
+            assert not momentum[~keep].any() and momentum[keep].any()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_same_training_as_multiplying_with_the_mask():

@@ -145,9 +145,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func in _DIRECT | _TRANSPOSED:
-            read, weight = (
-                args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(("input", "weight"))
-            )
+            read, weight = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("input", "weight")))
             if (name := self._weights.get(id(weight))) is not None:
                 by_channel = read if func in _TRANSPOSED else output  # of as many channels as the weight has rows
                 self._tell(name, _often(by_channel.numel() // max(len(weight), 1), read))

@@ -159,9 +159,11 @@ def has_history(optimizer: Optimizer) -> bool:
 
 def _forget(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
     """Set what an optimizer remembers of these positions to what it would begin with."""
+    if isinstance(inner := getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer: of this rank
+        return _forget(inner, weight, where)
     settings = next((group for group in optimizer.param_groups if any(p is weight for p in group["params"])), None)
     if settings is None:
-        return
+        return None
     if has_history(optimizer) and where.any():  # flat vectors, which lead to where the weights are not any more
         optimizer.state.clear()
     for kind, value in optimizer.state.get(weight, {}).items():
