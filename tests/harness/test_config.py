@@ -7,6 +7,7 @@ import pytest
 from skeletal.harness import config, data, models
 from skeletal.harness.config import AS_IN, ITERATIVE, ONE_SHOT, PRESETS, Pruning, Setup, Training, resolve
 from skeletal.harness.names import DATA_SETS, NETWORKS
+from skeletal.harness.runs.experiment import identity
 from skeletal.harness.training.rate import milestones
 
 
@@ -24,7 +25,7 @@ def test_every_preset_fills_in_everything(preset, record):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_names_fields_that_exist(preset):
-    assert PRESETS[preset].keys() <= {f.name for record in (Pruning, Training) for f in fields(record)}
+    assert PRESETS[preset].keys() <= {f.name for record in (Setup, Pruning, Training) for f in fields(record)}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ def test_the_papers_settings(preset, epochs, decay_at, batch_size, weight_decay,
     assert (training.batch_size, training.lr, training.momentum) == (batch_size, 0.1, 0.9)
     assert training.weight_decay == weight_decay
     assert (pruning.steps, pruning.batches_per_step, pruning.prune_batch_size) == (steps, batches, batch_size)
+    assert resolve(Setup(), preset).validation == (0 if preset == "imagenet" else 0.1)
+    assert resolve(Setup(validation=0.2), preset).validation == 0.2
 
 
 def test_fewer_epochs_keep_the_proportion():
@@ -61,7 +64,7 @@ def test_what_was_said_wins_and_nothing_else_changes():
     assert (resolved.epochs, resolved.lr, resolved.milestones, resolved.bf16) == (7, 0.0, (), True)
     assert resolved.batch_size == 256
     assert said.batch_size is None
-    assert resolve(Setup(seed=3), "quick") == Setup(seed=3)
+    assert resolve(Setup(seed=3), "quick") == Setup(seed=3, validation=0.1)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -191,3 +194,15 @@ def test_a_pattern_has_one_name_and_suits_the_method():
         resolve(Pruning(pattern="5:4"), "quick")
     with pytest.raises(ValueError, match="imp prunes single weights"):
         resolve(Pruning(method="imp", pattern="2:4"), "quick")
+
+
+@pytest.mark.parametrize("validation", [-0.1, 1, 1.5, float("nan")])
+def test_what_is_held_out_is_a_fraction(validation):
+    with pytest.raises(ValueError, match=r"validation is .*at least 0 and below 1"):
+        resolve(Setup(validation=validation), "quick")
+
+
+def test_a_run_that_holds_out_a_tenth_is_the_same_run_as_before_it_could_be_said():
+    for setup in (Setup(), Setup(validation=0.1), resolve(Setup(), "cifar10")):
+        assert "validation" not in identity(setup)
+    assert identity(Setup(validation=0.0))["validation"] == 0

@@ -28,6 +28,8 @@ class Setup:
     """digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, or the path of an ImageFolder"""
     image_size: int | None = None
     """side in pixels that images of an ImageFolder, or of imagenet, are resized to (default 224)"""
+    validation: float | None = None
+    """fraction of the training images held out for validation (default 0.1; of the preset imagenet 0)"""
     download: bool = False
     """get cifar10, cifar100 or fashion-mnist through torchvision, if it is not here"""
     data_dir: Path | None = None
@@ -143,7 +145,11 @@ class Training:
     """also log every epoch to: csv (metrics.csv in the run folder), tensorboard, wandb, mlflow; several may be named"""
 
 
+HELD_OUT = 0.1
+"""of the training images, by default: the paper's appendix A says so for CIFAR and Tiny-ImageNet"""
+
 # The paper, section 5.1, 5.2 and appendix A. Milestones are fractions, so that `--epochs` keeps their proportion.
+# On ImageNet it follows PyTorch's example, which trains on every training image, as its official code does.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": dict(
         epochs=350, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(150 / 350, 250 / 350),
@@ -159,7 +165,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "imagenet": dict(
         epochs=90, batch_size=256, lr=0.1, momentum=0.9, weight_decay=1e-4, milestones=(30 / 90, 60 / 90),
-        steps=60, batches_per_step=40, prune_batch_size=256, density=0.1,
+        steps=60, batches_per_step=40, prune_batch_size=256, density=0.1, validation=0.0,
     ),
     "quick": dict(
         epochs=30, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(1 / 2, 3 / 4),
@@ -189,7 +195,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 # and their checkpoints resume.
 LATER = {
     "micro_batch": None, "sync_bn": False, "skip_corrupt": False, "decay": "steps",
-    "rewind_epochs": None, "image_size": None, "pattern": None, "best_of": 1,
+    "rewind_epochs": None, "image_size": None, "pattern": None, "best_of": 1, "validation": HELD_OUT,
     "update": "none", "update_every": None, "update_fraction": None, "update_end": None, "update_density": None,
 }  # fmt: skip
 
@@ -223,7 +229,7 @@ def resolve(record: Record, preset: str) -> Record:
 
     """
     check(record)
-    known = dict(PRESETS[named("preset", preset, PRESETS)])
+    known = {"validation": HELD_OUT} | PRESETS[named("preset", preset, PRESETS)]
     if isinstance(record, Setup):  # the names of our networks and data sets as the tables have them
         data = _folder(record.data) if Path(record.data).is_dir() else spelled(record.data, DATA_SETS)
         record = replace(record, model=spelled(record.model, NETWORKS), data=data)
@@ -305,5 +311,5 @@ def with_later(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_later(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as an earlier version had them, where later ones change nothing."""
-    return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
+    """Settings as an earlier version had them, where later ones change nothing, or are None and not said."""
+    return {name: value for name, value in settings.items() if name not in LATER or value not in (LATER[name], None)}

@@ -43,6 +43,8 @@ def check(record: Any) -> None:
             raise ValueError(f"{name} is {share}; it is a fraction, above 0 and at most 1")
     if (sparsity := settings.get("sparsity")) is not None and not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it is the fraction pruned, at least 0 and below 1")
+    if (validation := settings.get("validation")) is not None and not 0 <= validation < 1:
+        raise ValueError(f"validation is {validation}; it is the fraction held out, at least 0 and below 1")
     if (momentum := settings.get("momentum")) is not None and not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; it has to be at least 0 and below 1")
     for milestone in settings.get("milestones") or ():

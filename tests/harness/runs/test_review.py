@@ -1,10 +1,14 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
+from skeletal.core.masks.mask import Mask
+from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.runs import experiment
+from skeletal.harness.runs.estimate import estimate
 from skeletal.harness.runs.load import setup_of
 from skeletal.harness.runs.review import evaluate_run
-from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.folders import MASK, RunFolder
 from tests.harness.runs.test_experiment import run
 
 
@@ -18,6 +22,21 @@ def test_evaluation_repeats_what_training_found(tmp_path):
         evaluate_run(tmp_path)
     with pytest.raises(ValueError, match=r"unknown split 'val'.*validation"):
         evaluate_run(folder.path, split="val")
+
+
+def test_a_run_without_validation_images(tmp_path):
+    """It trains on all training images, tests once, and is read back so."""
+    setup = Setup(device="cpu", validation=0.0)
+    training = resolve(Training(epochs=2, batch_size=256, engine="dense"), "quick")
+    best = resolve(Pruning(method="random", density=0.3, best_of=2), "quick")
+    folder, result = experiment.run(setup, best, training, root=tmp_path, progress=True)
+    assert (result["train"]["examples"], result["validation"], result["test"]["examples"]) == (1437, None, 360)
+    assert not [name for row in folder.metrics() for name in row if name.startswith("val_")]
+    assert asdict(evaluate_run(folder.path)) == result["test"]
+    assert Mask.load(folder.path / MASK).metadata["validation"] == 0
+    with pytest.raises(ValueError, match="no validation images: the run was trained with --validation 0"):
+        evaluate_run(folder.path, split="validation")
+    assert estimate(setup, replace(best, best_of=1), training).train_seconds > 0
 
 
 def test_a_run_is_read_back_as_its_data_was_read(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,16 @@ def test_counted_from_multiply_adds_and_a_rate(tmp_path, monkeypatch):
     assert found.source == "unknown"  # so little, that most of the time goes elsewhere
     assert found.seconds == pytest.approx(forward * (3 * 3 * 32 + 3 * 1293 + 360), rel=0.01)
     assert Costs(tmp_path).of(job_of("fig2", "Random", 0.1)).seconds < found.seconds
+
+
+def test_images_held_out_are_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("skeletal.study.dispatch.costs._rate", lambda device: 1e9)
+    job = job_of("fig2", "Random", 0.1)
+    whole = replace(job, setup=replace(job.setup, validation=0.0))
+    costs = Costs(tmp_path)
+    assert costs.of(whole).seconds / costs.of(job).seconds == pytest.approx(
+        (3 * 1437 + 360) / (3 * 1293 + 360), rel=1e-3
+    )
 
 
 def test_finished_runs_of_the_same_network_are_better_known(tmp_path, monkeypatch):

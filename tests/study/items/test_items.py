@@ -174,3 +174,10 @@ def test_the_intermediate_mask_nearest_by_ratio_is_read():
     assert intermediate(result, near=0.5) == [(1.0, 0.7)]  # 0.7 is 1.4 times 0.5, 0.3 is 1.7 times less
     assert intermediate(result, near=0.05) == [(1.0, 0.1)]
     assert intermediate(result, near=0.01) == [(1.0, 0.01)]
+
+
+def test_what_is_held_out_at_the_papers_scale():
+    """The paper's appendix A names CIFAR and Tiny-ImageNet; its code for ImageNet trains on all images."""
+    for item in ITEMS.values():
+        for job in item.jobs(PAPER):
+            assert job.setup.validation == (0 if job.setup.data == "imagenet" else 0.1)

@@ -1,4 +1,4 @@
-"""Data sets as the paper uses them: normalized, cropped and flipped at random, 10% held out for validation.
+"""Data sets as the paper uses them: normalized, cropped and flipped at random, a part held out for validation.
 
 Digits, Fashion-MNIST, CIFAR and Tiny-ImageNet are held whole in memory as uint8 and augmented in batches;
 ImageNet and other image folders are decoded by worker processes. Nothing is downloaded unless `fetch` is called.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from skeletal.core.seeds import seed_of
 from skeletal.engine.prune import prune
 from skeletal.harness import data as data_sets
 from skeletal.harness import models
-from skeletal.harness.config import IMP, Pruning, Setup
+from skeletal.harness.config import HELD_OUT, IMP, Pruning, Setup
 from skeletal.harness.data import Data
 from skeletal.harness.devices import own_stream, pick_device, tuned
 from skeletal.harness.ledger import of_all_ranks
@@ -42,11 +43,12 @@ WORTH = 20
 
 def load_data(setup: Setup) -> Data:
     """The data set of a setup, its validation split drawn by the setup's seed."""
-    options = {"workers": setup.workers, "skip_corrupt": setup.skip_corrupt, "image_size": setup.image_size}
+    options: dict[str, Any] = {name: getattr(setup, name) for name in ("workers", "skip_corrupt", "image_size", "seed")}
+    options["validation"] = HELD_OUT if setup.validation is None else setup.validation
     if setup.download:
         on_first(lambda: data_sets.fetch(setup.data, setup.data_dir))
     with stage(f"reading {setup.data}"):
-        return data_sets.load(setup.data, setup.data_dir, seed=setup.seed, **options)
+        return data_sets.load(setup.data, setup.data_dir, **options)
 
 
 def create_model(setup: Setup, data: Data | data_sets.Spec) -> nn.Module:
@@ -220,6 +222,8 @@ def _find(
     mask.metadata |= {"network": setup.model, "data": data.name, "seed": setup.seed}
     if setup.image_size is not None:
         mask.metadata["image_size"] = setup.image_size
+    if setup.validation not in (None, HELD_OUT):
+        mask.metadata["validation"] = setup.validation
     mask.metadata |= {
         "prune_batch_size": pruning.prune_batch_size,
         "sampling": pruning.sampling,

@@ -51,7 +51,7 @@ def evaluate_run(
     Raises:
         FileNotFoundError: no run there, or it has not finished training.
         MaskError: a pruned weight is not zero.
-        ValueError: there is no such split or engine.
+        ValueError: there is no such split or engine, or nothing in the split.
 
     Warns:
         UserWarning: the run was trained on other data of the same name, or its network has been rewritten.
@@ -64,8 +64,10 @@ def evaluate_run(
     data = load_data(setup)
     if rank() == 0 and (unlike := folder.unlike(fingerprint(setup, data))):
         warnings.warn(f"this is not what the run was trained on: {unlike}", stacklevel=3)
-    model, mask = trained(folder, setup, data)
     part: data_sets.Split = getattr(data, split)
+    if not len(part):
+        raise ValueError(f"there are no {split} images: the run was trained with --validation {setup.validation:g}")
+    model, mask = trained(folder, setup, data)
     target = pick_device(device)
     here = data_sets.shared(data_sets.resident(part, target))
     batches = here.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same

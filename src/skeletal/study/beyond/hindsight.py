@@ -161,7 +161,8 @@ def _accuracies(advice: Advice, trained: Path) -> Accuracies:
 def _place(advice: Advice, config: Mapping[str, Any]) -> tuple[str, float] | None:
     """Name and density of a run of the advice's network, data and settings, if its mask stayed; `config` is whole."""
     setup = with_later(identity(advice.setup))
-    if config["update"] != "none" or any(config.get(name) != setup[name] for name in ("model", "data", "image_size")):
+    same_data = all(config.get(name) == setup[name] for name in ("model", "data", "image_size", "validation"))
+    if config["update"] != "none" or not same_data:
         return None
     if config.get("method") == "dense":
         return "dense", 1.0

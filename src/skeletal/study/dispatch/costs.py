@@ -12,18 +12,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from skeletal.harness.config import HELD_OUT
 from skeletal.harness.store.environment import environment
 from skeletal.harness.store.folders import read_json
 from skeletal.study.paper.jobs import Job
 
-# Training images after a tenth is held out, and images to test on.
+# Training images, of which a part may be held out, and images to test on.
 _IMAGES = {
-    "digits": (1_293, 360),
-    "fashion-mnist": (54_000, 10_000),
-    "cifar10": (45_000, 10_000),
-    "cifar100": (45_000, 10_000),
-    "tiny-imagenet": (90_000, 10_000),
-    "imagenet": (1_153_050, 50_000),
+    "digits": (1_437, 360),
+    "fashion-mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "tiny-imagenet": (100_000, 10_000),
+    "imagenet": (1_281_167, 50_000),
 }
 _MEASURING_IMAGES = 1_280  # see `harness.measure`
 # Passes through the network for one example, in forward passes: forward and backward, and GRASP's second backward.
@@ -91,7 +92,8 @@ class Costs:
             exact, similar = (self._per_epoch.get(key) for key in ((*where, pruning.method, pruning.density), where))
             known = exact or similar
             train, test = _IMAGES.get(setup.data, (math.nan, math.nan))
-            passes = _TRAINING * train + test / (training.epochs or 1)
+            held_out = train * (HELD_OUT if setup.validation is None else setup.validation)
+            passes = _TRAINING * (train - held_out) + test / (training.epochs or 1)
             per_epoch = fmean(known) if known else passes * self._forward_seconds(*where)
             parts.append(Cost((training.epochs or 0) * per_epoch, "measured" if known else "counted"))
         else:

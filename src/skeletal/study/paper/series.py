@@ -53,17 +53,21 @@ def resolved(task: Task, density: float, **settings: object) -> Pruning:
     return resolve(record, task.preset)
 
 
+def _setup(task: Task, seed: int) -> Setup:
+    return resolve(Setup(model=task.model, data=task.data, seed=seed), task.preset)
+
+
 def trained(task: Task, settings: Pruning) -> Iterator[Job]:
     """Prune and train, once for each seed."""
     training: Training = resolve(task.training, task.preset)
     for seed in range(task.seeds):
-        yield Job(Setup(model=task.model, data=task.data, seed=seed), settings, training)
+        yield Job(_setup(task, seed), settings, training)
 
 
 def measured(task: Task, settings: Pruning) -> Iterator[Job]:
     """Prune and measure, once for each seed."""
     for seed in range(task.seeds):
-        yield Job(Setup(model=task.model, data=task.data, seed=seed), settings, None)
+        yield Job(_setup(task, seed), settings, None)
 
 
 def sparsity(density: float) -> str:
