@@ -24,9 +24,9 @@ def again(
     example: Any,
     paths: Mapping[str, str],
     chosen: str,
-    state: tuple[Any, ...],
-    sparse: bool = True,
-    narrow: bool = False,
+    state: tuple[Mapping[str, bool], Mapping[str, bool], Tensors],
+    sparse: bool,
+    narrow: bool,
 ) -> Any:
     """The compiled network that a pickle stands for.
 
@@ -37,14 +37,14 @@ def again(
         example: the batch that it was compiled for.
         paths: of its layers.
         chosen: the name that they are chosen under.
-        state: modes and what is trainable, by name; and `zeros_in`, which pickles of earlier versions have not.
+        state: modes and what is trainable, by name; and what was 0, as `zeros_in` has found.
         sparse: whether its layers were exchanged.
         narrow: whether some layers have a type since in which they could not be exchanged.
 
     """
     whole, batch = Mask(*mask), example
-    modes, trainable, *zeros = state
-    values = _become_zero_as_then(dense, zeros[0]) if zeros else {}
+    modes, trainable, zeros = state
+    values = _become_zero_as_then(dense, zeros)
     types = {name: tensor.dtype for name, tensor in state_tensors(dense).items()}
     if narrow:  # layers that were exchanged before their type became one in which they would not be
         dense, batch = dense._apply(_widened), map_tensors(_widened, example)
