@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from skeletal.core.model.state.random_state import (
     RandomState,
@@ -25,6 +26,18 @@ Value = TypeVar("Value")
 def generators_of(model: nn.Module) -> list[Any]:
     """What a model may draw from besides the global generators: torch's on its devices, and those that it holds."""
     return [*generators_elsewhere(model), *(found.value for found in reachable(model) if is_generator(found.value))]
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Make sure that all layers have their shapes: a first forward pass would make others of lazy ones, for good.
+
+    Raises:
+        ValueError: one has none; names it.
+
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet: run the lazy model once on a batch first")
 
 
 class Draws:
@@ -95,7 +108,12 @@ def preserve_attributes(model: nn.Module, loss: object = None) -> Generator[None
 
     Copies share what the model's hooks and functions write to: closures and tables outside of it. Also
     restored are the modules and tensors that a loss can reach, with the values of their parameters and buffers.
+
+    Raises:
+        ValueError: a lazy layer has no shape yet; once it has one, it cannot be restored.
+
     """
+    refuse_lazy(model)
     before = Snapshot(model, loss)
     try:
         yield

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+
+from skeletal.core.model.preserve import preserve_mode
 
 
 def is_function(name: str) -> bool:
@@ -92,8 +95,23 @@ def _build(name: str, build: Callable[..., Any], **sizes: int) -> nn.Module:
     model = build(**given)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} gives {type(model).__name__}, not a torch.nn.Module")
+    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        _give_shapes(name, model, sizes)
     for weight, value in model.named_parameters():
         if value.is_meta or value.dtype != torch.float32:
             what = "on the meta device" if value.is_meta else f"of {value.dtype}"
             raise ValueError(f"{name} gives a network whose {weight} is {what}: give one in float32, on the CPU")
     return model
+
+
+def _give_shapes(name: str, model: nn.Module, sizes: dict[str, int]) -> None:
+    """Run a network with lazy layers on an image, from which they learn their sizes."""
+    image = torch.zeros(1, sizes["in_channels"], sizes["image_size"], sizes["image_size"])
+    try:
+        with preserve_mode(model, training=False), torch.no_grad():
+            model(image)
+    except Exception as error:  # a stranger's code
+        raise ValueError(
+            f"{name} has lazy layers and cannot compute an image of {tuple(image.shape[1:])}, from which they would"
+            f" learn their sizes: {type(error).__name__}: {error}"
+        ) from error

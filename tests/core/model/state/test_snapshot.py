@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import skeletal
+from skeletal.core.model.preserve import preserve_model
 from skeletal.core.model.state.snapshot import Snapshot
 from tests.cases import images
 
@@ -89,3 +90,11 @@ def test_slots_that_were_empty_are_emptied():
     assert model.slotted.late
     snapshot.restore()
     assert not hasattr(model.slotted, "late") and repr(model.slotted) == "0 [] False"
+
+
+def test_a_lazy_layer_is_refused_and_left_as_it_is():
+    model = nn.Sequential(nn.LazyLinear(3))
+    refused = pytest.raises(ValueError, match=r"0\.weight has no shape yet: run the lazy model once")
+    with refused, preserve_model(model, training=False, seed=0):
+        model(torch.zeros(1, 2))
+    assert model(torch.zeros(1, 2)).shape == (1, 3)
