@@ -27,7 +27,7 @@ from skeletal.harness.runs.finding import DENSE, create_model, find_mask, finger
 from skeletal.harness.runs.rewinding import last_round, rewind_epoch
 from skeletal.harness.store.folders import MASK, RunFolder
 from skeletal.harness.training.moving import rule_of
-from skeletal.harness.training.task import Task, TrainResult, refuse_single_images
+from skeletal.harness.training.task import Task, TrainResult, refuse_single_images, refuse_views
 from skeletal.harness.training.train import steps_per_epoch, train
 
 
@@ -240,6 +240,7 @@ def prepare(setup: Setup, training: Training, density: float) -> tuple[Data, nn.
     steps = steps_per_epoch(training, data)
     model = create_model(setup, data)
     refuse_single_images(model, data, training)
+    refuse_views(model, data, training)
     if (rule := rule_of(training, steps)) is not None:
         total = sum(weight.numel() for weight in prunable_weights(model).values())
         whole = steps * (training.epochs or 0)

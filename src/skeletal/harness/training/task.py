@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import ranks
-from skeletal.core.model.preserve import device_of, preserve_model, preserve_values
+from skeletal.core.model.preserve import device_of, preserve_model, preserve_values, state_of, with_parameters
 from skeletal.harness.config import Training, without_later
 from skeletal.harness.console import trackers
 from skeletal.harness.data.placing import shared
 from skeletal.harness.data.splits import Data
 from skeletal.harness.ledger import Ledger
 from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.statefile import in_short
 from skeletal.harness.training.engines import ENGINES
-from skeletal.harness.training.evaluate import Scores
+from skeletal.harness.training.evaluate import Scores, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,30 @@ def steps_per_epoch(training: Training, data: Data) -> int:
     if steps == 0:
         raise ValueError("there is nothing to train on: the training split is empty")
     return steps
+
+
+def refuse_views(model: nn.Module, data: Data, training: Training) -> None:
+    """Check that a network can compute in the memory order it is trained in.
+
+    Raises:
+        ValueError: it cannot, as where it calls `view` on what a convolution gives.
+
+    """
+    if not training.channels_last:
+        return
+    image, state = to_device(data.blank(), device_of(model), True), state_of(model)
+    ordered = {
+        name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+        for name, value in state.items()
+    }
+    try:
+        with preserve_model(model, training=False, seed=0), torch.no_grad():
+            with_parameters(model, ordered, lambda: model(image))
+    except RuntimeError as error:
+        raise ValueError(
+            f"this network cannot compute channels-last ({in_short(error)}): leave --channels-last out, or write"
+            " reshape instead of view"
+        ) from error
 
 
 def refuse_single_images(model: nn.Module, data: Data, training: Training) -> None:
