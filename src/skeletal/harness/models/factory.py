@@ -58,6 +58,9 @@ def named(name: str) -> str:
     """
     if (ours := spelled(name, NAMES)) in NAMES:
         return ours
+    if ".py:" in name:
+        module = name.replace(".py:", ":").removeprefix("./").replace("/", ".")
+        raise ValueError(f"a network of your own is named by its module, not its file {name!r}: write {module}")
     library, bare = _library(name)
     if library is None and own.is_function(name):
         return name

@@ -14,7 +14,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import listening
-from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.preserve import preserve_model, preserve_values
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.methods import METHODS
@@ -100,14 +100,18 @@ def refuse_unlike(setup: Setup, *folders: RunFolder) -> None:
 
 def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
     """What a network of the user's own gives, before anything counts on it."""
-    with preserve_model(model, training=False, seed=0), torch.no_grad():
-        outputs = model(data.blank())
-    found = str(tuple(outputs.shape)) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
-    if found != str((1, data.num_classes)):
-        raise ValueError(
-            f"{name} gives {found} for an image of {tuple(data.blank().shape[1:])}, not logits"
-            f" {(1, data.num_classes)}, one for each class of {data.name}"
-        )
+    for training, images in ((False, data.blank()), (True, data.blank().repeat(2, 1, 1, 1))):  # one has no variance
+        with preserve_model(model, training=training, seed=0), preserve_values(model), torch.no_grad():
+            outputs = model(images)
+        found = str(tuple(outputs.shape)) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
+        wanted = (len(images), data.num_classes)
+        if found != str(wanted):
+            where = "two images in training mode" if training else f"an image of {tuple(images.shape[1:])}"
+            remedy = ": give the logits alone, or train by a loop of your own (docs/howto/own-loop.md)"
+            raise ValueError(
+                f"{name} gives {found} for {where}, not logits {wanted}, one for each class of {data.name}"
+                f"{remedy if training else ''}"
+            )
 
 
 def pruning_batches(data: Data, setup: Setup, pruning: Pruning, seed: int) -> Iterable[data_sets.Batch]:
