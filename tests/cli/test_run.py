@@ -159,6 +159,15 @@ def test_prune_then_train_is_run(cli):
     assert stamps(parts) == before
 
 
+def test_train_holds_out_what_the_search_for_its_mask_held_out(cli):
+    cli("prune", *METHODS["random"], "--validation", "0.3", "--out", "m.safetensors")
+    trained = cli("train", "--mask", "m.safetensors", *QUICK, "--json")
+    assert "as the mask was found: --validation 0.3" in trained.err
+    assert trained.json["validation"]["examples"] == round(
+        0.3 * (trained.json["validation"]["examples"] + trained.json["train"]["examples"])
+    )
+
+
 def test_prune_overwrites_no_mask_unless_told(cli):
     prune = ["prune", "--method", "random", "--out", "m.safetensors"]
     first = cli(*prune, "--json").json

@@ -228,7 +228,10 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-_OF_THE_MASK = (("model", "network"), ("data", "data"), ("image_size", "image_size"), ("seed", "seed"))
+_OF_THE_MASK = (
+    ("model", "network"), ("data", "data"), ("image_size", "image_size"), ("validation", "validation"),
+    ("seed", "seed"),
+)  # fmt: skip
 
 
 def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
