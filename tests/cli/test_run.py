@@ -163,6 +163,9 @@ def test_train_holds_out_what_the_search_for_its_mask_held_out(cli):
     cli("prune", *METHODS["random"], "--validation", "0.3", "--out", "m.safetensors")
     trained = cli("train", "--mask", "m.safetensors", *QUICK, "--json")
     assert "as the mask was found: --validation 0.3" in trained.err
+    cli("prune", *METHODS["random"], "--out", "tenth.safetensors")
+    again = cli("train", "--mask", "tenth.safetensors", "--preset", "imagenet", *QUICK)
+    assert "as the mask was found: --validation 0.1" in again.err
     assert trained.json["validation"]["examples"] == round(
         0.3 * (trained.json["validation"]["examples"] + trained.json["train"]["examples"])
     )

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 from skeletal.cli import config_file
 from skeletal.cli.settings import (
@@ -21,7 +21,7 @@ from skeletal.cli.settings import (
 )
 from skeletal.cli.settings import print_config as print_settings
 from skeletal.core.progress import say
-from skeletal.harness.config import Pruning, Setup, Training
+from skeletal.harness.config import HELD_OUT, Pruning, Setup, Training, resolve
 
 
 def run(
@@ -208,7 +208,7 @@ def train(
     if print_config:
         return print_settings(preset, setup, training)
     if mask is not None:
-        setup = _as_the_mask_was_found(mask, setup)
+        setup = _as_the_mask_was_found(mask, setup, preset)
     setup, training = resolved(preset, setup, training)
     from skeletal.harness.console.trackers import log_finished
     from skeletal.harness.runs import experiment
@@ -234,14 +234,17 @@ _OF_THE_MASK = (
 )  # fmt: skip
 
 
-def _as_the_mask_was_found(path: Path, setup: Setup) -> Setup:
+def _as_the_mask_was_found(path: Path, setup: Setup, preset: str) -> Setup:
     """The setup, with a mask's network, data and seed where none was asked for; tells what it took."""
     from skeletal.core.masks.mask import Mask
 
     about = Mask.load(path).metadata
-    taken = {}
+    if "network" in about:  # found by a command of ours, which notes only what is not the default
+        about = {"validation": HELD_OUT} | about
+    taken: dict[str, Any] = {}
+    asked = resolve(setup, preset)
     for name, key in _OF_THE_MASK:
-        if _option(name) not in config_file.said and about.get(key) not in (None, getattr(setup, name)):
+        if _option(name) not in config_file.said and about.get(key) not in (None, getattr(asked, name)):
             taken[name] = about[key]
     if taken:
         say(f"as the mask was found: {' '.join(f'{_option(name)} {value}' for name, value in taken.items())}")

@@ -53,6 +53,27 @@ def test_functions_of_torch_count_as_the_layers_that_call_them():
     assert by_functions.forward_dense == 16 * 108 + 16 * 32 + 2 * 640
 
 
+def test_a_layer_that_fails_hides_no_function():
+    class Falls(nn.Linear):
+        def forward(self, x):
+            raise NotImplementedError
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Falls(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            try:
+                x = self.first(x)
+            except NotImplementedError:
+                return F.linear(x, self.second.weight)
+
+    model = Network()
+    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
+    assert diagnose(model, mask, torch.randn(3, 4)).macs.forward_dense == 8
+
+
 def test_macs_of_attention_and_of_one_layer_used_twice():
     model = Everything()
     mask = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in prunable_weights(model).items()}

@@ -51,6 +51,10 @@ class Two(Views):
     def forward(self, x):
         outputs = super().forward(self.norm(x))
         return (outputs, outputs) if self.training else outputs
+
+class Fours(Views):
+    def forward(self, x):
+        return super().forward(x.view(4, -1, *x.shape[1:]).flatten(0, 1) if self.training else x)
 """
 
 
@@ -111,6 +115,10 @@ def test_outputs_in_training_mode_are_looked_at_early_and_leave_no_trace(here):
         run("Two", here)
     data = load_data(setup("Counts"))
     assert create_model(setup("Counts"), data).n == 0
+
+
+def test_a_network_that_trains_on_other_batches_than_two_images_is_left_to_train(here):
+    create_model(setup("Fours"), load_data(setup("Fours")))
 
 
 @pytest.mark.parametrize("name", ["own_nets_xyz.py:Lazy", "./own_nets_xyz.py:Lazy"])

@@ -102,10 +102,12 @@ def _count(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
             uses[name] = uses[name] + times if name in uses else times
 
     def of_module(owned: dict[str, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        inside.pop()
         for leaf, times in _uses(module, [*args, *kwargs.values()], output).items():
             if (name := owned.get(leaf)) is not None:
                 add(name, *times)
+
+    def leave(*_: Any) -> None:
+        inside.pop()
 
     def of_function(name: str, times: tuple[Tensor, Tensor]) -> None:
         if not inside:
@@ -121,6 +123,7 @@ def _count(model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Uses:
     for module, owned in _owners(model, names).items():
         hooks.append(module.register_forward_pre_hook(lambda module, _: inside.append(module)))
         hooks.append(module.register_forward_hook(partial(of_module, owned), with_kwargs=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))  # also with an error, which may be caught
     stand_ins = {id(state[name]): names[id(p)] for name, p in model.named_parameters() if id(p) in names}
     try:
         with _Functions(stand_ins, of_function):

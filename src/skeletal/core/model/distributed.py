@@ -39,7 +39,7 @@ def rank() -> int:
 
 def launched() -> int:
     """How many processes a launcher such as torchrun has started, this one among them; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE") or "1") if "RANK" in os.environ else 1
 
 
 def everyone(value: Value, failure: str = "") -> list[Value]:

@@ -14,7 +14,7 @@ from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first, rank, ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.passes import listening
-from skeletal.core.model.preserve import preserve_model, preserve_values
+from skeletal.core.model.preserve import differentiable, preserve_model, preserve_values
 from skeletal.core.progress import shown, stage
 from skeletal.core.pruning.algorithm import Step
 from skeletal.core.pruning.methods import METHODS
@@ -101,8 +101,13 @@ def refuse_unlike(setup: Setup, *folders: RunFolder) -> None:
 def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
     """What a network of the user's own gives, before anything counts on it."""
     for training, images in ((False, data.blank()), (True, data.blank().repeat(2, 1, 1, 1))):  # one has no variance
-        with preserve_model(model, training=training, seed=0), preserve_values(model), torch.no_grad():
-            outputs = model(images)
+        try:
+            with preserve_model(model, training=training, seed=0), preserve_values(model), differentiable():
+                outputs = model(images)
+        except Exception:
+            if training:  # it may need a larger batch: training will tell
+                continue
+            raise
         found = str(tuple(outputs.shape)) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
         wanted = (len(images), data.num_classes)
         if found != str(wanted):

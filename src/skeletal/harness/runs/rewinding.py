@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from skeletal.core.diagnosis.connectivity import reaches_output
 from skeletal.core.masks.mask import Mask
 from skeletal.core.model.distributed import on_first
-from skeletal.core.model.preserve import preserve_attributes, preserve_model
+from skeletal.core.model.preserve import preserve_model
+from skeletal.core.model.state.attributes import Attributes
 from skeletal.core.progress import say
 from skeletal.core.pruning.keep_top import keep_top
 from skeletal.core.pruning.prune import prune
@@ -102,11 +103,12 @@ def _trained(task: Task, start: Mapping[str, Tensor], rewound: RunFolder | None,
         if mask is not None:
             on_first(partial(_go_back, folder, mask, rewound, k, task.model))
         task.model.load_state_dict(start)
-        with preserve_attributes(task.model):  # such as counters, with which every round begins anew
-            trained = train(
-                task.model, task.data, task.training, mask=mask, folder=folder, seed=task.seed, device=str(task.device),
-                resume_command=task.resume_command, progress=progress, keep_epoch=None if mask is not None else k,
-            )  # fmt: skip
+        attributes = Attributes(task.model)
+        trained = train(
+            task.model, task.data, task.training, mask=mask, folder=folder, seed=task.seed, device=str(task.device),
+            resume_command=task.resume_command, progress=progress, keep_epoch=None if mask is not None else k,
+        )  # fmt: skip
+        attributes.restore(task.model)  # such as counters, with which every round begins anew
         return asdict(trained)
 
     return folder.once(work)

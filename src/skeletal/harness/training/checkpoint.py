@@ -139,6 +139,11 @@ class RunState:
     def __post_init__(self) -> None:
         self._attributes = Attributes(self.engine.modules)
 
+    def turn_to(self, engine: Engine) -> None:
+        """Train another form of the network from now on."""
+        self._attributes = self._attributes.of_another_form(self.engine.modules, engine.modules)
+        self.engine = engine
+
     def attributes(self) -> dict[str, Any]:
         """Plain attributes of the network that its own code has changed, as "module.attribute"."""
         return self._attributes.changed(self.engine.modules)

@@ -35,7 +35,8 @@ class Engine:
     @property
     def modules(self) -> nn.Module:
         """What holds the network's own modules under their names, and what their code writes to attributes."""
-        return self.network.get_submodule("network") if self.compiled else self.network
+        # Before its mask moves, a compiled network is dense for a step.
+        return self.network.get_submodule("network") if hasattr(self.network, "sparse_layers") else self.network
 
     @property
     def compiled(self) -> bool:

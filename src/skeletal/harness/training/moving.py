@@ -119,12 +119,13 @@ class Moving:
         take_attributes(self._model, compiled.get_submodule("network"))
         self._model.train(compiled.training)
         carry_over(self._run.optimizer, compiled, self._model)
-        self._run.engine = replace(self._run.engine, network=self._model)
+        self._run.turn_to(replace(self._run.engine, network=self._model))
 
     def _compile(self) -> None:
         run = self._run
         assert run.mask is not None and self._compiled is not None, "only a masked network is compiled"
-        run.engine = self._compiled = plan_again(self._compiled, self._model, run.mask, self._example, self._autocast)
+        self._compiled = plan_again(self._compiled, self._model, run.mask, self._example, self._autocast)
+        run.turn_to(self._compiled)
         carry_over(run.optimizer, self._model, run.engine.network)
 
     def state(self) -> dict[str, Any]:

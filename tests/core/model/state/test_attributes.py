@@ -1,5 +1,7 @@
 """Plain attributes that a network's code changes: found, told from others, set again from a stranger's values."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,28 @@ def test_what_changed_and_is_not_plain_is_named():
     model[0].table["a"] = 1
     model[0].mean += 1
     assert before.changed(model) == {} and before.lost(model) == ["0.seen", "0.table", "0.mean"]
+
+
+def test_another_form_of_the_network_has_copies_of_its_objects():
+    model, before = changed()
+    model[0].n = 3
+    model[0].seen.append(1)
+    other = copy.deepcopy(model)
+    now = before.of_another_form(model, other)
+    assert now.changed(other) == {"0.n": 3} and now.lost(other) == ["0.seen"]
+    other[0].n = 4
+    assert now.of_another_form(other, model).changed(model) == {"0.n": 3}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*spectral_norm:FutureWarning")
+def test_weights_that_are_computed_anew_are_not_lost():
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.utils.weight_norm(Own(3, 3)), nn.utils.spectral_norm(Own(3, 3)))
+    before = Attributes(model)
+    model(torch.ones(2, 3))
+    assert before.lost(model) == []
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,17 @@ def test_states_beside_torch_come_back_from_a_file_of_data(tmp_path):
     assert drawn() == expected
 
 
+def test_another_numpy_generator_than_its_own_is_left_out():
+    bits = numpy.random.get_bit_generator()
+    try:
+        numpy.random.set_bit_generator(numpy.random.PCG64(1))
+        states = beside_torch()
+        assert states["numpy"] is None
+        set_beside_torch(states)
+    finally:
+        numpy.random.set_bit_generator(bits)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,7 +1,7 @@
 """Plain attributes that a network's own code changes as it trains: counters and flags, which no `state_dict` holds."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
 
@@ -17,8 +17,13 @@ _EVERY_MODULES = frozenset(vars(nn.Module()))
 class Attributes:
     """The attributes of a network's modules as they are now, but not of those of torch's or our own classes."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, changed: Iterable[str] = ()) -> None:
         self._before = {name: _noted(value) for name, value in _attributes(network)}
+        self._known = frozenset(changed)
+
+    def of_another_form(self, network: nn.Module, other: nn.Module) -> "Attributes":
+        """Those of another form of the network, whose objects are copies; what had changed before counts as changed."""
+        return Attributes(other, [name for name, _ in self._others(network)])
 
     def changed(self, network: nn.Module) -> dict[str, Any]:
         """The plain values (numbers, text, None) that are others by now, as "module.attribute"."""
@@ -35,7 +40,8 @@ class Attributes:
 
     def _others(self, network: nn.Module) -> Iterator[tuple[str, Any]]:
         for name, value in _attributes(network):
-            if name not in self._before or not _same(_noted(value), self._before[name]):
+            known = name in self._before and name not in self._known
+            if not known or not _same(_noted(value), self._before[name]):
                 yield name, value
 
 
@@ -64,7 +70,8 @@ def _attributes(network: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, part in network.named_modules():
         if _is_own(part):
             for name, value in vars(part).items():
-                if name not in _EVERY_MODULES:
+                computed = f"{name}_v" in part._parameters or f"{name}_orig" in part._parameters  # torch's older norms
+                if name not in _EVERY_MODULES and not computed:
                     yield f"{path}.{name}".removeprefix("."), value
 
 

@@ -44,8 +44,10 @@ def beside_torch() -> dict[str, Any]:
     numpy = sys.modules.get("numpy")
     states: dict[str, Any] = {"python": random.getstate(), "numpy": None}
     if numpy:
-        kind, words, *rest = numpy.random.get_state()
-        states["numpy"] = (kind, words.tolist(), *rest)
+        state = numpy.random.get_state(legacy=False)
+        if state["bit_generator"] == "MT19937":  # numpy's own; `set_bit_generator` puts another in its place
+            inner = state["state"]
+            states["numpy"] = "MT19937", inner["key"].tolist(), inner["pos"], state["has_gauss"], state["gauss"]
     return states
 
 
