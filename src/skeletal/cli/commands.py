@@ -25,6 +25,7 @@ from skeletal.cli.run import prune, run, train
 from skeletal.cli.sanity import sanity
 from skeletal.cli.strict import only_whole_numbers
 from skeletal.cli.study import study
+from skeletal.core.launcher import launched
 from skeletal.core.progress import shown, stage
 from skeletal.core.version import __version__
 from skeletal.harness.output.bars import for_person
@@ -83,11 +84,7 @@ def _with_config(
     """
     if config is not None:
         app.config = (config_file.read(config, tokens), config_file.note, only_whole_numbers)
-    return _as_one(tokens) if _is_one_of_several() else app(tokens)
-
-
-def _is_one_of_several() -> bool:
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _as_one(tokens) if launched() > 1 else app(tokens)
 
 
 def _as_one(tokens: tuple[str, ...]) -> object:
@@ -144,7 +141,7 @@ def _end_well() -> None:
     A torch thread that still wants the interpreter by then is unwound through C++ code, and aborts a process that has
     finished its work; the launcher counts that as a failure (seen now and then on a busy machine).
     """
-    if _is_one_of_several():
+    if launched() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -20,6 +20,7 @@ from skeletal.cli.settings import (
     summary,
 )
 from skeletal.cli.settings import print_config as print_settings
+from skeletal.core.launcher import launched
 from skeletal.core.progress import say
 from skeletal.harness.config import HELD_OUT, Pruning, Setup, Training, resolve
 
@@ -79,8 +80,6 @@ def run(
         raise ValueError(f"--seeds is the number of runs and has to be at least 1, not {seeds}")
     if wait and executor != "none":
         raise ValueError(f"--executor {executor} passes over what another process works on: leave --wait out")
-    from skeletal.core.model.distributed import launched
-
     if executor != "none" and launched() > 1:
         raise ValueError(
             f"--executor {executor} starts processes of its own, and this is one of {launched()} that were launched"

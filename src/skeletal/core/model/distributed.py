@@ -5,7 +5,6 @@ too: no rank waits for a message that will never come. With one process, all of 
 """
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
@@ -35,11 +34,6 @@ def ranks() -> int:
 def rank() -> int:
     """The number of this process among them: 0 if there is no process group."""
     return dist.get_rank() if ranks() > 1 else 0
-
-
-def launched() -> int:
-    """How many processes a launcher such as torchrun has started, this one among them; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE") or "1") if "RANK" in os.environ else 1
 
 
 def everyone(value: Value, failure: str = "") -> list[Value]:

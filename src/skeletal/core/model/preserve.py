@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.parameter import is_lazy
 
 from skeletal.core.model.state.random_state import (
     RandomState,
@@ -19,6 +18,7 @@ from skeletal.core.model.state.random_state import (
 from skeletal.core.model.state.reach import reachable
 from skeletal.core.model.state.snapshot import Snapshot
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.model.weights import refuse_lazy
 
 Value = TypeVar("Value")
 
@@ -26,18 +26,6 @@ Value = TypeVar("Value")
 def generators_of(model: nn.Module) -> list[Any]:
     """What a model may draw from besides the global generators: torch's on its devices, and those that it holds."""
     return [*generators_elsewhere(model), *(found.value for found in reachable(model) if is_generator(found.value))]
-
-
-def refuse_lazy(model: nn.Module) -> None:
-    """Make sure that all layers have their shapes: a first forward pass would make others of lazy ones, for good.
-
-    Raises:
-        ValueError: one has none; names it.
-
-    """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ValueError(f"{name} has no shape yet: run the lazy model once on a batch first")
 
 
 class Draws:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
@@ -37,6 +37,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Make sure that all layers have their shapes: a first forward pass would make others of lazy ones, for good.
+
+    Raises:
+        ValueError: one has none; names it.
+
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet: run the lazy model once on a batch first")
 
 
 def is_bias(name: str) -> bool:
@@ -103,9 +115,7 @@ def prunable_weights(model: nn.Module, select: Selection = None) -> dict[str, nn
     parameters = dict(model.named_parameters())
     if any(weight.is_meta for weight in parameters.values()):
         raise ValueError(f"{type(model).__name__} is on the meta device and has no weights: materialize it first")
-    lazy = [name for name, weight in parameters.items() if isinstance(weight, UninitializedParameter)]
-    if lazy:
-        raise ValueError(f"{lazy[0]} has no shape yet: run the lazy model once on a batch, then prune it")
+    refuse_lazy(model)
 
     if select is None or callable(select):
         found = _by_layer(model, parameters)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from skeletal.core.errors import CollapseWarning, warn_caller
+from skeletal.core.launcher import launched
 from skeletal.core.masks.mask import Mask
-from skeletal.core.model.distributed import launched, ranks
+from skeletal.core.model.distributed import ranks
 from skeletal.core.model.weights import count_biases, left_out
 from skeletal.core.patterns.names import CHANNELS, block
 from skeletal.core.pruning.settings import Settings

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skeletal.core.model.distributed import PeerError, average_over_ranks, everyone, launched, rank, ranks
+from skeletal.core.launcher import launched
+from skeletal.core.model.distributed import PeerError, average_over_ranks, everyone, rank, ranks
 from skeletal.harness.data.draws import seed_of
 
 

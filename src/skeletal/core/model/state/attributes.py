@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skeletal.core.model.state.reach import NOT_FOLLOWED
+from skeletal.core.model.state.reach import EVERY_MODULES, is_own
 
 PLAIN = (int, float, bool, str, NoneType)
 _CONTAINERS = (list, dict, set, deque)
-_EVERY_MODULES = frozenset(vars(nn.Module()))
 
 
 class Attributes:
@@ -57,21 +56,17 @@ def set_attributes(network: nn.Module, values: Any) -> None:
         raise TypeError(f"a network's attributes are {type(values).__name__}")
     for name, value in values.items():
         path, _, attribute = str(name).rpartition(".")
-        if path not in parts or not _is_own(parts[path]) or attribute in _EVERY_MODULES or type(value) not in PLAIN:
+        if path not in parts or not is_own(parts[path]) or attribute in EVERY_MODULES or type(value) not in PLAIN:
             raise TypeError(f"the network has no {name!r} to set to {type(value).__name__}")
         parts[path].__dict__[attribute] = value
 
 
-def _is_own(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] not in NOT_FOLLOWED
-
-
 def _attributes(network: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, part in network.named_modules():
-        if _is_own(part):
+        if is_own(part):
             for name, value in vars(part).items():
                 computed = f"{name}_v" in part._parameters or f"{name}_orig" in part._parameters  # torch's older norms
-                if name not in _EVERY_MODULES and not computed:
+                if name not in EVERY_MODULES and not computed:
                     yield f"{path}.{name}".removeprefix("."), value
 
 

@@ -32,9 +32,18 @@ class Found(NamedTuple):
     """of the owner, through which it was reached; "" for the owner's own `__dict__`"""
 
 
+EVERY_MODULES = frozenset(vars(nn.Module()))
+"""attributes that any module has"""
+
+
+def is_own(part: nn.Module) -> bool:
+    """Whether a module is not of torch's or our classes, and may do what it likes."""
+    return type(part).__module__.partition(".")[0] not in NOT_FOLLOWED
+
+
 def has_own_code(model: nn.Module) -> bool:
-    """Whether a model has a part that is not of torch's or our classes, and may do what it likes."""
-    return any(type(part).__module__.partition(".")[0] not in NOT_FOLLOWED for part in model.modules())
+    """Whether a model has such a part."""
+    return any(is_own(part) for part in model.modules())
 
 
 def registered(module: nn.Module) -> Iterator[Tensor]:

@@ -12,9 +12,10 @@ from skeletal.core.model.state.random_state import is_generator, state_setter
 from skeletal.core.model.state.reach import (
     ATOMS,
     CONTAINERS,
-    NOT_FOLLOWED,
+    EVERY_MODULES,
     Found,
     is_array,
+    is_own,
     places,
     reachable,
     registered,
@@ -23,7 +24,6 @@ from skeletal.core.model.state.reach import (
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_EVERY_MODULES = frozenset(vars(nn.Module()))
 _REGISTRIES = ("", "_parameters", "_buffers", "_modules")
 
 
@@ -138,11 +138,10 @@ def take_attributes(module: nn.Module, source: nn.Module) -> None:
     parts = dict(source.named_modules())
     own = {id(tensor) for part in parts.values() for tensor in registered(part)}
     for name, part in module.named_modules():
-        kind = type(part)
-        if kind is not type(other := parts.get(name)) or kind.__module__.partition(".")[0] in NOT_FOLLOWED:
+        if type(part) is not type(other := parts.get(name)) or not is_own(part):
             continue
         for attribute, value in vars(other).items():
-            if attribute not in _EVERY_MODULES and _is_plain(value, own):
+            if attribute not in EVERY_MODULES and _is_plain(value, own):
                 part.__dict__[attribute] = _plain_copy(value)
 
 
