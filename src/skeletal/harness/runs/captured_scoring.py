@@ -14,7 +14,7 @@ from skeletal.core.model.distributed import ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import autocast, in_float32
 from skeletal.core.model.preserve import device_of, differentiable, with_parameters
-from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
+from skeletal.core.model.state.random_state import beside_torch, refuse_draws, set_beside_torch
 from skeletal.core.model.tensors import Tensors
 from skeletal.harness.store.statefile import in_short
 from skeletal.harness.training import choose_step
@@ -138,8 +138,7 @@ class CapturedDerivatives(Derivatives):
         here = beside_torch()
         for _ in range(WARM_UPS):
             once()
-        if beside_torch() != here:
-            raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
+        refuse_draws(here)
         recorded = _Pass(recorder.record(once), there, static, mine, value)
         expected = {name: leaf.grad for name, leaf in leaves.items()}
         _set_random_state(device, drawn)

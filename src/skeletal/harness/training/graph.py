@@ -144,8 +144,7 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
                 raise RuntimeError(f"{name} becomes another tensor in each step, and a recording knows only the first")
             if (name := before.counted()) is not None:
                 raise RuntimeError(f"the network changes {name} in its first steps, and a recording has no such change")
-            if before.drawn_beside_torch():
-                raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
+            before.refuse_draws()
             before.restore()
             step.seek(batch)
             replays[size] = recorder.record(lambda size=size: step(size))

@@ -9,7 +9,7 @@ import torch
 
 import skeletal
 from skeletal.core.model.preserve import preserve_random_state
-from skeletal.core.model.state.random_state import beside_torch, seed_all, set_beside_torch
+from skeletal.core.model.state.random_state import RandomState, beside_torch, refuse_draws, seed_all, set_beside_torch
 from tests.cases import convnet, images
 
 
@@ -58,15 +58,36 @@ def test_states_beside_torch_come_back_from_a_file_of_data(tmp_path):
     assert drawn() == expected
 
 
-def test_another_numpy_generator_than_its_own_is_left_out():
+@pytest.fixture
+def another_bit_generator():
     bits = numpy.random.get_bit_generator()
-    try:
-        numpy.random.set_bit_generator(numpy.random.PCG64(1))
-        states = beside_torch()
-        assert states["numpy"] is None
-        set_beside_torch(states)
-    finally:
-        numpy.random.set_bit_generator(bits)
+    numpy.random.set_bit_generator(numpy.random.PCG64(1))
+    yield
+    numpy.random.set_bit_generator(bits)
+
+
+def test_another_numpy_generator_than_its_own_is_left_out(another_bit_generator):
+    states = beside_torch()
+    assert states["numpy"] is None
+    set_beside_torch(states)
+
+
+def test_what_preserves_random_numbers_knows_any_generator_of_numpy(another_bit_generator):
+    before = RandomState()
+    expected = drawn()
+    assert RandomState() != before
+    before.restore()
+    assert RandomState() == before
+    assert drawn() == expected
+
+
+def test_draws_of_torch_alone_can_be_recorded():
+    before = beside_torch()
+    torch.rand(3)
+    refuse_draws(before)
+    numpy.random.rand()
+    with pytest.raises(RuntimeError, match="Python's or numpy's random numbers"):
+        refuse_draws(before)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class RandomState:
     def __init__(self, *, only_torch: bool = False) -> None:
         self._torch, self._python = torch.get_rng_state(), None if only_torch else random.getstate()
         numpy = None if only_torch else sys.modules.get("numpy")
-        self._numpy = numpy.random.get_state() if numpy else None
+        self._numpy = numpy.random.get_state(legacy=False) if numpy else None  # of any kind of bit generator
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RandomState) or self._python != other._python:
@@ -49,6 +49,17 @@ def beside_torch() -> dict[str, Any]:
             inner = state["state"]
             states["numpy"] = "MT19937", inner["key"].tolist(), inner["pos"], state["has_gauss"], state["gauss"]
     return states
+
+
+def refuse_draws(before: dict[str, Any]) -> None:
+    """Refuse to record what has drawn Python's or numpy's random numbers since `beside_torch` gave `before`.
+
+    Raises:
+        RuntimeError: it has.
+
+    """
+    if beside_torch() != before:
+        raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
 
 
 def set_beside_torch(states: dict[str, Any]) -> None:
@@ -112,5 +123,7 @@ def state_setter(generator: Any) -> Callable[[], None]:
     return partial(setattr, source, "state", source.state)
 
 
-def _plain(state: object) -> object:
-    return None if not isinstance(state, tuple) else [v.tobytes() if hasattr(v, "tobytes") else v for v in state]
+def _plain(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tobytes() if hasattr(state, "tobytes") else state
