@@ -14,7 +14,8 @@ from skeletal.core.model.distributed import ranks
 from skeletal.core.model.gradients import Derivatives
 from skeletal.core.model.precision import autocast, in_float32
 from skeletal.core.model.preserve import device_of, differentiable, with_parameters
-from skeletal.core.model.state.random_state import beside_torch, refuse_draws, set_beside_torch
+from skeletal.core.model.state.processor_draws import ProcessorDraws
+from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.core.model.tensors import Tensors
 from skeletal.harness.store.statefile import in_short
 from skeletal.harness.training import choose_step
@@ -135,10 +136,10 @@ class CapturedDerivatives(Derivatives):
             found.backward()
             value.copy_(found.detach())
 
-        here = beside_torch()
+        draws = ProcessorDraws(self.model, device)
         for _ in range(WARM_UPS):
             once()
-        refuse_draws(here)
+        draws.refuse()
         recorded = _Pass(recorder.record(once), there, static, mine, value)
         expected = {name: leaf.grad for name, leaf in leaves.items()}
         _set_random_state(device, drawn)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from skeletal.core.model.state.processor_draws import ProcessorDraws
 from skeletal.harness.training.checkpoint import RunState
 from skeletal.harness.training.evaluate import Tally
 from skeletal.harness.training.processes import Team
@@ -133,6 +134,7 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
 
     """
     before = _state(run)
+    draws = ProcessorDraws(run.engine.network, run.device)
     replays = {}
     try:
         for size, batch in {step.size(batch): batch for batch in (step.steps - 1, 0)}.items():
@@ -144,7 +146,7 @@ def record(run: RunState, step: StaticStep, recorder: Recorder) -> Recording:
                 raise RuntimeError(f"{name} becomes another tensor in each step, and a recording knows only the first")
             if (name := before.counted()) is not None:
                 raise RuntimeError(f"the network changes {name} in its first steps, and a recording has no such change")
-            before.refuse_draws()
+            draws.refuse()
             before.restore()
             step.seek(batch)
             replays[size] = recorder.record(lambda size=size: step(size))

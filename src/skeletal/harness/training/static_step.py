@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skeletal.core.model.batches import cross_entropy
 from skeletal.core.model.state.attributes import Attributes
-from skeletal.core.model.state.random_state import beside_torch, refuse_draws, set_beside_torch
+from skeletal.core.model.state.random_state import beside_torch, set_beside_torch
 from skeletal.harness.data.augment import Draws
 from skeletal.harness.data.memory import EpochPlan, Levels, MemorySplit, made, plan_epoch
 from skeletal.harness.training.checkpoint import RunState
@@ -176,10 +176,6 @@ class Snapshot:
     def replaced(self) -> str | None:
         """The name of a buffer that is another tensor by now: `self.mean = ...`, where a recording needs `copy_`."""
         return next((path for path, module, name, was in self._buffers if module._buffers.get(name) is not was), None)
-
-    def refuse_draws(self) -> None:
-        """Refuse to record a network that has drawn Python's or numpy's random numbers since."""
-        refuse_draws(self._beside_torch)
 
     def counted(self) -> str | None:
         """The name of a number or text that the network's code has changed, which a recording takes for a constant."""

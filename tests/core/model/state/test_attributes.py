@@ -14,7 +14,7 @@ class Part(nn.Module):
         super().__init__()
         self.n, self.on, self.name, self.best = 0, True, "a", None
         self.seen, self.table, self.mean, self.width = [], {}, torch.zeros(1), 8
-        self.drop = nn.Dropout()
+        self.drop, self.noise = nn.Dropout(), torch.Generator()
 
 
 def changed():
@@ -47,7 +47,8 @@ def test_what_changed_and_is_not_plain_is_named():
     model[0].seen.append(1)
     model[0].table["a"] = 1
     model[0].mean += 1
-    assert before.changed(model) == {} and before.lost(model) == ["0.seen", "0.table", "0.mean"]
+    torch.rand(1, generator=model[0].noise)
+    assert before.changed(model) == {} and before.lost(model) == ["0.seen", "0.table", "0.mean", "0.noise"]
 
 
 def test_another_form_of_the_network_has_copies_of_its_objects():

@@ -9,7 +9,7 @@ import torch
 
 import skeletal
 from skeletal.core.model.preserve import preserve_random_state
-from skeletal.core.model.state.random_state import RandomState, beside_torch, refuse_draws, seed_all, set_beside_torch
+from skeletal.core.model.state.random_state import RandomState, beside_torch, seed_all, set_beside_torch
 from tests.cases import convnet, images
 
 
@@ -79,15 +79,6 @@ def test_what_preserves_random_numbers_knows_any_generator_of_numpy(another_bit_
     before.restore()
     assert RandomState() == before
     assert drawn() == expected
-
-
-def test_draws_of_torch_alone_can_be_recorded():
-    before = beside_torch()
-    torch.rand(3)
-    refuse_draws(before)
-    numpy.random.rand()
-    with pytest.raises(RuntimeError, match="Python's or numpy's random numbers"):
-        refuse_draws(before)
 
 
 @pytest.mark.parametrize(

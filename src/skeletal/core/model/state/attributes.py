@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skeletal.core.model.state.random_state import generator_state, is_generator
 from skeletal.core.model.state.reach import EVERY_MODULES, is_own
 
 PLAIN = (int, float, bool, str, NoneType)
@@ -29,7 +30,7 @@ class Attributes:
         return {name: value for name, value in self._others(network) if type(value) in PLAIN}
 
     def lost(self, network: nn.Module) -> list[str]:
-        """Names of what has changed and is not plain: containers, tensors, and objects that have been replaced."""
+        """Names of what has changed and is not plain: containers, tensors, random generators, and replaced objects."""
         return [name for name, value in self._others(network) if type(value) not in PLAIN]
 
     def restore(self, network: nn.Module) -> None:
@@ -71,14 +72,14 @@ def _attributes(network: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _noted(value: Any) -> Any:
-    """What tells later whether a value is the same: of containers also which things they hold."""
+    """What tells later whether a value is the same: of containers also which things they hold, and so on."""
     if type(value) in PLAIN:
         return value
     if isinstance(value, Tensor):
         return value, 0 if value.is_inference() else value._version
     if isinstance(value, _CONTAINERS):
         return value, list(value.items() if isinstance(value, dict) else value)
-    return (value,)
+    return (value, generator_state(value)) if is_generator(value) else (value,)
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -51,17 +51,6 @@ def beside_torch() -> dict[str, Any]:
     return states
 
 
-def refuse_draws(before: dict[str, Any]) -> None:
-    """Refuse to record what has drawn Python's or numpy's random numbers since `beside_torch` gave `before`.
-
-    Raises:
-        RuntimeError: it has.
-
-    """
-    if beside_torch() != before:
-        raise RuntimeError("the network draws Python's or numpy's random numbers, which a recording repeats")
-
-
 def set_beside_torch(states: dict[str, Any]) -> None:
     """Restore what `beside_torch` gave; the values may be a stranger's.
 
@@ -113,17 +102,30 @@ def is_generator(value: object) -> bool:
     )
 
 
+def generator_state(generator: Any) -> str:
+    """A generator's present state, to compare."""
+    read, _ = _access(generator)
+    return repr(_plain(read()))
+
+
 def state_setter(generator: Any) -> Callable[[], None]:
     """A function that puts a generator back into its present state."""
+    read, write = _access(generator)
+    return partial(write, read())
+
+
+def _access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     if isinstance(generator, random.Random):
-        return partial(generator.setstate, generator.getstate())
-    if hasattr(generator, "get_state"):  # torch's, and numpy's old one
-        return partial(generator.set_state, generator.get_state())
+        return generator.getstate, generator.setstate
+    if isinstance(generator, torch.Generator):
+        return generator.get_state, generator.set_state
+    if hasattr(generator, "get_state"):  # numpy's old one
+        return partial(generator.get_state, legacy=False), generator.set_state
     source = getattr(generator, "bit_generator", generator)
-    return partial(setattr, source, "state", source.state)
+    return partial(getattr, source, "state"), partial(setattr, source, "state")
 
 
 def _plain(state: Any) -> Any:
     if isinstance(state, dict):
         return {name: _plain(value) for name, value in state.items()}
-    return state.tobytes() if hasattr(state, "tobytes") else state
+    return state.tolist() if hasattr(state, "tolist") else state
