@@ -90,6 +90,19 @@ def test_density_is_exact(density, seed):
     assert mask.kept == round(density * mask.total)
 
 
+def test_random_scores_do_not_follow_from_weights_of_the_same_seed():
+    """Both used to be read from the same stream: a score was the lower digits of the number of the weight at 2j."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(300, 200, bias=False))
+    seen = []
+    skeletal.prune(
+        model, density=0.1, method="random", seed=0, on_step=lambda step: seen.append(step.scores["0.weight"])
+    )
+    weights = (model[0].weight.detach().double().flatten() * 300**0.5 + 1) / 2
+    drawn = 1 - weights[::2] * 8 % 1
+    assert int(((seen[0].flatten()[: len(drawn)] - drawn).abs() < 1e-4).sum()) < 100
+
+
 @pytest.mark.filterwarnings("ignore::skeletal.CollapseWarning")
 def test_ties_go_to_the_first_positions():
     model = mlp()

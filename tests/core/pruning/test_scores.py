@@ -164,6 +164,28 @@ def test_grasp_against_an_explicit_hessian():
     assert (-score[pruned]).min() >= (-score[~pruned]).max()
 
 
+@pytest.mark.parametrize("density", [0.3, 0.5, 0.7, 0.95])
+def test_grasp_prunes_what_lowers_the_gradient_before_what_does_nothing(density):
+    """Eq. 4 with dead units, whose weights have a score of 0: the sum over the pruned is the largest there is."""
+    model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.ReLU(), torch.nn.Linear(20, 3)).double()
+    torch.nn.init.constant_(model[0].bias[:8], -100.0)
+    batches = [(torch.randn(64, 10).double(), torch.randint(3, (64,)))]
+    mask, (step,) = steps_of(model, batches, density=density, method="grasp")
+    score, keep = flatten(step.scores), flatten(dict(mask))
+    best = -score.sort().values[: int((~keep).sum())].sum()
+    assert int((score.abs() < 1e-300).sum()) == 8 * 13  # dead, and not more
+    torch.testing.assert_close(-score[~keep].sum(), best)
+    assert not (keep & (score < 0)).any() or keep[score >= 0].all()
+
+
+def test_grasp_of_a_network_without_signal_collapses():
+    model = mlp()
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)
+    with pytest.raises(skeletal.CollapsedError):
+        skeletal.prune(model, images(1), density=0.3, method="grasp")
+
+
 def test_grasp_draws_the_same_dropout_for_both_factors():
     torch.manual_seed(0)
     model = torch.nn.Sequential(

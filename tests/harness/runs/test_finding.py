@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skeletal.harness.config import Pruning, Setup, resolve
-from skeletal.harness.runs.finding import create_model, find_mask, load_data
+from skeletal.harness.runs.finding import create_model, find_mask, load_data, pruning_batches
 
 SETUP = Setup(device="cpu")
 
@@ -28,6 +28,15 @@ def test_find_mask_takes_the_settings_and_leaves_the_weights():
     expected["engine"] = expected.pop("scoring_engine")
     assert {name: mask.metadata[name] for name in expected} == expected
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("sampling", ["plain", "balanced"])
+def test_a_mask_is_found_on_other_batches_than_training_begins_with(sampling):
+    pruning = resolve(Pruning(method="force", sampling=sampling), "quick")
+    _, data = fresh()
+    found_on = pruning_batches(data, SETUP, pruning, SETUP.seed)
+    trained_on = data.train.batches(pruning.prune_batch_size, train=True, seed=SETUP.seed, epoch=0)
+    assert not any(torch.equal(ours[1], theirs[1]) for ours, theirs in zip(found_on, trained_on, strict=False))
 
 
 def test_the_official_codes_loss_and_the_absolute_average_give_other_masks():

@@ -3,6 +3,7 @@
 import torch
 
 from skeletal.core.model.tensors import Tensors
+from skeletal.core.seeds import seed_of
 
 
 def shuffled(mask: Tensors, seed: int) -> Tensors:
@@ -16,7 +17,7 @@ def shuffled(mask: Tensors, seed: int) -> Tensors:
         seed: of the positions, in the order of the layers.
 
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of("shuffle", seed))
     return {
         name: keep.reshape(-1)[torch.randperm(keep.numel(), generator=generator, device="cpu")].view(keep.shape)
         for name, keep in mask.items()

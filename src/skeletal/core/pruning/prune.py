@@ -35,6 +35,7 @@ from skeletal.core.pruning.scores import Score
 from skeletal.core.pruning.settings import Settings, density_of
 from skeletal.core.pruning.shorthand import MANY, expanded
 from skeletal.core.pruning.weight_norm import normed, refuse_empty
+from skeletal.core.seeds import seed_of
 
 
 def _engine(engine: str | type[Derivatives]) -> type[Derivatives]:
@@ -73,7 +74,8 @@ def _find(
                 patterned = Patterned(settings.pattern, model, weights, example)
             patterned.check(counts[-1])
             keep = partial(keep_pattern, patterned)
-        generator = torch.Generator().manual_seed(settings.seed)
+        # Not the seed itself, of which initial weights are often drawn: noise would be a function of them.
+        generator = torch.Generator().manual_seed(seed_of("scores", settings.seed))
         mask: Tensors = {}
         filled: list[dict[str, int]] = []
         norms = normed(model, weights)

@@ -112,8 +112,16 @@ def gradient_norm(at: Point) -> Tensors:
 
 
 def gradient_preservation(at: Point) -> Tensors:
-    """θ̄ ⊙ H g: GRASP prunes the largest -θ_i [Hg]_i (Eq. 4), so the highest of this are kept. Signed."""
-    return {name: at.kept[name] * product for name, product in at.hessian_gradient.items()}
+    """θ̄ ⊙ H g: GRASP prunes the largest -θ_i [Hg]_i (Eq. 4), so the highest of this are kept. Signed.
+
+    A kept weight that does nothing for the gradient's norm, such as one of a dead unit, comes before those that lower
+    it: in place of 0, which is no score, it has the smallest positive one. Unless all are 0, and the network collapsed.
+    """
+    scores = {name: at.kept[name] * product for name, product in at.hessian_gradient.items()}
+    if any(score.any() for score in scores.values()):
+        for name, score in scores.items():
+            score.masked_fill_((score == 0) & at.mask[name], torch.finfo(score.dtype).tiny)
+    return scores
 
 
 def prospect(at: Point) -> Tensors:

@@ -120,8 +120,11 @@ def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
 
 
 def pruning_batches(data: Data, setup: Setup, pruning: Pruning, seed: int) -> Iterable[data_sets.Batch]:
-    """What a mask is found on: training images without end, in plain or class-balanced batches; each rank its part."""
-    size = pruning.prune_batch_size or 0
+    """What a mask is found on: training images without end, in plain or class-balanced batches; each rank its part.
+
+    They are drawn apart from those of training, which would otherwise begin with the same batches.
+    """
+    size, seed = pruning.prune_batch_size or 0, seed_of("prune", seed)
     split = data_sets.resident(data.train, pick_device(setup.device))
     if pruning.sampling == "balanced":
         share = data_sets.Share(rank(), ranks())
