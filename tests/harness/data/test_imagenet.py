@@ -93,7 +93,14 @@ def test_the_paper_s_recipe():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_training_stopped_in_the_middle_of_an_epoch_goes_on_with_the_very_next_images(root, tmp_path, workers):
     training = Training(
-        epochs=2, batch_size=4, lr=0.01, momentum=0.9, weight_decay=1e-4, milestones=(0.5,), engine="dense"
+        epochs=2,
+        batch_size=4,
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=1e-4,
+        milestones=(0.5,),
+        decay="steps",
+        engine="dense",
     )
     loaded = load(root, workers=workers)
 
@@ -205,7 +212,7 @@ def test_or_left_out_and_counted(damaged, workers):
 
 @pytest.mark.filterwarnings("ignore:skipped 1 of")
 def test_training_goes_on_without_it_even_where_a_batch_is_empty(damaged):
-    training = Training(epochs=1, batch_size=1, lr=0.01, momentum=0.9, weight_decay=1e-4, milestones=(), engine="dense")
+    training = resolve(Training(epochs=1, batch_size=1, lr=0.01, milestones=(), engine="dense"), "quick")
     result = train(tiny(), load(damaged, skip_corrupt=True), training, device="cpu", progress=False)
     assert (result.train.examples, result.test.examples) == (20, 8)
 

@@ -13,7 +13,14 @@ from skeletal.harness.training.train import train
 
 EXAMPLES, CLASSES, BATCH = 70, 3, 16  # five batches, the last of 6
 TRAINING = Training(
-    epochs=3, batch_size=BATCH, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1 / 3, 2 / 3), engine="dense"
+    epochs=3,
+    batch_size=BATCH,
+    lr=0.05,
+    momentum=0.9,
+    weight_decay=5e-4,
+    milestones=(1 / 3, 2 / 3),
+    decay="steps",
+    engine="dense",
 )
 
 

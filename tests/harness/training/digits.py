@@ -14,7 +14,7 @@ from skeletal.harness.training.train import train
 SPEC = SPECS["digits"]
 # 81 examples train: batches of 20, 20, 20, 20 and 1, of which rank 1 has nothing.
 TRAINING = Training(
-    epochs=3, batch_size=20, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(0.5,), engine="dense"
+    epochs=3, batch_size=20, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(0.5,), decay="steps", engine="dense"
 )
 
 

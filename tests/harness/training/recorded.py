@@ -15,7 +15,14 @@ from tests.cases import random_mask
 
 EXAMPLES, BATCH = 150, 32  # five batches, the last of 22
 TRAINING = Training(
-    epochs=3, batch_size=BATCH, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1 / 3, 2 / 3), engine="dense"
+    epochs=3,
+    batch_size=BATCH,
+    lr=0.05,
+    momentum=0.9,
+    weight_decay=5e-4,
+    milestones=(1 / 3, 2 / 3),
+    decay="steps",
+    engine="dense",
 )
 
 

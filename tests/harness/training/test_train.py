@@ -43,7 +43,9 @@ def test_training_learns_and_reports(tmp_path):
 
 def test_it_is_the_textbook_loop():
     data, model, reference = blobs(), mlp(), mlp()
-    training = Training(epochs=2, batch_size=BATCH, lr=0.1, momentum=0.9, weight_decay=1e-3, milestones=(0.5,))
+    training = Training(
+        epochs=2, batch_size=BATCH, lr=0.1, momentum=0.9, weight_decay=1e-3, milestones=(0.5,), decay="steps"
+    )
     run(model, data, training, seed=3)
     torch.manual_seed(3)
     velocity = [torch.zeros_like(p) for p in reference.parameters()]
