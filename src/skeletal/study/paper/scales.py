@@ -139,7 +139,7 @@ SCALES: dict[str, Scale] = {
         Scale(
             name="gpu",
             about="Full-size networks and sparsities on CIFAR-10, trained 8 epochs instead of 350 in bf16, one seed, "
-            "T = 60 instead of 300: about an hour on one GPU.",
+            "T = 60 instead of 300.",
             trained=_tasks(_full("cifar10"), seeds=1, steps=60, training=Training(epochs=8, **_FAST)),
             measured=_tasks(_full("cifar10"), seeds=3, steps=60),
             densities=(0.1, 0.05, 0.02, 0.01, 0.005, 0.001),
