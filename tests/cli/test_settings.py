@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from skeletal.harness.config import PRESETS
+from skeletal.cli.settings import resolved
+from skeletal.harness.config import PRESETS, Setup
 
 
 def printed(cli, *arguments):
@@ -103,6 +104,19 @@ def test_sparsity_is_another_word_for_the_same_settings(cli):
 def test_a_method_is_known_however_it_is_written(cli, written):
     shown = cli("prune", "--method", written, "--steps", "2", "--json")
     assert shown.json["method"] == "force-regrow"
+
+
+def test_a_network_of_another_library_has_one_name_however_it_is_written():
+    assert [resolved("quick", Setup(model=name))[0].model for name in ("ResNet18", "resnet18")] == ["resnet18"] * 2
+    with pytest.raises(ValueError, match="unknown network 'vgg-mni'; did you mean vgg-mini"):
+        resolved("quick", Setup(model="vgg-mni"))
+
+
+@pytest.mark.parametrize("mistake", [("--method", "frce", "force"), ("--model", "vgg-mni", "vgg-mini")])
+def test_settings_with_a_misspelled_name_are_not_printed(cli, mistake):
+    option, wrong, right = mistake
+    shown = cli("run", option, wrong, "--print-config")
+    assert shown.status == 1 and shown.out == "" and wrong in shown.err and right in shown.err
 
 
 def test_a_step_is_the_default_of_a_one_shot_method_however_it_is_written(cli):

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from skeletal.core.choices import same_name
+from skeletal.core.choices import require, same_name
 from skeletal.core.progress import stage
-from skeletal.harness.config import Pruning, Setup, Training, resolve
+from skeletal.harness.config import IMP, ITERATIVE, ONE_SHOT, Pruning, Setup, Training, resolve
 from skeletal.harness.limits import check
 from skeletal.harness.names import NETWORKS
 
@@ -28,7 +28,8 @@ def resolved(preset: str, *records: Any) -> list[Any]:
     """The records, with unset fields filled in from the preset.
 
     Raises:
-        ValueError: what `resolve` raises; or the method is dense, and a pruning setting is given.
+        ValueError: what `resolve` raises; there is no such network or method; or the method is dense, and a pruning
+            setting is given.
 
     """
     for record in records:
@@ -57,12 +58,20 @@ def check_files(out: Path | None = None, *, plot: Path | None = None) -> None:
 
 
 def _known(record: Any) -> Any:
-    """A network of another library under that library's name for it; ours need no look-up."""
-    if not isinstance(record, Setup) or record.model in NETWORKS:
-        return record
-    from skeletal.harness import models
+    """The record, after a look whether there is such a network and method; a network as its library names it.
 
-    return replace(record, model=models.named(record.model))
+    What the tables have needs no library, some of which take seconds to import.
+    """
+    if isinstance(record, Pruning) and record.method not in (*ONE_SHOT, *ITERATIVE, IMP, "dense"):
+        from skeletal.core.pruning.methods import METHODS
+
+        require("method", record.method, [*METHODS, IMP, "dense"])
+    if isinstance(record, Setup) and record.model not in NETWORKS:
+        with stage("looking up the network's name"):
+            from skeletal.harness import models
+
+            return replace(record, model=models.named(record.model))
+    return record
 
 
 def _refuse_settings_of(dense: Pruning) -> None:
@@ -92,16 +101,16 @@ def _toml(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else."""
-    print(json.dumps(_known(value), indent=2, default=str, allow_nan=False))
+    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
 
 
-def _known(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """Null in place of infinite numbers and NaN, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _known(item) for key, item in value.items()}
-    return [_known(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ class Setup:
     """The network, the data and where they run."""
 
     model: str = "vgg-mini"
-    """network, by name: ours, torchvision's or timm's, which `skeletal doctor` lists; or package.module:function"""
+    """network, by name: ours (`skeletal doctor` lists them), any of torchvision's or timm's; or
+    package.module:function"""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, or the path of an ImageFolder"""
     image_size: int | None = None

@@ -250,6 +250,29 @@ def no_net():
 """
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("nets_xyz.py", "nets_xyz:FUNCTION, where FUNCTION is one of net, Net, no_net"),
+        ("nets_xyz", "nets_xyz:FUNCTION, where FUNCTION is one of net, Net, no_net"),
+        ("./nets_xyz.py:net", "nets_xyz:net"),
+        ("inside/one.py", "inside.one:only"),
+        ("inside.one", "inside.one:only"),
+        ("not_there.py", "not_there:FUNCTION"),
+        ("broken_xyz.py", "broken_xyz:FUNCTION"),
+        ("../elsewhere.py:net", "elsewhere:net"),
+    ],
+)
+def test_a_file_is_no_network_and_the_functions_in_it_are_named(tmp_path, monkeypatch, name, written):
+    (tmp_path / "nets_xyz.py").write_text(f"{OWN}\nraise SystemExit('read, not run')\n")
+    (tmp_path / "broken_xyz.py").write_text("def net(:")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "one.py").write_text("def _helper(): ...\ndef only(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"is a file: .* write {written}$"):
+        models.named(name)
+
+
 def test_a_network_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "own_networks_xyz.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)

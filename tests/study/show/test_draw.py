@@ -8,6 +8,7 @@ import pytest
 from skeletal.harness.config import Pruning, Setup
 from skeletal.harness.output.figures import render
 from skeletal.harness.output.palette import COLOURS
+from skeletal.study.items.contenders import SERIES
 from skeletal.study.paper.item import Cell, Item, Measurement, Panel, Reference
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import SCALES
@@ -220,6 +221,21 @@ def test_every_series_has_its_own_look_and_a_method_always_the_same():
         assert found[name]["color"] == COLOURS[name.lower()], name
         assert looks([name, "other"])[name] == found[name]
     assert method_of("FORCE, T=60") == "force" and method_of("Forced") is None and method_of("T=60") is None
+
+
+def test_no_two_criteria_of_a_study_are_drawn_alike():
+    found = looks(SERIES)
+    for what in ("color", "marker"):
+        assert len({look[what] for look in found.values()}) == len(SERIES), what
+
+
+@pytest.mark.parametrize("panels", ["a", "abc"])
+def test_notes_are_wrapped_before_the_edge(panels):
+    figure = draw(item(*map(accuracy, panels)), points("a", ["FORCE"], seeds=1), SCALES["cpu"])
+    figure.draw_without_rendering()
+    (notes,) = figure.subfigs[1].texts
+    box = notes.get_window_extent()
+    assert 0 < box.x0 and box.x1 <= figure.bbox.x1 and len(notes.get_text().splitlines()) > 1
 
 
 def test_values_of_a_quantity_beside_methods_share_no_mark_with_them():

@@ -58,9 +58,8 @@ def named(name: str) -> str:
     """
     if (ours := spelled(name, NAMES)) in NAMES:
         return ours
-    if ".py:" in name:
-        module = name.replace(".py:", ":").removeprefix("./").replace("/", ".")
-        raise ValueError(f"a network of your own is named by its module, not its file {name!r}: write {module}")
+    if name.partition(":")[0].endswith(".py"):
+        raise _of_file(name)
     library, bare = _library(name)
     if library is None and own.is_function(name):
         return name
@@ -69,7 +68,12 @@ def named(name: str) -> str:
         names = LIBRARIES[whose]()
         if (found := spelled(stem, names)) in names and not (dot and whose == "torchvision"):
             return f"{library}:{found}{dot}{tag}" if library else f"{found}{dot}{tag}"
-    raise _unknown(name, stem)
+    raise _of_file(name) if own.instead_of_file(name) else _unknown(name, stem)
+
+
+def _of_file(name: str) -> ValueError:
+    written = own.instead_of_file(name)
+    return ValueError(f"{name!r} is a file: a network of your own is named by its module and function; write {written}")
 
 
 def _library(name: str) -> tuple[str | None, str]:

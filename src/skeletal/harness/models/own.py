@@ -1,5 +1,6 @@
 """Networks of the user's own, by `package.module:function`."""
 
+import ast
 import hashlib
 import inspect
 import os
@@ -21,6 +22,34 @@ def is_function(name: str) -> bool:
     """Whether a name is written as `package.module:function`."""
     module, colon, function = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
+
+
+def instead_of_file(name: str) -> str | None:
+    """What to write where a name is that of a Python file, or of a module in this folder; None if it is neither.
+
+    The file is read, not run.
+    """
+    file, _, called = name.partition(":")
+    path = Path(file if file.endswith(".py") else f"{file.replace('.', '/')}.py")
+    if not file.endswith(".py") and (called or not path.is_file()):
+        return None
+    here, path = Path.cwd(), Path(os.path.abspath(path))
+    parts = path.relative_to(here).with_suffix("").parts if path.is_relative_to(here) else [path.stem]
+    module = ".".join(parts)
+    defined = [called] if called else _defined_in(path)
+    if len(defined) == 1:
+        return f"{module}:{defined[0]}"
+    return f"{module}:FUNCTION" + (f", where FUNCTION is one of {', '.join(defined)}" if defined else "")
+
+
+def _defined_in(path: Path) -> list[str]:
+    """The functions and classes that a file defines for others; none where it cannot be read."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    kinds = ast.FunctionDef | ast.ClassDef
+    return [part.name for part in body if isinstance(part, kinds) and not part.name.startswith("_")]
 
 
 def builder(name: str) -> Callable[..., nn.Module]:

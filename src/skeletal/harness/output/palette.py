@@ -17,8 +17,16 @@ COLOURS = {
     "magnitude": "#F0E442",
     "random": "#666666",
     "dense": "#000000",
+    # What the paper does not have.
+    "force-floor": "#CC6677",
+    "prospr": "#999933",
+    "ntk-sap": "#117733",
+    "px": "#AA4499",
+    "phew": "#661100",
+    "npb": "#44AA99",
+    "random-erk": "#A6A6A6",
 }
-_OTHERS = ("#999933", "#117733", "#AA4499", "#661100")
+_OTHERS = ("#7A5C00", "#005F73", "#B8336A", "#6B8E23")
 _MARKERS = "osD^vP*X"
 _DASHES = ("-", "--", "-.", ":")
 """the next one where all marks have been used: methods with a common colour would look alike"""

@@ -18,6 +18,7 @@ from skeletal.study.show.plot_styles import looks, method_of
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 3.3, 2.3  # inches per panel: a column of a two-column page
 _FONT = 7.5  # points
+_MARGIN = 0.05  # inches, beside the notes
 _HEADING = 0.25  # inches
 _LINE = 0.15  # inches of one line of the legend or the notes
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -56,7 +57,7 @@ def draw(
     rows = math.ceil(len(shown) / columns)
     width = _WIDTH * columns
     said = [*legend.notes(shown, expected, drawn), f"Scale: {scale.name}. {scale.about}"] if notes else []
-    lines = legend.wrapped(said, width)
+    lines = legend.wrapped(said, width - 2 * _MARGIN, _FONT)
     handles = legend.handles(shown, drawn, look)
     in_row, legend_rows = legend.arranged([handle.get_label() for handle in handles], width)
     below = _LINE * (legend_rows + 1 + len(lines)) + 0.1
@@ -74,7 +75,7 @@ def draw(
         if handles:
             place = {"loc": "upper center", "borderaxespad": 0}
             lower.legend(handles=handles, ncols=in_row, title=legend.spread(drawn), **place)
-        lower.text(0.01, 0.02, "\n".join(lines), va="bottom", color="#444444", linespacing=1.3)
+        lower.text(_MARGIN / width, 0.02, "\n".join(lines), va="bottom", color="#444444", linespacing=1.3)
     return figure
 
 

@@ -1,6 +1,5 @@
 """What stands below a figure: the legend, how many seeds there are, and what is missing."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -12,7 +11,6 @@ from skeletal.study.paper.item import Measurement, Panel, Reference
 PAPER = "paper (stated)"
 FONT = 7  # points
 _HANDLE = 4.8 * FONT / 72  # inches: an entry's line, and matplotlib's gaps before and after its words
-_LETTER = 0.055  # inches, on average
 
 
 def publisher(reference: Reference) -> str:
@@ -35,12 +33,17 @@ def handles(panels: Iterable[Panel], points: Iterable[Measurement], look: Mappin
     return lines
 
 
-def arranged(labels: Sequence[str], width: float) -> tuple[int, int]:
-    """How many columns and rows a legend of at most `width` inches has; matplotlib fills column by column."""
+def _wide(text: str, size: float) -> float:
+    """Inches."""
     with extra("run"):
         from matplotlib.textpath import TextPath
 
-    wide = [TextPath((0, 0), label, size=FONT).get_extents().width / 72 for label in labels]
+    return TextPath((0, 0), text, size=size).get_extents().width / 72
+
+
+def arranged(labels: Sequence[str], width: float) -> tuple[int, int]:
+    """How many columns and rows a legend of at most `width` inches has; matplotlib fills column by column."""
+    wide = [_wide(label, FONT) for label in labels]
     for columns in range(len(labels), 1, -1):
         rows, longer = divmod(len(labels), columns)  # the first `longer` columns have one entry more
         sizes = iter(wide)
@@ -83,6 +86,16 @@ def notes(panels: Sequence[Panel], expected: Mapping[str, Sequence[str]], points
     return said
 
 
-def wrapped(said: Iterable[str], width: float) -> list[str]:
-    """Return lines of at most `width` inches."""
-    return [line for note in said for line in textwrap.wrap(note, int(width / _LETTER))]
+def wrapped(said: Iterable[str], width: float, size: float) -> list[str]:
+    """Return lines of at most `width` inches, in letters of `size` points."""
+    lines: list[str] = []
+    for note in said:
+        first, *words = note.split()
+        lines.append(first)
+        for word in words:
+            longer = f"{lines[-1]} {word}"
+            if _wide(longer, size) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+    return lines

@@ -7,8 +7,11 @@ from typing import Any
 from skeletal.core.extras import extra
 from skeletal.harness.output.palette import COLOURS, curve_style
 
-_METHODS = ("force", "snip", "snip-mb", "grasp", "grasp-mb", "grasp-it", "synflow", "random")
-_MARKERS = dict(zip(_METHODS, "osD^vP*X", strict=True))
+_METHODS = (
+    "force", "snip", "snip-mb", "grasp", "grasp-mb", "grasp-it", "synflow", "random",
+    "force-floor", "prospr", "ntk-sap", "px", "phew", "npb", "random-erk",
+)  # fmt: skip
+_MARKERS = dict(zip(_METHODS, "osD^vP*X8<>phdH", strict=True))
 _IN_ORDER = "osD^vP*X<>hp"
 _DENSE = {"color": COLOURS["dense"], "linestyle": (0, (4, 2)), "marker": ""}
 
