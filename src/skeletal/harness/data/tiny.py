@@ -15,6 +15,7 @@ from skeletal.harness.data.memory import Arrays, Part, checked
 from skeletal.harness.data.pixels import decode
 from skeletal.harness.data.specs import Spec
 
+SUFFIXES = (".jpeg", ".jpg")  # copied from some file systems, in small letters
 LOOKS_FOR = "tiny-imagenet-200/ with wnids.txt, train/ and val/val_annotations.txt"
 
 
@@ -30,7 +31,10 @@ def _train(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool)
     files: list[Path] = []
     labels: list[int] = []
     for wnid, label in number.items():
-        of_class = sorted((folder / wnid / "images").glob("*.JPEG"))
+        images = folder / wnid / "images"
+        of_class = sorted(file for file in images.glob("*") if file.suffix.lower() in SUFFIXES)
+        if not of_class:
+            raise DataError(f"{images}: no images of this class (*.JPEG): unpack the archive again")
         files += of_class
         labels += [label] * len(of_class)
     return _part(files, labels, spec, folder, skip_corrupt)
