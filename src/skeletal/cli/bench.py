@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from skeletal.cli.settings import Flag, check_files, print_json
+from skeletal.core import strict_json
 from skeletal.core.files import write_atomically
 from skeletal.core.progress import say
 
@@ -68,8 +69,6 @@ def bench(
         print every measurement as JSON on stdout
 
     """
-    from json import dumps
-
     import torch
 
     from skeletal.core.choices import named, require
@@ -108,7 +107,7 @@ def bench(
     result = measure(setting, masks, baselines=names, repeat=repeat, memory=not no_memory, note=say)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, dumps(result, indent=1))
+        write_atomically(out, strict_json.dumps(result, indent=1))
     if plot is not None:
         from skeletal.harness.bench.plot import plot_roofline
 

@@ -1,14 +1,14 @@
 """What the commands share: settings from the command line, resolved, shown, and results printed."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from skeletal.core import strict_json
 from skeletal.core.choices import same_name
 from skeletal.core.progress import stage
 from skeletal.harness.config import Pruning, Setup, Training, resolve
@@ -92,16 +92,7 @@ def _toml(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else."""
-    print(json.dumps(_known(value), indent=2, default=str, allow_nan=False))
-
-
-def _known(value: Any) -> Any:
-    """Null in place of infinite numbers and NaN, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _known(item) for key, item in value.items()}
-    return [_known(item) for item in value] if isinstance(value, list | tuple) else value
+    print(strict_json.dumps(value, indent=2, default=str))
 
 
 def summary(result: dict[str, Any]) -> str:

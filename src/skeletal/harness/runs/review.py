@@ -60,7 +60,9 @@ def evaluate_run(
     require("engine", engine, ENGINES)
     require("split", split, SPLITS)
     folder = RunFolder.at(path)
-    config, setup = folder.config, setup_of(folder, data_dir, device)
+    setup = setup_of(folder, data_dir, device)
+    options = {name: folder.setting(name) for name in ("bf16", "channels_last")}
+    batch_size = folder.setting("batch_size")
     data = load_data(setup)
     if rank() == 0 and (unlike := folder.unlike(fingerprint(setup, data))):
         warnings.warn(f"this is not what the run was trained on: {unlike}", stacklevel=3)
@@ -70,15 +72,14 @@ def evaluate_run(
     model, mask = trained(folder, setup, data)
     target = pick_device(device)
     here = data_sets.shared(data_sets.resident(part, target))
-    batches = here.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
-    options = {name: config[name] for name in ("bf16", "channels_last")}
+    batches = here.batches(batch_size, train=False)  # as in training, so that the scores are the same
     network = engine_for_all(
         model.to(target),
         mask,
         engine,
         device=target,
         example=lambda: next(iter(batches))[0],
-        autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=config["bf16"]),
+        autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=options["bf16"]),
         earlier=_trained_by(folder.path) if engine == "auto" and target.type == "cpu" else None,
     ).network
     with stage(f"scoring on {split} images"):
