@@ -90,3 +90,10 @@ def test_what_a_short_help_shows_or_leaves_out_exists(cli):
 
 def test_an_option_cannot_be_emptied(cli):
     assert cli("advise", "--empty-methods").status != 0
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_help_has_room_for_names(cli, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = cli("run", "--help")
+    assert shown.status == 0 and re.search(r"--density\s", shown.out) and "--seeds" in shown.out

@@ -111,7 +111,7 @@ def killed_now_and_then(root, engine, chance, longest):
 def test_killed_at_chosen_steps_with_each_signal(tmp_path, whole, engine):
     expected = whole(engine)
     # Six steps an epoch: in the middle, at the end of an epoch, twice in one, and in the first step of a resumed run.
-    for step, number in [(2, "INT"), (3, "KILL"), (1, "TERM"), (6, "INT"), (1, "KILL")]:
+    for step, number in [(2, "INT"), (3, "KILL"), (1, "TERM"), (6, "INT"), (1, "KILL"), (1, "HUP")]:
         status = ends(child.start(tmp_path, engine, step=step, number=signal.Signals[f"SIG{number}"]))
         assert status == (-signal.SIGKILL if number == "KILL" else 130)
     assert ends(child.start(tmp_path, engine)) == 0

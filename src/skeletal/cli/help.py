@@ -17,12 +17,17 @@ SELDOM = {"--wait", "--name", "--executor", "--slurm", "--jobs", "--measure-batc
 """a command's own options that a short help leaves out"""
 
 
+NARROWEST = 40
+"""columns that help is written in at least; where no name fits, cyclopts wraps them for ever"""
+
+
 class Help(DefaultFormatter):
     """A panel of options without the obvious: defaults that say no, and the options that say it."""
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
         """Print one panel."""
         entries = [self._plain(entry) for entry in panel.entries if self.shows(panel, entry)]
+        console.width = max(console.width, NARROWEST)
         if entries:
             super().__call__(console, options, panel.copy(entries=entries))
 

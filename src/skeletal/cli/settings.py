@@ -1,14 +1,14 @@
 """What the commands share: settings from the command line, resolved, shown, and results printed."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from skeletal.core import strict_json
 from skeletal.core.choices import require, same_name
 from skeletal.core.progress import stage
 from skeletal.harness.config import IMP, ITERATIVE, ONE_SHOT, Pruning, Setup, Training, resolve
@@ -39,17 +39,19 @@ def resolved(preset: str, *records: Any) -> list[Any]:
     return [_known(resolve(record, preset)) for record in records]
 
 
-def check_files(out: Path | None = None, *, plot: Path | None = None) -> None:
+def check_files(out: Path | None = None, *, overwrite: bool = False, plot: Path | None = None) -> None:
     """Refuse files that could not be written, before the work that goes into them; makes their folders.
 
     Raises:
-        ValueError: `plot` is not the name of a picture.
+        ValueError: `out` is there already, and not to be overwritten; or `plot` is not the name of a picture.
         OSError: nothing can be written there.
 
     """
     from skeletal.core.files import require_writable
     from skeletal.harness.output.figures import require_picture
 
+    if out is not None and out.is_file() and not overwrite:
+        raise ValueError(f"{out} already exists: choose another --out, or pass --overwrite")
     if plot is not None:
         require_picture(plot)
     for path in (out, plot):
@@ -101,16 +103,7 @@ def _toml(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else."""
-    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """Null in place of infinite numbers and NaN, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    print(strict_json.dumps(value, indent=2, default=str))
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -23,24 +23,35 @@ def failing_at(path: str | Path) -> Generator[None]:
         raise
 
 
+def _is_special(path: str | Path) -> bool:
+    """Whether something is there that is no file, such as /dev/null: a rename would put a file in its place."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Generator[IO[bytes]]:
     """A binary file that appears at `path` when the block ends, whole and on disk, or not at all.
+
+    A link stays one: the file that it leads to is replaced. A device or a pipe is written to as it is.
 
     Raises:
         OSError: it cannot be written, with `path` as its file name; any earlier file is still there.
 
     """
-    # Not `tempfile`, whose files only the owner may read. Threads, too, may write to one path.
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     with failing_at(path):
+        if _is_special(path):
+            with open(path, "wb") as file:
+                yield file
+            return
+        # Not `tempfile`, whose files only the owner may read. Threads, too, may write to one path.
+        place = Path(os.path.realpath(path))
+        draft = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
         try:
             with open(draft, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(draft, path)
+            os.replace(draft, place)
         except BaseException:
             with suppress(OSError):
                 draft.unlink()
@@ -65,8 +76,19 @@ def require_writable(path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        if not _is_special(path):
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def home() -> Path | None:
+    """The user's home folder; None for a user without one, as a container's may be."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def remove_drafts(folder: str | Path) -> None:

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from skeletal.core.progress import Lines, shown
 from skeletal.harness import data
 from skeletal.harness.data import cifar
 from tests.harness.data.layouts import pixels, raw
@@ -99,3 +100,18 @@ def test_damaged_cifar_files_are_named(tmp_path):
     (folder / "data_batch_4").unlink()
     with pytest.raises(data.DataError, match=r"data_batch_4: missing"):
         data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [[3, 1.9], ["3", "4"], [3, None]])
+def test_labels_are_whole_numbers(tmp_path, labels):
+    write_cifar10(tmp_path, pixels(2, 32, 32, 3), labels)
+    with pytest.raises(data.DataError, match=r"data_batch_1: not a batch of cifar10 .*whole numbers"):
+        data.load("cifar10", tmp_path)
+
+
+def test_a_part_of_the_set_is_told(tmp_path, capsys):
+    write_cifar10(tmp_path, pixels(2, 32, 32, 3), [3, 4])
+    with shown(True, Lines):
+        data.load("cifar10", tmp_path)
+    told = "is not the whole of cifar10: 10 classes, 10 images to train and 2 to test, not 10 classes, 50,000 images to"
+    assert told in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """A user's own folder of images: the contract of a split, torchvision's test images, and damage that is named."""
 
+from multiprocessing import active_children
+
 import pytest
 import torch
 from PIL import Image
@@ -94,3 +96,42 @@ def test_a_damaged_image_folder_is_named(tmp_path):
     (tmp_path / "test" / "a" / "0.png").unlink()
     with pytest.raises(data.DataError, match=r"test: .*for the classes a"):
         data.load(str(tmp_path))
+
+
+def test_with_data_dir_a_folder_is_looked_for_nowhere_else(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder.parent)
+    other = tmp_path / "moved" / folder.name
+    for part in ("train", "val"):
+        write_image(other / part / "c" / "0.png", pixels(40, 40, 3))
+    for name in (folder.name, str(folder)):
+        for place in (other, other.parent):
+            assert data.load(name, place, workers=0).classes == ("c",)
+        for place in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(data.DataNotFoundError, match=rf"looked in {place}/{folder.name} \(no such folder\)"):
+                data.load(name, place, workers=0)
+
+
+def test_files_that_are_passed_over_are_counted(folder, tmp_path, capsys):
+    from skeletal.core.progress import Lines, shown
+
+    for part in ("train", "val"):
+        write_image(tmp_path / part / "a" / "0.png", pixels(40, 40, 3))
+    for name in ("0.JFIF", "0.gif", "1.gif", "none", ".hidden"):
+        write_image(tmp_path / "train" / "a" / name, pixels(40, 40, 3), "JPEG")
+    with shown(True, Lines):
+        loaded = data.load(str(tmp_path), validation=0, workers=0)
+        data.load(str(folder), workers=0)
+    assert len(loaded.train) == 2 and len(list(loaded.train.batches(2, train=True))) == 1  # .jfif is a JPEG, too
+    told = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
+    assert told == [f"{tmp_path / 'train'}: passed over 3 files: 2 .gif, 1 without extension"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_worker_that_is_killed_is_explained_where_the_next_batch_is_asked_for(folder):
+    batches = iter(data.load(str(folder), validation=0, workers=1).train.batches(1, train=True))
+    next(batches)
+    for worker in active_children():
+        worker.kill()
+        worker.join()
+    with pytest.raises(ChildProcessError, match=r"lack of memory or of /dev/shm: --workers 0 .*resumes"):
+        list(batches)

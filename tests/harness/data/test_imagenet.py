@@ -249,7 +249,10 @@ def test_another_image_size_is_in_the_same_proportion_and_what_there_is_is_said(
     said = capsys.readouterr().err
     assert said.startswith(f"{root}: 3 classes, 21 images to train and 9 to test, ")
     assert " pixels; each is cropped and resized to 56x56\n" in said
-    assert said.endswith("is a part of imagenet, which has 1,000 classes: results are not those of imagenet\n")
+    assert said.endswith(
+        f"{root} is not the whole of imagenet: 3 classes, 21 images to train and 9 to test, not 1,000 classes,"
+        " 1,281,167 images to train and 50,000 to test; results are not those of imagenet\n"
+    )
     with shown(True, Lines):
         load(root)
     assert "224x224, unless --image-size says so" in capsys.readouterr().err

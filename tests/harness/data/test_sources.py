@@ -1,7 +1,10 @@
 """Where a set is looked for, what is said when nothing is there, and how it is fetched."""
 
+from pathlib import Path
+
 import pytest
 
+from skeletal.engine.host.cache import one_at_a_time, remember, remembered
 from skeletal.harness import data
 from skeletal.harness.data import sources
 from skeletal.harness.data.specs import SPECS
@@ -70,3 +73,16 @@ def test_without_a_network_a_download_tells_how_to_get_it_otherwise(tmp_path, mo
     }.items():
         with pytest.raises(data.DataNotFoundError, match=f"(?s){said}"):
             data.fetch(name, tmp_path / "nowhere")
+
+
+def test_a_user_may_have_no_home(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert data.where("cifar10") == [Path("data/cifar10"), Path("data")]
+    remember("something", {"is": 1})
+    assert remembered("something") is None
+    with one_at_a_time("something"):
+        pass

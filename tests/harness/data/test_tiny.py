@@ -32,3 +32,14 @@ def test_tiny_imagenet_s_other_files_are_no_images(tmp_path):
     (root / "train" / wnids[3] / "images" / f"{wnids[3]}_0.JPEG").write_bytes(b"no picture")
     with pytest.raises(data.DataError, match=rf"{wnids[3]}_0\.JPEG: cannot decode the image"):
         data.load("tiny-imagenet", tmp_path)
+
+
+def test_a_class_that_was_not_unpacked_is_named(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    wnids = write_tiny(root)
+    images = root / "train" / wnids[3] / "images"
+    (images / f"{wnids[3]}_0.JPEG").rename(images / f"{wnids[3]}_0.jpeg")
+    assert len(data.load("tiny-imagenet", tmp_path, validation=0).train) == 200
+    (images / f"{wnids[3]}_0.jpeg").unlink()
+    with pytest.raises(data.DataError, match=f"{wnids[3]}/images: no images of this class"):
+        data.load("tiny-imagenet", tmp_path)

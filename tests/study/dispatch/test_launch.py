@@ -112,11 +112,14 @@ def test_killed_and_begun_again_it_ends_in_the_same_results(tmp_path, undisturbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_ctrl_c_stops_every_worker_with_its_checkpoint_written(tmp_path, undisturbed, number):
     process = start(tmp_path, "--jobs", 2)
     wait_for(lambda: in_training(tmp_path))
-    os.kill(process.pid, number)
+    if number == "SIGHUP":
+        os.killpg(process.pid, signal.SIGHUP)  # as a closed terminal: to submitit's controllers and workers, too
+    else:
+        os.kill(process.pid, signal.Signals[number])
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert not [job for job in JOBS if job.folder(tmp_path).running], "a worker lives on"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from skeletal.core.files import write_atomically
+from skeletal.core.files import home, write_atomically
 
 try:
     import fcntl
@@ -17,8 +17,11 @@ except ImportError:  # Windows
 
 def remembered(name: str) -> dict[str, Any] | None:
     """What `remember` has written, or None."""
+    path = _file(name)
+    if path is None:
+        return None
     try:
-        found = json.loads(_file(name).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -26,8 +29,10 @@ def remembered(name: str) -> dict[str, Any] | None:
 
 def remember(name: str, found: dict[str, Any]) -> None:
     """Record a result for later processes; if that is not possible, they find it out again."""
+    path = _file(name)
+    if path is None:
+        return
     with suppress(OSError):
-        path = _file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(found).encode())
 
@@ -38,16 +43,18 @@ def one_at_a_time(name: str) -> Iterator[None]:
 
     Where files cannot be locked nobody waits, and each finds it out for itself.
     """
+    path = _file(name)
     with ExitStack() as stack:
-        with suppress(OSError):
-            path = _file(name).with_suffix(".lock")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a"))
-            if fcntl is not None:
+        if path is not None and fcntl is not None:
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.with_suffix(".lock").open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or its process ends
         yield
 
 
-def _file(name: str) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "skeletal" / f"{name}.json"
+def _file(name: str) -> Path | None:
+    """The file of a name; None for a user without a home, for whom nothing is kept."""
+    named, own = os.environ.get("XDG_CACHE_HOME"), home()
+    folder = Path(named) if named else own and own / ".cache"
+    return folder and folder / "skeletal" / f"{name}.json"

@@ -1,5 +1,6 @@
 """Stop at the end of a step when a signal asks for it."""
 
+import errno
 import os
 import signal
 import threading
@@ -7,6 +8,19 @@ from types import FrameType
 from typing import Any
 
 from skeletal.harness.store.folders import RunFolder
+
+ENDINGS = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""signals that ask for the end beside Ctrl-C's: somebody's, and that of a terminal which is closed"""
+
+
+def leave_closed_terminal() -> None:
+    """Let what is written to a terminal that has been closed go nowhere: it would be an error in the middle of work."""
+    for output in (1, 2):
+        try:
+            os.get_terminal_size(output)
+        except OSError as error:
+            if error.errno == errno.EIO:  # and not that it is no terminal
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -18,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Turns the first SIGINT or SIGTERM into a request; a second SIGINT interrupts at once."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -29,14 +43,16 @@ class Stop:
         if os.getpid() != self._process:  # a data worker, forked with our handler
             if number == signal.SIGTERM:
                 os._exit(128 + number)
-            return  # Ctrl-C reaches the whole group; the step under way still needs its batch
+            return  # Ctrl-C, as a closed terminal, reaches the whole group; the step under way still needs its batch
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            leave_closed_terminal()
         self.requested = True
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *ENDINGS):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                     self._previous[number] = signal.signal(number, self._on_signal)
         return self

@@ -63,7 +63,7 @@ def load(
     if name not in SPECS:
         root = next((place for place in sources.where(name, data_dir) if folder.find(place)), None)
         if root is None:
-            raise sources.unknown(name)
+            raise sources.unknown(name, data_dir)
         return folder.read(root, name, **options)
     spec = SPECS[name]
     if image_size not in (None, spec.image_size) and "folder" not in spec.layouts:
@@ -77,7 +77,17 @@ def load(
     layout, place = match
     if layout == "folder":
         data = folder.read(place, name, **options)
-        if data.num_classes != spec.num_classes:
-            say(f"{place} is a part of {name}, which has {spec.num_classes:,} classes: results are not those of {name}")
-        return data
-    return assemble(sources.read(layout, place, spec, skip_corrupt), spec, validation=validation, seed=seed)
+    else:
+        data = assemble(sources.read(layout, place, spec, skip_corrupt), spec, validation=validation, seed=seed)
+    _say_if_other(data, spec, place)
+    return data
+
+
+def _say_if_other(data: Data, spec: Spec, place: Path) -> None:
+    """Say that what was read is a part of a data set (unpacked half-way, perhaps), or more than it."""
+    examples = len(data.train) + len(data.validation), len(data.test)
+    if (data.num_classes, *examples) != (spec.num_classes, *spec.examples):
+        here, there = (f"{n:,} classes, {train:,} images to train and {test:,} to test" for n, (train, test) in (
+            (data.num_classes, examples), (spec.num_classes, spec.examples)
+        ))  # fmt: skip
+        say(f"{place} is not the whole of {spec.name}: {here}, not {there}; results are not those of {spec.name}")

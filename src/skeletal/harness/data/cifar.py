@@ -89,13 +89,20 @@ def unpickle(path: Path) -> dict[str, Any]:
     }
 
 
+def _whole(labels: Any) -> torch.Tensor:
+    """Class numbers, of which torch would cut a fraction off."""
+    if not isinstance(labels, np.ndarray) and not all(type(label) is int for label in labels):
+        raise ValueError("labels have to be whole numbers")
+    return torch.tensor(labels, dtype=torch.int64)
+
+
 def _part(folder: Path, files: list[str], spec: Spec) -> Part:
     images, labels = [], []
     for file in files:
         content = unpickle(folder / file)
         try:
             pixels = torch.from_numpy(content["data"])
-            targets = torch.tensor(content[_LABELS[spec.name]], dtype=torch.int64)
+            targets = _whole(content[_LABELS[spec.name]])
             pixels = pixels.reshape(-1, spec.channels, spec.image_size, spec.image_size)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{folder / file}: not a batch of {spec.name} ({error!r})") from error

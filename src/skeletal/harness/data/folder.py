@@ -10,6 +10,8 @@ and CenterCrop(224) to test; for another size than 224 in the same proportion.
 
 import os
 import signal
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +114,25 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _explained(loader: "DataLoader[Decoded]") -> Iterator[tuple[Tensor, Tensor, list[Damaged]]]:
+    """What the loader gives; a worker that has been ended is an error of ours, and comes from here alone."""
+    on_main = threading.current_thread() is threading.main_thread()  # Python has handlers nowhere else
+    before = signal.getsignal(signal.SIGCHLD) if on_main and hasattr(signal, "SIGCHLD") else None
+    batches = iter(loader)
+    if before is not None:
+        # torch's handler raises wherever this process is when a worker ends; the loader notices by itself, too.
+        signal.signal(signal.SIGCHLD, before)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ChildProcessError(
+            f"a process that decodes images was ended ({error}), probably for lack of memory or of /dev/shm:"
+            " --workers 0 decodes without any, and docker's --shm-size gives more; the same command resumes"
+        ) from error
+
+
 @dataclass(frozen=True)
 class FolderBatches:
     """The batches `indices` of one pass. Iterating starts the workers, which stop with the iterator."""
@@ -142,7 +163,7 @@ class FolderBatches:
         )
         skipped: list[Damaged] = []
         try:
-            for images, labels, damaged in loader:
+            for images, labels, damaged in _explained(loader):
                 if damaged and not split.skip_corrupt:
                     raise cannot_decode(damaged[0].file, damaged[0].reason)
                 skipped += damaged
@@ -202,11 +223,27 @@ def _test_folder(root: Path) -> Path | None:
 def _listed(folder: Path) -> tuple[Listing, list[str]]:
     with extra("run"):
         from torchvision.datasets import ImageFolder
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    extensions = *IMG_EXTENSIONS, ".jfif"
+    passed_over = Counter[str]()
+
+    def is_image(path: str) -> bool:
+        if path.lower().endswith(extensions):
+            return True
+        name = os.path.basename(path)
+        if not name.startswith("."):
+            passed_over[os.path.splitext(name)[1].lower() or "without extension"] += 1
+        return False
 
     try:
-        found = ImageFolder(folder)
+        found = ImageFolder(folder, is_valid_file=is_image)
     except FileNotFoundError as error:  # no class folders, or one without images
-        raise DataError(f"{folder}: {error}") from error
+        raise DataError(f"{folder}: {str(error).rstrip()} Supported extensions are: {', '.join(extensions)}") from error
+    if passed_over:
+        files = f"{passed_over.total():,} file{'s' if passed_over.total() > 1 else ''}"
+        each = ", ".join(f"{number:,} {extension}" for extension, number in passed_over.most_common())
+        say(f"{folder}: passed over {files}: {each}")
     names = np.array([os.fsencode(file) for file, _ in found.samples])
     return Listing(names, torch.tensor(found.targets)), found.classes
 

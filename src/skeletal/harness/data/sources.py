@@ -9,6 +9,7 @@ from typing import Literal
 
 from skeletal.core.choices import plain, spelled
 from skeletal.core.extras import extra
+from skeletal.core.files import home
 from skeletal.core.progress import stage
 from skeletal.harness.data import cifar, folder, idx, parquet, tiny
 from skeletal.harness.data.errors import DataError, DataNotFoundError
@@ -30,15 +31,19 @@ def where(name: str, data_dir: Path | str | None = None) -> list[Path]:
     With `data_dir`: that folder, then `data_dir/<name>`. Without: `data/<name>` and `data` below the working
     folder, then the same below `~/.cache/skeletal`, then for Fashion-MNIST Debian's folder. An image folder
     does not say what it holds, so `imagenet` is then looked for only under its own name. The path of a folder is
-    looked for below `data_dir`, then as it is; `data_dir` may also be the folder itself.
+    looked for as it is; with `data_dir` below that folder, which may also be the folder itself, and nowhere else.
     """
     if name not in SPECS:
-        return [Path(name)] if data_dir is None else [Path(data_dir) / name, Path(name), Path(data_dir)]
+        path = Path(name)
+        if data_dir is None:
+            return [path]
+        inside = path.name if path.is_absolute() or ".." in path.parts else path
+        return [Path(data_dir) / inside, Path(data_dir)]
     if name == "digits":
         return []
     if data_dir is not None:
         return [Path(data_dir), Path(data_dir) / name]
-    shared = (Path("data"), Path.home() / ".cache" / "skeletal")
+    shared = [Path("data"), *([own / ".cache" / "skeletal"] if (own := home()) else [])]
     places = [place for base in shared for place in (base / name, base)]
     if name == "imagenet":
         places = [place for place in places if place.name == name]
@@ -135,10 +140,14 @@ def fetch(name: str, data_dir: Path | str | None = None) -> None:
         raise DataNotFoundError(f"{name} cannot be downloaded: {error}\n{missing(SPECS[name], data_dir)}") from error
 
 
-def unknown(name: str) -> DataNotFoundError:
+def unknown(name: str, data_dir: Path | str | None) -> DataNotFoundError:
     """Return the error for something that is neither a known name nor an image folder."""
-    if Path(name).is_dir():
+    if data_dir is None and Path(name).is_dir():
         return DataNotFoundError(f"{Path(name)} is not {folder.LOOKS_FOR}")
     close = get_close_matches(plain(name), NAMES, n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
-    return DataNotFoundError(f"no data set and no folder {name!r}.{meant} There are {', '.join(NAMES)}.")
+    looked = ""
+    if data_dir is not None:
+        places = (f"{place}{'' if place.is_dir() else ' (no such folder)'}" for place in where(name, data_dir))
+        looked = f": looked in {' and '.join(places)} for {folder.LOOKS_FOR}"
+    return DataNotFoundError(f"no data set and no folder {name!r}{looked}.{meant} There are {', '.join(NAMES)}.")

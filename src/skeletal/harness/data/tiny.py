@@ -15,6 +15,7 @@ from skeletal.harness.data.memory import Arrays, Part, checked
 from skeletal.harness.data.pixels import decode
 from skeletal.harness.data.specs import Spec
 
+SUFFIXES = (".jpeg", ".jpg")  # copied from some file systems, in small letters
 LOOKS_FOR = "tiny-imagenet-200/ with wnids.txt, train/ and val/val_annotations.txt"
 
 
@@ -30,7 +31,10 @@ def _train(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool)
     files: list[Path] = []
     labels: list[int] = []
     for wnid, label in number.items():
-        of_class = sorted((folder / wnid / "images").glob("*.JPEG"))
+        images = folder / wnid / "images"
+        of_class = sorted(file for file in images.glob("*") if file.suffix.lower() in SUFFIXES)
+        if not of_class:
+            raise DataError(f"{images}: no images of this class (*.JPEG): unpack the archive again")
         files += of_class
         labels += [label] * len(of_class)
     return _part(files, labels, spec, folder, skip_corrupt)
@@ -40,7 +44,7 @@ def _test(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool) 
     annotations = folder / "val_annotations.txt"
     files: list[Path] = []
     labels: list[int] = []
-    for at, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+    for at, line in enumerate(annotations.read_text(encoding="utf-8-sig").splitlines(), 1):
         file, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         if wnid not in number or Path(file).name != file:
@@ -51,7 +55,7 @@ def _test(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool) 
 
 
 def _words(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     return {wnid: words.split(",")[0] for wnid, _, words in (line.partition("\t") for line in lines)}
 
 
@@ -65,7 +69,7 @@ def find(root: Path, spec: Spec) -> Path | None:
 
 def read(folder: Path, spec: Spec, skip_corrupt: bool = False) -> Arrays:
     """Decode both parts; a class is named by the first of its words."""
-    wnids = sorted((folder / "wnids.txt").read_text(encoding="utf-8").split())
+    wnids = sorted((folder / "wnids.txt").read_text(encoding="utf-8-sig").split())
     if len(set(wnids)) != spec.num_classes:
         raise DataError(f"{folder / 'wnids.txt'}: {len(set(wnids))} classes, {spec.name} has {spec.num_classes}")
     number = {wnid: label for label, wnid in enumerate(wnids)}

@@ -68,7 +68,7 @@ def setup_of(folder: RunFolder, data_dir: Path | str | None = None, device: str 
     """The network and the data of a run, here."""
     if "model" not in folder.config:
         raise ValueError(f"{folder.path} is a part of a run, such as a round of imp: give the folder of the whole run")
-    settings = {name: folder.config[name] for name in ("model", "data", "seed")}
+    settings = {name: folder.setting(name) for name in ("model", "data", "seed")}
     place = None if data_dir is None else Path(data_dir)
     for name in ("image_size", "skip_corrupt", "validation"):  # which runs of other data sets or earlier versions lack
         if name in folder.config:

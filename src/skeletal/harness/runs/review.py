@@ -17,7 +17,7 @@ from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.finding import create_model, fingerprint, load_data
 from skeletal.harness.runs.load import setup_of, shapes_of, trained
-from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.store.folders import RunFolder, mask_file
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import ENGINES, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
@@ -60,7 +60,9 @@ def evaluate_run(
     require("engine", engine, ENGINES)
     require("split", split, SPLITS)
     folder = RunFolder.at(path)
-    config, setup = folder.config, setup_of(folder, data_dir, device)
+    setup = setup_of(folder, data_dir, device)
+    options = {name: folder.setting(name) for name in ("bf16", "channels_last")}
+    batch_size = folder.setting("batch_size")
     data = load_data(setup)
     if rank() == 0 and (unlike := folder.unlike(fingerprint(setup, data))):
         warnings.warn(f"this is not what the run was trained on: {unlike}", stacklevel=3)
@@ -70,19 +72,18 @@ def evaluate_run(
     model, mask = trained(folder, setup, data)
     target = pick_device(device)
     here = data_sets.shared(data_sets.resident(part, target))
-    batches = here.batches(config["batch_size"], train=False)  # as in training, so that the scores are the same
-    options = {name: config[name] for name in ("bf16", "channels_last")}
+    batches = here.batches(batch_size, train=False)  # as in training, so that the scores are the same
     network = engine_for_all(
         model.to(target),
         mask,
         engine,
         device=target,
         example=lambda: next(iter(batches))[0],
-        autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=config["bf16"]),
+        autocast=lambda: torch.autocast(target.type, torch.bfloat16, enabled=options["bf16"]),
         earlier=_trained_by(folder.path) if engine == "auto" and target.type == "cpu" else None,
     ).network
     with stage(f"scoring on {split} images"):
-        return evaluate(network, batches, device=target, shared=True, **options)
+        return evaluate(network, batches, device=target, shared=True, split=split, **options)
 
 
 def diagnose_mask(
@@ -101,9 +102,7 @@ def diagnose_mask(
         ValueError: the mask does not name its network or data set, and none was given; or the run is dense.
 
     """
-    if path.is_dir() and RunFolder.at(path).finished and not (path / MASK).exists():
-        raise ValueError(f"{path} is a dense run: it has no mask to diagnose, all its weights are kept")
-    mask = Mask.load(path / MASK if path.is_dir() else path)
+    mask = Mask.load(mask_file(path))
     model = model or mask.metadata.get("network")
     data = data or mask.metadata.get("data")
     if not model or not data:

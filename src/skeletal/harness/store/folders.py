@@ -9,6 +9,7 @@ appear by an atomic rename, and `metrics.jsonl` grows by whole lines.
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+from skeletal.core import strict_json
 from skeletal.core.files import failing_at, remove_drafts, write_atomically
 from skeletal.core.model.distributed import on_first
 from skeletal.core.progress import say
@@ -36,18 +38,26 @@ def _path_as_text(value: object) -> str:
 
 
 def _json(value: Any, **layout: Any) -> str:
-    return json.dumps(value, default=_path_as_text, **layout)
+    return strict_json.dumps(value, default=_path_as_text, **layout)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file of a run folder holds.
+_MAY_BE_NAN = ("loss", "train_loss", "val_loss", "test_loss", "force_saliency", "gradient_norm")
+
+
+def _with_nan(found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured; a number that is none was written as null, as JSON has nothing else for it."""
+    return {key: math.nan if value is None and key in _MAY_BE_NAN else value for key, value in found.items()}
+
+
+def read_json(path: Path, **options: Any) -> dict[str, Any]:
+    """What a file of a run folder holds; `options` go to `json.loads`.
 
     Raises:
         ValueError: it is damaged; names it.
 
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), **options)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete its folder to run again") from None
     if not isinstance(found, dict):
@@ -55,6 +65,34 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} should hold a JSON object, not {type(found).__name__}; delete its folder to run again"
         )
     return found
+
+
+_NUMBER = (int, float)
+_SETTINGS: dict[str, Any] = {
+    "model": str, "data": str, "image_size": int, "validation": _NUMBER, "seed": int, "skip_corrupt": bool,
+    "method": str, "density": _NUMBER, "steps": int, "pattern": str,
+    "epochs": int, "batch_size": int, "lr": _NUMBER, "bf16": bool, "channels_last": bool,
+}  # fmt: skip
+_RESULT: dict[str, Any] = {
+    "model": str, "data": str, "method": str, "density": _NUMBER, "kept": int, "prunable": int, "empty_layers": list,
+    "epochs": int, "seconds": _NUMBER,
+}  # fmt: skip
+_SCORES = dict.fromkeys(("loss", "top1", "top5"), _NUMBER)
+
+
+def _is(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def damaged(file: Path, how: str) -> ValueError:
+    """The error for a file of a run folder that has been edited, or written by something else."""
+    return ValueError(f"{file} is damaged ({how}); restore it, or delete its folder to run again")
+
+
+def _refuse_other_kinds(file: Path, found: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if (value := found.get(name)) is not None and not _is(value, kind):
+            raise damaged(file, f"{name} is {str(value)[:60]!r}")
 
 
 def is_run(path: Path) -> bool:
@@ -68,6 +106,21 @@ def is_run(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and "format" in found and "seed" in found
+
+
+def mask_file(path: Path | str) -> Path:
+    """The mask file at a path, which may also be the folder of a run.
+
+    Raises:
+        ValueError: the run is dense.
+
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / MASK).exists() and RunFolder.at(path).finished:
+        raise ValueError(f"{path} is a dense run: it has no mask, all its weights are kept")
+    return path / MASK
 
 
 @dataclass(frozen=True)
@@ -134,7 +187,19 @@ class RunFolder:
             raise FileNotFoundError(f"{path} is not a run folder: its config.json was written by another program")
         folder = cls(path, read_json(path / "config.json"))
         folder._refuse_other_format(folder.config.pop("format", None))
+        _refuse_other_kinds(path / "config.json", folder.config, _SETTINGS)
         return folder
+
+    def setting(self, name: str) -> Any:
+        """A setting that a run of its kind has.
+
+        Raises:
+            ValueError: it is missing.
+
+        """
+        if self.config.get(name) is None:
+            raise damaged(self.path / "config.json", f"{name} is missing")
+        return self.config[name]
 
     def _refuse_other_format(self, written: object) -> None:
         if written != FORMAT:
@@ -157,7 +222,10 @@ class RunFolder:
     def fingerprint(self) -> dict[str, str]:
         """What `open` was given; empty for runs of earlier versions."""
         file = self.path / "environment.json"
-        return read_json(file).get("fingerprint", {}) if file.exists() else {}
+        found = read_json(file).get("fingerprint", {}) if file.exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(value, str) and value for value in found.values()):
+            raise damaged(file, f"fingerprint is {str(found)[:60]!r}")
+        return found
 
     def unlike(self, here: Mapping[str, str]) -> str:
         """What the run was made of and is otherwise here, for people; empty if nothing is, or is known to be."""
@@ -245,9 +313,18 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: the run has not finished.
+            ValueError: it is damaged.
 
         """
-        return read_json(self.path / "result.json")
+        file = self.path / "result.json"
+        found = read_json(file, object_hook=_with_nan)
+        _refuse_other_kinds(file, found, _RESULT)
+        if "test" in found:  # else it was not trained
+            scores = found["test"] if isinstance(found["test"], dict) else {}
+            if not _is(scores.get("top1"), _NUMBER):
+                raise damaged(file, f"test is {str(found['test'])[:60]}")
+            _refuse_other_kinds(file, scores, _SCORES)
+        return found
 
     def finish(self, result: dict[str, Any]) -> None:
         """Leave the result, atomically. From here on the run counts as finished."""
@@ -271,7 +348,7 @@ class RunFolder:
         rows = []
         for number, line in enumerate(self._whole_lines().splitlines(), 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_hook=_with_nan)
                 if not isinstance(row, dict) or type(row.get("epoch")) is not int:
                     raise ValueError("it should be a JSON object with an epoch")
             except (ValueError, RecursionError) as error:

@@ -44,7 +44,7 @@ def train(
     checkpoint; a folder that has a checkpoint is resumed; the final weights land in `model.safetensors`.
     Writing `result.json` is left to the caller, who may have more to say. The checkpoint of epoch `keep_epoch` is kept.
 
-    SIGINT (Ctrl-C) and SIGTERM let the current step finish, write the checkpoint, print `resume_command` and
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP let the current step finish, write the checkpoint, print `resume_command` and
     raise `Interrupted`; a second SIGINT interrupts at once. Signals are handled in the main thread only.
 
     A masked model on a CPU may be trained by a compiled network in its place (`training.engine`); its values come

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from skeletal.core.choices import require
 from skeletal.core.errors import BusyError
 from skeletal.core.extras import extra
+from skeletal.harness.console.interrupt import ENDINGS, leave_closed_terminal
 from skeletal.study.dispatch.execute import Worker, cores, forget_failures, walk
 from skeletal.study.paper.collect import ERROR, error_of
 from skeletal.study.paper.jobs import Job
@@ -79,7 +80,7 @@ def launch(
     Raises:
         ValueError: unknown executor, fewer than one worker, workers or options that it does not take, or no Slurm here.
         ChildProcessError: a worker ended early; says where its log is.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have written their checkpoints.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, after the workers have written their checkpoints.
 
     """
     require("executor", executor, EXECUTORS)
@@ -174,7 +175,7 @@ def _on_this_machine(crew: Sequence[Worker], report: Callable[[], None]) -> None
 
     executor = LocalExecutor(folder=crew[0].root / LOGS)
     executor.update_parameters(timeout_min=_YEAR)
-    with _sigterm_interrupts():
+    with _endings_interrupt():
         with _environment(OMP_NUM_THREADS=str(crew[0].threads)), _interrupts_ignored():
             jobs = [executor.submit(worker) for worker in crew]
         try:
@@ -218,22 +219,28 @@ def _environment(**variables: str) -> Generator[None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    """Processes started here do not see Ctrl-C, which a terminal sends to all: we tell them, and they stop in order."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _handled(handlers: Mapping[int, Any]) -> Generator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@contextmanager
-def _sigterm_interrupts() -> Generator[None]:
+def _interrupts_ignored() -> AbstractContextManager[None]:
+    """Processes started here see neither Ctrl-C nor the end of the terminal, which all are told of: we tell them."""
+    return _handled(dict.fromkeys({signal.SIGINT, *ENDINGS} - {signal.SIGTERM}, signal.SIG_IGN))
+
+
+def _endings_interrupt() -> AbstractContextManager[None]:
+    """What asks for the end does as Ctrl-C does, unless it is to be ignored, as under nohup."""
+
     def interrupt(number: int, frame: object) -> None:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # it may come twice, and workers are still to be told
+            leave_closed_terminal()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    heard = (number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN)
+    return _handled(dict.fromkeys(heard, interrupt))

@@ -1,6 +1,5 @@
 """From run folders to points: figures and tables are drawn from what `result.json` says, and nothing else."""
 
-import json
 import math
 import warnings
 from collections import Counter, defaultdict
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skeletal.harness.ledger import Ledger
-from skeletal.harness.store.folders import RunFolder
+from skeletal.harness.store.folders import RunFolder, read_json
 from skeletal.study.paper.item import Item, Measurement
 from skeletal.study.paper.jobs import Job
 from skeletal.study.paper.scales import Scale
@@ -78,7 +77,12 @@ def state(item: Item, scale: Scale, root: Path) -> dict[str, int]:
 def error_of(folder: RunFolder) -> str | None:
     """Return what went wrong with a failed run; `None` if it has not failed."""
     file = folder.path / ERROR
-    return json.loads(file.read_bytes())["message"] if file.exists() and not folder.finished else None
+    if folder.finished or not file.exists():
+        return None
+    try:
+        return str(read_json(file)["message"])
+    except (ValueError, KeyError):
+        return f"nobody knows why: {file} is damaged"
 
 
 def failures(item: Item, scale: Scale, root: Path) -> dict[str, str]:
