@@ -17,7 +17,7 @@ print(f"{'method':16} {'kept':>6} {'on a path':>9} {'empty layers':>12} {'multip
 for method, row in skeletal.METHODS.items():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", skeletal.CollapseWarning)  # the table says it
-        steps = None if row.one_shot else 10
+        steps = None if row.one_shot else 5
         mask = skeletal.prune(model, batches, density=0.01, method=method, steps=steps, on_collapse="keep")
     found = skeletal.diagnose(model, mask, example)
     print(

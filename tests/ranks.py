@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from tests.forked import server
+
 SECONDS = 240
 
 
@@ -28,7 +30,7 @@ def in_ranks(work, folder, ranks=2):
 
 def spawned(work, arguments, ranks):
     """Run `work(rank, *arguments)` in as many processes, which may not hang."""
-    processes = start_processes(work, arguments, nprocs=ranks, join=False, start_method="spawn")
+    processes = start_processes(work, arguments, nprocs=ranks, join=False, start_method=server.get_start_method())
     deadline = time.monotonic() + SECONDS
     try:
         while not processes.join(timeout=1):

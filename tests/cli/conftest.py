@@ -2,6 +2,8 @@ import json
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from skeletal.cli import app, main
 from skeletal.core.errors import BusyError
 from skeletal.core.progress import Progress, Stage, shown
+from skeletal.harness.models.factory import NAMES
+from skeletal.harness.models.vgg import vgg
 from skeletal.harness.store.folders import RunFolder
 
 
@@ -48,6 +52,13 @@ def cli(tmp_path, monkeypatch, capsys):
         return Outcome(status, *capsys.readouterr())
 
     return skeletal
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """vgg-mini, the default, with a quarter of its channels: for tests that run many networks, and any would do."""
+    build = partial(vgg, (8, 8, "M", 16, 16, 16, "M", 32, 32, 32))
+    monkeypatch.setitem(NAMES, "vgg-mini", replace(NAMES["vgg-mini"], build=build))
 
 
 class Heard(Progress):

@@ -152,6 +152,7 @@ def test_gradual_pruning_to_several_densities_is_one_curve_for_each_it_begins_wi
     assert all(len(group) == 1 for _, group in outcomes(rows))
 
 
+@pytest.mark.usefixtures("narrow")
 def test_what_one_command_does_in_one_and_two_do_in_turn_is_one_curve(cli):
     how = ["--method", "snip", "--density", 0.3, "--prune-batch-size", 32]
     train = ["--epochs", 1, "--batch-size", 512, "--engine", "dense", "--out", "both", "--device", "cpu"]
@@ -169,6 +170,7 @@ def test_what_one_command_does_in_one_and_two_do_in_turn_is_one_curve(cli):
     }
 
 
+@pytest.mark.usefixtures("narrow")
 def test_runs_with_masks_from_files_are_seeds_of_each_other_as_they_were_found(cli):
     train = ["--epochs", 1, "--batch-size", 512, "--device", "cpu", "--engine", "dense", "--out", "masked"]
     for seed, steps in ((0, 2), (1, 2), (0, 3)):

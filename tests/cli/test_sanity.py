@@ -19,6 +19,7 @@ PLAN = SanityChecks(
 )
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.slow
 def test_from_masks_to_a_table_and_what_is_finished_is_only_read(cli, monkeypatch):
     done = cli("sanity", *SMALL, "--seeds", 2, "--shuffles", 1)

@@ -12,7 +12,7 @@ import torch
 
 from skeletal.engine import available
 from skeletal.engine.codegen.threads import share
-from skeletal.engine.host import self_check as checks
+from skeletal.engine.host.layers import mismatch
 from skeletal.engine.kernels.fused_batch_norm import shared_backward
 from skeletal.engine.ops import calls
 
@@ -187,7 +187,7 @@ def test_networks_work_without_the_engine(call):
 
 def test_works_here():
     assert available() and str(available()) == "available"
-    assert checks.mismatch(torch.float32) is None
+    assert mismatch(torch.float32) is None
     assert available("bfloat16")
 
 
@@ -210,6 +210,6 @@ def test_wrong_numbers_are_seen(monkeypatch, wrong, direction):
 
     monkeypatch.setattr(calls.arena, "empty", remembering)
     monkeypatch.setattr(calls, "share", miscompiled)
-    reason = checks.mismatch(torch.float32)
+    reason = mismatch(torch.float32)
     what = "convolution's gradient of its input" if direction == "backward" else "convolution is off"
     assert reason is not None and what in reason

@@ -1,9 +1,5 @@
-"""A small run in a process of its own, which can be killed.
+"""A small run in a process of its own, which can be killed."""
 
-Children are forked from a server that has imported everything, as importing takes longer than the run.
-"""
-
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -11,14 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from skeletal.core.errors import BusyError
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    [
-        "skeletal.harness.runs.experiment", "skeletal.engine.lower", "accelerate", "torch._dynamo",
-        "torch.distributed.tensor", "numba.typed", "sklearn.model_selection",
-    ]
-)  # fmt: skip
+from tests.forked import server
 
 
 def network(*_):
@@ -59,7 +48,7 @@ def start(root: Path, engine: str, step: int = 0, before: str = "", after: str =
         number: the signal.
 
     """
-    process = _server.Process(target=_work, args=(root, engine, step, before, after, number))
+    process = server.Process(target=_work, args=(root, engine, step, before, after, number))
     process.start()
     return process
 
