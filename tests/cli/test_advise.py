@@ -43,6 +43,7 @@ def batches(root="runs"):
     return sorted(tuple(c[key] for key in keys) for c in configs if c["method"] != "dense")
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(
     ("given", "found"),
     [
@@ -55,6 +56,7 @@ def test_snip_mb_sees_as_many_batches_as_force(cli, given, found):
     assert batches() == found
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("given", "found"), [([], {"px"}), (["--methods", "snip"], {"snip"})])
 def test_the_method_of_a_file_is_the_one_looked_at_unless_others_are_named(cli, given, found):
     Path("my.toml").write_text('method = "px"\nsteps = 2\n')
@@ -62,6 +64,7 @@ def test_the_method_of_a_file_is_the_one_looked_at_unless_others_are_named(cli, 
     assert {method for method, _, _ in batches()} == found
 
 
+@pytest.mark.usefixtures("narrow")
 def test_what_it_leaves_is_no_training(cli):
     assert cli("advise", *FEW).status == 0
     assert "no runs in runs" in cli("compare", "runs").err
@@ -71,6 +74,7 @@ def test_what_it_leaves_is_no_training(cli):
     assert trained.status == 0 and cli("compare", "runs").out.count("snip") == 2  # in the heading, and as a row
 
 
+@pytest.mark.usefixtures("narrow")
 def test_the_time_left_is_that_of_this_sessions_sweeps(cli, heard):
     assert cli("advise", *FEW).status == 0
     next(Path("runs/advise").glob("*/result.json")).unlink()

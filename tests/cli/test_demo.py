@@ -30,6 +30,7 @@ def test_demo(cli, monkeypatch):
     assert kept == {("dense", None)} | {(m, k) for m in ("force", "snip", "random") for k in (47_158, 2_358)}
 
 
+@pytest.mark.usefixtures("narrow")
 def test_the_time_left_is_that_of_this_sessions_runs(cli, heard, monkeypatch):
     monkeypatch.setattr(import_module("skeletal.cli.demo"), "METHODS", ("random",))
     monkeypatch.setattr(import_module("skeletal.cli.demo"), "DENSITIES", (0.1, 0.005))

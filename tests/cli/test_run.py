@@ -79,6 +79,7 @@ def test_a_finished_run_can_still_be_logged(cli):
     assert len(list(Path("runs").glob("*/metrics.csv"))) == 2
 
 
+@pytest.mark.usefixtures("narrow")
 def test_other_settings_are_another_run(cli):
     folders = {
         cli("run", *METHODS["random"], *QUICK, *more, "--json").json["folder"]
@@ -88,6 +89,7 @@ def test_other_settings_are_another_run(cli):
     assert sum(Path(folder).name.startswith("mine-") for folder in folders) == 1
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_public_codes_choices_are_in_the_config_and_what_is_said_wins(cli):
     shown = [
         cli("run", "--method", "snip", *QUICK, *more, "--json").json["folder"]
@@ -107,6 +109,7 @@ def test_a_dense_run_has_no_density(cli):
     assert refused.status == 1 and "the method dense prunes nothing: leave --density out" in refused.err
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("how", [["--bf16"], ["--channels-last", "--batch-size", "100"]], ids=" ".join)
 def test_eval_scores_as_training_did(cli, how):
     result = cli("run", *METHODS["random"], *QUICK[:2], *DENSE, *how, "--json").json
@@ -123,6 +126,7 @@ def test_a_mistake_in_training_is_noticed_before_the_pruning(cli, monkeypatch):
     assert shown.status == 1 and "epochs" in shown.err
 
 
+@pytest.mark.usefixtures("narrow")
 def test_eval_notices_a_pruned_weight_that_is_not_zero(cli):
     from safetensors.torch import save_file
 
@@ -215,6 +219,7 @@ def test_a_mask_brings_its_network_data_and_seed(cli):
     assert (config["model"], config["data"], config["seed"]) == ("resnet20-cifar", "digits", 3)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_names_as_people_write_them_find_the_same_run(cli):
     first = cli("run", *METHODS["random"], *QUICK, "--json").json["folder"]
     again = cli("run", "--method", "RANDOM", "--density", "0.05", "--model", "VGG_Mini", "--data", "Digits", *QUICK)
@@ -252,6 +257,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(cli, tmp_path):
     assert results[0] == results[1]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_ctrl_c_while_pruning(cli, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

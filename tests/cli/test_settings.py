@@ -68,6 +68,7 @@ def test_one_file_serves_run_prune_and_train_and_another_preset(cli):
     assert "# epochs = 350" in printed(cli, "run", "--config", "my.toml", "--preset", "cifar10")
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("command", [["study", "measure"], ["advise", "--densities", 0.3, "--methods", "random"]])
 def test_the_file_of_a_run_serves_commands_that_do_not_train(cli, command):
     small = ("--method", "random", "--decay", "one-cycle", "--seed", 3, "--device", "cpu", "--lr", 0.5)
@@ -92,6 +93,7 @@ def test_a_file_that_cannot_be_read_is_named(cli, content):
     assert shown.status > 0 and "my.toml" in shown.err
 
 
+@pytest.mark.usefixtures("narrow")
 def test_sparsity_is_another_word_for_the_same_settings(cli):
     settings = ["run", "--method", "random", "--epochs", "1", "--batch-size", "512", "--engine", "dense", "--json"]
     first = cli(*settings, "--density", "0.02").json

@@ -11,7 +11,7 @@ HERE = ("--executor", "none", "--device", "cpu")
 
 
 @pytest.fixture
-def ran(cli):
+def ran(cli, narrow):
     """The command, after those two runs."""
     first = cli("study", "run", *FEW, *HERE)
     assert first.status == 0, first.err
