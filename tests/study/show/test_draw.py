@@ -231,11 +231,11 @@ def test_no_two_criteria_of_a_study_are_drawn_alike():
 
 @pytest.mark.parametrize("panels", ["a", "abc"])
 def test_notes_are_wrapped_before_the_edge(panels):
-    figure = draw(item(*map(accuracy, panels)), points("a", ["FORCE"], seeds=1), SCALES["cpu"])
+    figure = draw(item(*map(accuracy, panels), series=SERIES), points("a", ["FORCE"], seeds=1), SCALES["cpu"])
     figure.draw_without_rendering()
     (notes,) = figure.subfigs[1].texts
     box = notes.get_window_extent()
-    assert 0 < box.x0 and box.x1 <= figure.bbox.x1 and len(notes.get_text().splitlines()) > 1
+    assert box.x0 > 0 and box.x1 <= figure.bbox.x1 and len(notes.get_text().splitlines()) > 1
 
 
 def test_values_of_a_quantity_beside_methods_share_no_mark_with_them():

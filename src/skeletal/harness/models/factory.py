@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from skeletal.core.choices import spelled
+from skeletal.core.progress import stage
 from skeletal.harness.models import external, own
 from skeletal.harness.models.initialization import kaiming_normal_, seeded
 from skeletal.harness.models.lenet import lenet5
@@ -152,7 +153,7 @@ def create(
         raise ValueError(f"init is auto, kaiming-normal or own, not {init!r}")
     build, kaiming = _find(name, image_size)
     device = torch.get_default_device()
-    with seeded(seed), torch.device("meta" if device.type == "meta" else "cpu"):
+    with stage(f"building {name}"), seeded(seed), torch.device("meta" if device.type == "meta" else "cpu"):
         model = build(**sizes)
         if init == "kaiming-normal" or (init == "auto" and kaiming):
             kaiming_normal_(model)
