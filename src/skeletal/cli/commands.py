@@ -146,9 +146,8 @@ _LARGE = ("torch", "torchvision", "timm", "transformers", "numba", "matplotlib",
 def _loading() -> str:
     """The library that is being imported right now; empty if none is."""
     specs = {name: getattr(sys.modules.get(name), "__spec__", None) for name in _LARGE}
-    found = [
-        name for name, spec in specs.items() if getattr(spec, "_initializing", False)
-    ]  # as Python's own errors ask
+    # `_initializing` is what Python's own errors ask of partially imported modules.
+    found = [name for name, spec in specs.items() if getattr(spec, "_initializing", False)]
     return f"loading {found[-1]}" if found else ""
 
 

@@ -54,7 +54,7 @@ def named(name: str) -> str:
     """A network's name as its library has it: in any case, with `-` or `_`; `timm/x` is `timm:x`.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        ValueError: there is none; names the nearest, or says why a function of your own cannot be had.
 
     """
     if (ours := spelled(name, NAMES)) in NAMES:
@@ -63,6 +63,7 @@ def named(name: str) -> str:
         raise _of_file(name)
     library, bare = _library(name)
     if library is None and own.is_function(name):
+        own.function(name)  # refuses one that is not there
         return name
     stem, dot, tag = bare.partition(".")  # a dot starts a pretraining tag
     for whose in LIBRARIES if library is None else [library]:
