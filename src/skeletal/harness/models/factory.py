@@ -75,7 +75,7 @@ def named(name: str) -> str:
 
 def _of_file(name: str) -> ValueError:
     written = own.instead_of_file(name)
-    return ValueError(f"{name!r} names a file: a network of your own is named by its module and function; write {written}")
+    return ValueError(f"{name!r} names a file: a network of your own is named by module and function; write {written}")
 
 
 def _library(name: str) -> tuple[str | None, str]:
