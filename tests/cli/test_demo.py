@@ -40,4 +40,4 @@ def test_the_time_left_is_that_of_this_sessions_runs(cli, heard, monkeypatch):
     assert cli("demo", "--epochs", "1").status == 0
     told = [line for line in heard if line.startswith("prune, train, test: run ")]
     assert ["left" in line for line in told] == [False] * len(told)
-    assert [line.split()[4] for line in told] == ["2", "2", "3", "3"]
+    assert [line.split()[4] for line in told] == ["3", "3", "3", "3"]

@@ -22,6 +22,14 @@ def test_show_one_mask(cli, masks):
         assert part in shown.out
 
 
+def test_show_says_how_a_mask_was_found_in_words_and_nothing_of_what_there_is_not(cli, masks):
+    shown = cli("show", masks[0]).out
+    for raw in ("None", "[]", "{", "Sequential", "True", "False"):
+        assert raw not in shown, raw
+    assert f"versions: skeletal {skeletal.__version__}, torch {torch.__version__}\n" in shown
+    assert "network: vgg-mini\n" in shown and "seed: 0\n" in shown and "connected: yes\n" in shown
+
+
 def test_show_several_masks_side_by_side(cli, masks):
     lines = cli("show", *masks).out.splitlines()
     assert lines[0].split() == ["layer", "weights", "random", "magnitude"]

@@ -126,7 +126,10 @@ def test_a_mask_of_another_network(cli):
     assert cli("prune", "--method", "random").status == 0
     shown = cli("train", "--mask", "mask.safetensors", "--model", "resnet20-cifar", "--epochs", "1")
     assert shown.status == 1
-    assert "vgg-mini" in shown.err and "resnet20-cifar" in shown.err and "features.0.weight" in shown.err
+    assert "the mask was found with network vgg-mini" in shown.err
+    assert "the mask has a layer 'features.0.weight' that resnet20-cifar does not have" in shown.err
+    shown = cli("diagnose", "mask.safetensors", "--model", "resnet20-cifar")
+    assert shown.status == 1 and "'features.0.weight' that resnet20-cifar does not have" in shown.err
     assert not Path("runs").exists()
 
 

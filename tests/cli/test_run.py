@@ -67,6 +67,15 @@ def test_a_run_from_end_to_end(cli, method):
     assert stamps(folder) == before  # nothing was overwritten, nothing trained again
 
 
+def test_a_finished_run_says_which_engine_trained_it_if_another_is_asked_for(cli):
+    quick = ["run", "--method", "random", "--epochs", "1", "--batch-size", "512"]
+    assert cli(*quick, "--engine", "dense").status == 0
+    for engine, told in (("sparse", True), ("dense", False), ("auto", False)):
+        again = cli(*quick, "--engine", engine)
+        assert "already finished: " in again.err
+        assert ("trained with the engine dense, not sparse: another --out trains it anew" in again.err) is told
+
+
 def test_a_finished_run_can_still_be_logged(cli):
     folder = Path(cli("run", *METHODS["random"], *QUICK, "--json").json["folder"])
     cli("prune", *METHODS["random"])

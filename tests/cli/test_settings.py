@@ -112,6 +112,8 @@ def test_a_network_of_another_library_has_one_name_however_it_is_written():
     assert [resolved("quick", Setup(model=name))[0].model for name in ("ResNet18", "resnet18")] == ["resnet18"] * 2
     with pytest.raises(ValueError, match="unknown network 'vgg-mni'; did you mean vgg-mini"):
         resolved("quick", Setup(model="vgg-mni"))
+    with pytest.raises(ValueError, match=r"tests\.cases has no function 'mlpp'"):
+        resolved("quick", Setup(model="tests.cases:mlpp"))
 
 
 @pytest.mark.parametrize("mistake", [("--method", "frce", "force"), ("--model", "vgg-mni", "vgg-mini")])

@@ -46,9 +46,40 @@ def test_the_innermost_stage_speaks_with_its_steps_the_time_left_and_what_else_t
         time.sleep(0.05)
         inner.update(4)
     first, *_, last = stream.getvalue().splitlines()
-    assert first.startswith("pruning: step 2 of 4, batch 7, 0.0 s, about 0.0 s left") or "0.1 s left" in first
+    assert first.startswith("pruning: step 2 of 4, batch 7, 0.0 s")
     assert last.startswith("pruning: step 4 of 4, batch 7, ") and "left" not in last
     assert "outside" not in stream.getvalue()
+
+
+class Clock:
+    """A clock that stands until it is told to go on."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+def test_the_time_left_does_not_grow_while_a_step_takes_long(monkeypatch):
+    clock = Clock(monkeypatch)
+    with progress.Progress().stage("runs", 10, unit="run", done=2) as work:
+        assert "left" not in str(work)
+        clock.now += 20
+        work.update(4)
+        assert str(work) == "runs: run 4 of 10, 20.0 s, about 60.0 s left"
+        clock.now += 15
+        work.update(4, note="still")
+        assert str(work).endswith("still, 35.0 s, about 45.0 s left")
+        clock.now += 60
+        assert str(work).endswith("still, 95.0 s")  # nobody knows
+
+
+def test_a_step_that_is_named_is_told_by_its_number():
+    with progress.Progress().stage("all", 2, unit="run", named=True) as work:
+        said = []
+        for done in range(3):
+            work.update(done)
+            said.append(str(work).partition(",")[0])
+        assert said == ["all: run 1 of 2", "all: run 2 of 2", "all: run 2 of 2"] and work.count == "2/2"
 
 
 def test_nobody_is_told_unless_shown_and_not_where_it_is_switched_off(capsys):

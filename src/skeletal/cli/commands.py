@@ -107,7 +107,11 @@ def main() -> None:
     app.help_formatter = Help() if ALL in sys.argv else ShortHelp()
     try:
         try:
-            with shown(os.environ.get("RANK", "0") == "0", for_person), stage(_named(sys.argv[1:]), bar=False):
+            with (
+                shown(os.environ.get("RANK", "0") == "0", for_person),
+                stage(_named(sys.argv[1:]), bar=False) as told,
+            ):
+                told.update(note=_loading)
                 app.meta()
         finally:
             sys.stdout.flush()
@@ -145,6 +149,18 @@ def _named(tokens: Sequence[str]) -> str:
     """What the command is doing, until something says more."""
     names = takewhile(lambda token: not token.startswith("-"), tokens)
     return " ".join(["skeletal", *islice(names, 2)])
+
+
+_LARGE = ("torch", "torchvision", "timm", "transformers", "numba", "matplotlib", "pyarrow", "sklearn")
+"""libraries that may take seconds to import"""
+
+
+def _loading() -> str:
+    """The library that is being imported right now; empty if none is."""
+    specs = {name: getattr(sys.modules.get(name), "__spec__", None) for name in _LARGE}
+    # `_initializing` is what Python's own errors ask of partially imported modules.
+    found = [name for name, spec in specs.items() if getattr(spec, "_initializing", False)]
+    return f"loading {found[-1]}" if found else ""
 
 
 def _end_well() -> None:

@@ -52,7 +52,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
     wanted = [Pruning(method=method, density=None if method == DENSE else density) for method, density in settings]
     training, *prunings = resolved("quick", Training(epochs=epochs, batch_size=64, engine="dense"), *wanted)
     left = [not run_folder(setup, pruning, training, root=out).finished for pruning in prunings]
-    with stage("prune, train, test", len(left), unit="run", done=left.count(False)) as told:
+    with stage("prune, train, test", len(left), unit="run", done=left.count(False), named=True) as told:
         for number, pruning in enumerate(prunings):
             what = DENSE if pruning.method == DENSE else f"{pruning.method} at density {pruning.density:g}"
             told.update(len(left) - sum(left[number:]), note=what)
@@ -61,7 +61,8 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 15, seed: int = 0, json
                 results.append(run(setup, pruning, training, root=out, progress=False)[1])
         told.update(len(settings), note="")
     figure = out / "demo.png"
-    plot_accuracy(results, figure, f"{setup.model} on {setup.data}, pruned before training")
+    with stage(f"drawing {figure.name}"):
+        plot_accuracy(results, figure, f"{setup.model} on {setup.data}, pruned before training")
     if json:
         return print_json({"results": results, "figure": figure})
 

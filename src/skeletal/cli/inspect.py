@@ -1,8 +1,9 @@
 """`skeletal eval`, `show` and `doctor`: look, change nothing."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from skeletal.cli.settings import Flag, check_files, print_json, summary
 from skeletal.core.progress import say
@@ -115,7 +116,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     if len(masks) == 1 and not markdown:
         (mask,) = masks.values()
         print(mask)
-        print("\n".join(f"{key}: {value}" for key, value in mask.metadata.items() if key != "cost"))
+        print("\n".join(_about(mask.metadata)))
         if paths == named and not paths[0].is_dir() and (cost := Cost.read(mask.metadata.get("cost"))) is not None:
             print(f"\n{cost_table(Ledger(finding=cost)).text()}")
     elif masks:
@@ -123,6 +124,22 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
         print("\n\n".join(layer_table(some, markdown=markdown) for some in each))
     if plot is not None:
         print(f"drawn into {plot}")
+
+
+def _about(metadata: Mapping[str, Any]) -> list[str]:
+    """How a mask was found, a line each, as far as there is something to say."""
+    known = {key: value for key, value in metadata.items() if key != "cost" and value not in (None, "", [], (), {})}
+    if "network" in known:
+        known.pop("model", None)  # the class, which says less than the name
+    return [f"{key}: {_in_words(value)}" for key, value in known.items()]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
+    return ", ".join(map(_in_words, value)) if isinstance(value, list | tuple) else str(value)
 
 
 class _NothingError(ValueError):

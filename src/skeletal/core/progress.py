@@ -33,16 +33,21 @@ Note = str | Callable[[], str]
 class Stage:
     """A piece of work under way."""
 
-    def __init__(self, progress: "Progress", what: str, total: int | None, unit: str, done: int, bar: bool) -> None:
+    def __init__(
+        self, progress: "Progress", what: str, total: int | None, unit: str, done: int, bar: bool, named: bool = False
+    ) -> None:
         self._progress, self._start, self._done_before = progress, time.monotonic(), done
+        self._last = self._start  # when `done` changed
         self.what, self.total, self.unit, self.done, self.bar = what, total, unit, done, bar
+        self._named = named
         self._note: Note = ""
         self.due = self._start + (FIRST if bar else 3 * FIRST)  # others may say more
         self.told = False
 
     def update(self, done: int | None = None, *, total: int | None = None, note: "Note | None" = None) -> None:
         """Set how much of `total` is done; `note` is what else there is to say. Values not given stay as they were."""
-        self.done = self.done if done is None else done
+        if done is not None and done != self.done:
+            self.done, self._last = done, time.monotonic()
         self.total = self.total if total is None else total
         self._note = self._note if note is None else note
         self._progress.changed(self)
@@ -58,14 +63,24 @@ class Stage:
         return "" if self.total is None else f"{self.done}/{self.total}"
 
     def __str__(self) -> str:
-        seconds = time.monotonic() - self._start
-        parts = [] if self.total is None else [f"{self.unit} {self.done} of {self.total}".lstrip()]
+        now = time.monotonic()
+        parts = []
+        if self.total is not None:
+            number = min(self.done + 1, self.total) if self._named else self.done
+            parts.append(f"{self.unit} {number} of {self.total}".lstrip())
         parts += [note] if (note := self.note) else []
-        parts.append(duration(seconds))
-        done_now = self.done - self._done_before
-        if self.total is not None and done_now and self.done < self.total:
-            parts.append(f"about {duration(seconds / done_now * (self.total - self.done))} left")
+        parts.append(duration(now - self._start))
+        if left := self._left(now):
+            parts.append(f"about {duration(left)} left")
         return f"{self.what}: {', '.join(parts)}"
+
+    def _left(self, now: float) -> float:
+        """Seconds, by the mean time of what is finished; 0 if that is unknown or over."""
+        finished = self.done - self._done_before
+        if self.total is None or finished <= 0:
+            return 0.0
+        each = (self._last - self._start) / finished  # without what is under way, or waiting would add to it
+        return max(0.0, each * (self.total - self.done) - (now - self._last))
 
 
 class Progress:
@@ -76,10 +91,17 @@ class Progress:
 
     @contextmanager
     def stage(
-        self, what: str, total: int | None = None, *, unit: str = "", done: int = 0, bar: bool = True
+        self,
+        what: str,
+        total: int | None = None,
+        *,
+        unit: str = "",
+        done: int = 0,
+        bar: bool = True,
+        named: bool = False,
     ) -> Generator[Stage]:
         """Do a piece of work inside the `with` block; see `stage`."""
-        stage = Stage(self, what, total, unit, done, bar)
+        stage = Stage(self, what, total, unit, done, bar, named)
         self.begin(stage)
         try:
             yield stage
@@ -206,7 +228,13 @@ def current() -> Progress:
 
 
 def stage(
-    what: str, total: int | None = None, *, unit: str = "", done: int = 0, bar: bool = True
+    what: str,
+    total: int | None = None,
+    *,
+    unit: str = "",
+    done: int = 0,
+    bar: bool = True,
+    named: bool = False,
 ) -> AbstractContextManager[Stage]:
     """Do a piece of work inside a `with` block, which gives the `Stage` to update.
 
@@ -216,9 +244,10 @@ def stage(
         unit: what they are called, such as "step".
         done: how many of them were done earlier.
         bar: whether a terminal draws a bar for it; nothing else may be printed meanwhile.
+        named: whether the note names the step under way, whose number is then told instead of how many are done.
 
     """
-    return current().stage(what, total, unit=unit, done=done, bar=bar)
+    return current().stage(what, total, unit=unit, done=done, bar=bar, named=named)
 
 
 def say(text: str) -> None:

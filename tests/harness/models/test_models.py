@@ -269,7 +269,7 @@ def test_a_file_is_no_network_and_the_functions_in_it_are_named(tmp_path, monkey
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "one.py").write_text("def _helper(): ...\ndef only(): ...\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"is a file: .* write {written}$"):
+    with pytest.raises(ValueError, match=f"names a file: .* write {written}$"):
         models.named(name)
 
 

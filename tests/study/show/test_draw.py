@@ -231,7 +231,7 @@ def test_no_two_criteria_of_a_study_are_drawn_alike():
 
 @pytest.mark.parametrize("panels", ["a", "abc"])
 def test_notes_are_wrapped_before_the_edge(panels):
-    figure = draw(item(*map(accuracy, panels)), points("a", ["FORCE"], seeds=1), SCALES["cpu"])
+    figure = draw(item(*map(accuracy, panels), series=SERIES), points("a", ["FORCE"], seeds=1), SCALES["cpu"])
     figure.draw_without_rendering()
     (notes,) = figure.subfigs[1].texts
     box = notes.get_window_extent()

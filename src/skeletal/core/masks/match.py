@@ -11,30 +11,36 @@ from skeletal.core.model.tensors import Tensors
 from skeletal.core.model.weights import unwrap
 
 
-def matching_parameters(mask: Tensors, model: nn.Module) -> dict[str, nn.Parameter]:
+def matching_parameters(mask: Tensors, model: nn.Module, called: str | None = None) -> dict[str, nn.Parameter]:
     """The model's parameters that a mask names.
+
+    Args:
+        mask: bool tensors by name.
+        model: the network.
+        called: its name in errors; by default its class.
 
     Raises:
         MaskError: a name the model does not have, another shape, or two masks for a weight that has two names.
 
     """
     model = unwrap(model)
+    called = called or type(model).__name__
     parameters = dict(model.named_parameters(remove_duplicate=False))
     named: dict[int, str] = {}
     for name, keep in mask.items():
         if name not in parameters:
             raise MaskError(
-                f"the mask has a layer {name!r} that {type(model).__name__} does not have:"
+                f"the mask has a layer {name!r} that {called} does not have:"
                 f" it belongs to another model (this one has {', '.join(list(parameters)[:4])}, ...)"
             )
         if parameters[name].shape != keep.shape:
             raise MaskError(
-                f"{name} is {tuple(parameters[name].shape)} in {type(model).__name__} but {tuple(keep.shape)}"
+                f"{name} is {tuple(parameters[name].shape)} in {called} but {tuple(keep.shape)}"
                 " in the mask: it belongs to another model"
             )
         other = named.setdefault(id(parameters[name]), name)
         if other != name and not mask[other].equal(mask[name].to(mask[other])):
-            raise MaskError(f"{other} and {name} are one weight of {type(model).__name__}, but have different masks")
+            raise MaskError(f"{other} and {name} are one weight of {called}, but have different masks")
     return {name: parameters[name] for name in mask}
 
 

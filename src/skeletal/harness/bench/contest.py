@@ -13,6 +13,7 @@ from torch import Tensor
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.denormals import flush_denormals
 from skeletal.harness.bench.contestants import (
     CONTESTANTS,
@@ -69,7 +70,8 @@ def bench(
     if repeat < 1 or not masks:
         raise ValueError(f"a benchmark needs at least one repeat and one mask, not {repeat} and {len(masks)}")
     for mask in masks.values():
-        mask.attach(setting.network())  # refuses another network's mask before anything is measured
+        # Refuse another network's mask before anything is measured.
+        matching_parameters(dict(mask), setting.network(), called=setting.model)
     with flush_denormals():
         if machine is None:
             note("measuring what this machine can do at most")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from skeletal.core.choices import spelled
+from skeletal.core.progress import stage
 from skeletal.harness.models import external, own
 from skeletal.harness.models.initialization import kaiming_normal_, seeded
 from skeletal.harness.models.lenet import lenet5
@@ -53,7 +54,7 @@ def named(name: str) -> str:
     """A network's name as its library has it: in any case, with `-` or `_`; `timm/x` is `timm:x`.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        ValueError: there is none; names the nearest, or says why a function of your own cannot be had.
 
     """
     if (ours := spelled(name, NAMES)) in NAMES:
@@ -62,6 +63,7 @@ def named(name: str) -> str:
         raise _of_file(name)
     library, bare = _library(name)
     if library is None and own.is_function(name):
+        own.function(name)  # refuses one that is not there
         return name
     stem, dot, tag = bare.partition(".")  # a dot starts a pretraining tag
     for whose in LIBRARIES if library is None else [library]:
@@ -73,7 +75,7 @@ def named(name: str) -> str:
 
 def _of_file(name: str) -> ValueError:
     written = own.instead_of_file(name)
-    return ValueError(f"{name!r} is a file: a network of your own is named by its module and function; write {written}")
+    return ValueError(f"{name!r} names a file: a network of your own is named by module and function; write {written}")
 
 
 def _library(name: str) -> tuple[str | None, str]:
@@ -152,7 +154,7 @@ def create(
         raise ValueError(f"init is auto, kaiming-normal or own, not {init!r}")
     build, kaiming = _find(name, image_size)
     device = torch.get_default_device()
-    with seeded(seed), torch.device("meta" if device.type == "meta" else "cpu"):
+    with stage(f"building {name}"), seeded(seed), torch.device("meta" if device.type == "meta" else "cpu"):
         model = build(**sizes)
         if init == "kaiming-normal" or (init == "auto" and kaiming):
             kaiming_normal_(model)

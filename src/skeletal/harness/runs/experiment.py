@@ -12,6 +12,7 @@ from torch import nn
 
 from skeletal.core.choices import require
 from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.distributed import on_first, rank, together
 from skeletal.core.model.weights import prunable_weights
 from skeletal.core.progress import say, shown
@@ -112,7 +113,7 @@ def run(
 
     with shown(progress and rank() == 0, for_person):
         on_first(partial(refuse_unlike, setup, folder))
-        return folder, folder.once(timed(work), wait=wait)
+        return folder, _once(folder, work, training, wait)
 
 
 def begin(
@@ -185,13 +186,25 @@ def train_masked(
                 theirs = mask.metadata.get(what, ours)
                 if theirs != ours:
                     warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=5)
-            mask.attach(model).detach()  # refuses another network's mask before there is a folder
+            # Refuse another network's mask before there is a folder.
+            matching_parameters(dict(mask), model, called=setup.model)
+            mask.attach(model).detach()
         task = _opened(place, model, data, setup, training, mask)
         return _train(replace(task, resume_command=resume_command), setup, progress)
 
     with shown(progress and rank() == 0, for_person):
         on_first(partial(refuse_unlike, setup, folder))
-        return folder, folder.once(timed(work), wait=wait)
+        return folder, _once(folder, work, training, wait)
+
+
+def _once(folder: RunFolder, work: Callable[[], dict[str, Any]], training: Training, wait: bool) -> dict[str, Any]:
+    """The result of a run; tells if it is an earlier one by another engine than is asked for, which is the same run."""
+    earlier = on_first(lambda: folder.finished)
+    result = folder.once(timed(work), wait=wait)
+    by = result.get("engine", "dense")
+    if earlier and training.engine not in ("auto", by):
+        say(f"trained with the engine {by}, not {training.engine}: another --out trains it anew")
+    return result
 
 
 def timed(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

@@ -13,6 +13,7 @@ from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import diagnose
 from skeletal.core.diagnosis.saliency import measure_saliency
 from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.model.distributed import rank
 from skeletal.core.model.preserve import device_of
 from skeletal.core.model.weights import prunable_weights
@@ -202,6 +203,7 @@ def measure_masked(
     def work() -> dict[str, Any]:
         data = load_data(setup)
         model = create_model(setup, data).to(pick_device(setup.device))
+        matching_parameters(dict(mask), model, called=setup.model)
         result = describe(setup, data, mask)
         result |= measured(model, data, mask, seed=setup.seed, batches=measure_batches)
         _leave(place, mask, fingerprint(setup, data))

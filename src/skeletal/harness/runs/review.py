@@ -9,6 +9,7 @@ import torch
 from skeletal.core.choices import require
 from skeletal.core.diagnosis.diagnose import Diagnosis, diagnose
 from skeletal.core.masks.mask import Mask
+from skeletal.core.masks.match import matching_parameters
 from skeletal.core.masks.repair import repair
 from skeletal.core.model.distributed import rank, together
 from skeletal.core.progress import stage
@@ -116,6 +117,7 @@ def diagnose_mask(
     )
     shapes = shapes_of(setup)
     network = create_model(setup, shapes)
+    matching_parameters(dict(mask), network, called=model)
     if repaired:
         mask = repair(mask, network, repaired)
     return mask, diagnose(network, mask, torch.zeros(2, shapes.channels, shapes.image_size, shapes.image_size))
