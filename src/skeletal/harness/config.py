@@ -235,7 +235,7 @@ def resolve(record: Record, preset: str) -> Record:
 
     """
     check(record)
-    known = {"validation": HELD_OUT, "decay": "steps"} | PRESETS[named("preset", preset, PRESETS)]
+    known: dict[str, Any] = {"validation": HELD_OUT, "decay": "steps"} | PRESETS[named("preset", preset, PRESETS)]
     if isinstance(record, Setup):  # the names of our networks and data sets as the tables have them
         data = _folder(record.data) if Path(record.data).is_dir() else spelled(record.data, DATA_SETS)
         record = replace(record, model=spelled(record.model, NETWORKS), data=data)

@@ -72,7 +72,7 @@ def _attributes(network: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _noted(value: Any) -> Any:
-    """What tells later whether a value is the same: of containers also which things they hold, and so on."""
+    """What tells later whether a value is the same: of containers also their things, of generators their state."""
     if type(value) in PLAIN:
         return value
     if isinstance(value, Tensor):

@@ -114,7 +114,7 @@ def state_setter(generator: Any) -> Callable[[], None]:
     return partial(write, read())
 
 
-def _access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+def _access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     if isinstance(generator, random.Random):
         return generator.getstate, generator.setstate
     if isinstance(generator, torch.Generator):
