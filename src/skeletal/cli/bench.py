@@ -23,6 +23,7 @@ def bench(
     no_memory: Flag = False,
     seed: int = 0,
     out: Path | None = None,
+    overwrite: Flag = False,
     plot: Path | None = None,
     json: Flag = False,
 ) -> None:
@@ -41,7 +42,7 @@ def bench(
     model
         network; by default that of the first mask, or vgg19-cifar
     mask
-        a mask file; repeatable
+        a mask file, or a run folder; repeatable
     density
         without a mask file: find a mask of this density on a batch of noise; repeatable (default 0.01)
     method
@@ -63,6 +64,8 @@ def bench(
         seed of initial weights and noise
     out
         also write every measurement into this file, as JSON
+    overwrite
+        replace an existing file
     plot
         draw the roofline into this file (png, svg or pdf)
     json
@@ -80,6 +83,7 @@ def bench(
     from skeletal.harness.bench.contestants import CONTESTANTS, OURS
     from skeletal.harness.bench.table import table
     from skeletal.harness.data import SPECS
+    from skeletal.harness.store.folders import mask_file
 
     if mask and density:
         raise ValueError("--mask brings its own density: give --mask or --density, not both")
@@ -88,13 +92,13 @@ def bench(
     for name in names:
         require("baseline", name, [key for key in CONTESTANTS if key not in OURS])
     _check({"batch-size": batch_size, "repeat": repeat, "threads": threads})
-    check_files(out, plot=plot)
+    check_files(out, overwrite=overwrite, plot=plot)
     if threads is not None:
         torch.set_num_threads(threads)
     masks = {}
     for path in mask or []:
         stem = path.name.removesuffix(".safetensors")
-        masks[str(path) if stem in masks else stem] = Mask.load(path)
+        masks[str(path) if stem in masks else stem] = Mask.load(mask_file(path))
     if model is None:
         model = next((m.metadata["network"] for m in masks.values() if "network" in m.metadata), "vgg19-cifar")
     if data is None:

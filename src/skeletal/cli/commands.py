@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Annotated
@@ -100,6 +101,7 @@ def _as_one(tokens: tuple[str, ...]) -> object:
 
 def main() -> None:
     """Run the command line; errors a user can fix are one message and exit status 1, without a traceback."""
+    _open_outputs()
     warnings.showwarning = _show_warning  # type: ignore[bad-assignment]
     app.config = (config_file.note, only_whole_numbers)
     app.help_formatter = Help() if ALL in sys.argv else ShortHelp()
@@ -127,6 +129,16 @@ def main() -> None:
         if not _told_by_another(error):
             _say("error", "red", _message(error))
         sys.exit(1)
+
+
+def _open_outputs() -> None:
+    """Let no output end a command: one that is closed (`>&-`), or that cannot write a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _named(tokens: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def read(path: Path, tokens: Sequence[str]) -> Dict:
     if not path.is_file():
         raise FileNotFoundError(f"no config file at {path}; `skeletal run --print-config > {path}` writes one")
     try:
-        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for key, value in settings.items():

@@ -13,6 +13,7 @@ def diagnose(
     data_dir: Path | None = None,
     repair: int = 0,
     out: Path | None = None,
+    overwrite: Flag = False,
     json: Flag = False,
 ) -> None:
     """Show what a mask leaves of its network: paths, dead channels, multiply-adds.
@@ -36,6 +37,8 @@ def diagnose(
         give every layer at least this many weights, taken from the largest layers; needs --out
     out
         file for the repaired mask
+    overwrite
+        replace an existing file
     json
         print the diagnosis as JSON on stdout
 
@@ -46,9 +49,7 @@ def diagnose(
         raise ValueError("--repair makes a new mask: pass --out to say where to save it")
     if out is not None and not repair:
         raise ValueError("--out is where the repaired mask goes: say how many weights a layer gets with --repair")
-    if out is not None and out.exists():
-        raise ValueError(f"{out} already exists: choose another --out")
-    check_files(out)
+    check_files(out, overwrite=overwrite)
     mask, found = diagnose_mask(path, model=model, data=data, data_dir=data_dir, repaired=repair)
     if out is not None:
         mask.save(out)

@@ -81,7 +81,7 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
     from skeletal.harness.ledger import Cost, Ledger
     from skeletal.harness.output.costs import cost_table
     from skeletal.harness.output.layers import layer_table, of_one_network, plot_layers
-    from skeletal.harness.store.folders import MASK, RunFolder
+    from skeletal.harness.store.folders import MASK, RunFolder, damaged
 
     masks: dict[str, Mask] = {}
     named, paths = paths, _inside_all(paths)
@@ -94,7 +94,10 @@ def show(*paths: Path, plot: Path | None = None, markdown: Flag = False, json: F
             if folder.finished and not json:
                 result = folder.result()
                 if "test" in result:  # else it was not trained: what `advise` or `study measure` leaves
-                    print(summary(result), end="\n\n")
+                    try:
+                        print(summary(result), end="\n\n")
+                    except KeyError as missing:
+                        raise damaged(path / "result.json", f"{missing.args[0]} is missing") from None
                 if (costs := cost_table(Ledger.read(result.get("cost")))).rows:
                     print(costs.shown(markdown=markdown), end="\n\n")
             if not file.exists():

@@ -110,6 +110,7 @@ def export(
     onnx: Flag = False,
     torch: Flag = False,
     out: Path | None = None,
+    overwrite: Flag = False,
     data_dir: Path | None = None,
     json: Flag = False,
 ) -> None:
@@ -132,7 +133,9 @@ def export(
     torch
         as a PyTorch program that torch.export.load reads without skeletal or the network's code
     out
-        the file; by default compact.onnx or compact.pt2 in the run's folder
+        the file; by default compact.onnx or compact.pt2 in the run's folder, which are replaced
+    overwrite
+        replace an existing file of --out
     data_dir
         path of an image folder; only its class names and image sizes are read
     json
@@ -141,6 +144,7 @@ def export(
     """
     if onnx == torch:
         raise ValueError("say what to write: --onnx or --torch" + (", not both" if onnx else ""))
+    check_files(out, overwrite=overwrite)
     from skeletal.harness.runs.export import export as write
 
     done = write(run, "onnx" if onnx else "torch", out, data_dir=data_dir)

@@ -149,14 +149,12 @@ def prune(
     setup, pruning = resolved(preset, setup, pruning)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give --out a file, such as {out / 'mask.safetensors'}")
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} already exists: choose another --out, or pass --overwrite")
     if not out.parent.is_dir():
         raise ValueError(f"the folder of {out} does not exist: create it first, or choose another --out")
     from skeletal.core.model.distributed import on_first
     from skeletal.harness.runs.finding import create_model, find_mask, load_data
 
-    on_first(lambda: check_files(out))
+    on_first(lambda: check_files(out, overwrite=overwrite))
     data = load_data(setup)
     mask = find_mask(create_model(setup, data), data, setup, pruning)
     on_first(lambda: mask.save(out))
@@ -191,7 +189,7 @@ def train(
     Parameters
     ----------
     mask
-        mask file of `skeletal prune`; without one, train the dense network
+        mask file of `skeletal prune`, or a run folder; without one, train the dense network
     preset
         defaults of cifar10, cifar100, tiny-imagenet, imagenet or quick
     out
@@ -236,8 +234,9 @@ _OF_THE_MASK = (
 def _as_the_mask_was_found(path: Path, setup: Setup, preset: str) -> Setup:
     """The setup, with a mask's network, data and seed where none was asked for; tells what it took."""
     from skeletal.core.masks.mask import Mask
+    from skeletal.harness.store.folders import mask_file
 
-    about = Mask.load(path).metadata
+    about = Mask.load(mask_file(path)).metadata
     if "network" in about:  # found by a command of ours, which notes only what is not the default
         about = {"validation": HELD_OUT} | about
     taken: dict[str, Any] = {}

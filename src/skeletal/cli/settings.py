@@ -38,17 +38,19 @@ def resolved(preset: str, *records: Any) -> list[Any]:
     return [_known(resolve(record, preset)) for record in records]
 
 
-def check_files(out: Path | None = None, *, plot: Path | None = None) -> None:
+def check_files(out: Path | None = None, *, overwrite: bool = False, plot: Path | None = None) -> None:
     """Refuse files that could not be written, before the work that goes into them; makes their folders.
 
     Raises:
-        ValueError: `plot` is not the name of a picture.
+        ValueError: `out` is there already, and not to be overwritten; or `plot` is not the name of a picture.
         OSError: nothing can be written there.
 
     """
     from skeletal.core.files import require_writable
     from skeletal.harness.output.figures import require_picture
 
+    if out is not None and out.is_file() and not overwrite:
+        raise ValueError(f"{out} already exists: choose another --out, or pass --overwrite")
     if plot is not None:
         require_picture(plot)
     for path in (out, plot):

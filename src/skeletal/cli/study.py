@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, SlurmFlags, print_json, resolved
+from skeletal.cli.settings import Flag, PruningFlags, SetupFlags, SlurmFlags, check_files, print_json, resolved
 from skeletal.core.progress import stage
 from skeletal.harness.config import Pruning, Setup
 
@@ -205,6 +205,7 @@ def table(
     format: Literal["markdown", "csv", "latex"] = "markdown",
     trace: Flag = False,
     out: Path | None = None,
+    overwrite: Flag = False,
 ) -> None:
     """Print a table, or a figure's numbers, beside the published ones.
 
@@ -223,8 +224,11 @@ def table(
         also name the run folders behind each number
     out
         write to this file instead
+    overwrite
+        replace an existing file
 
     """
+    check_files(out, overwrite=overwrite)
     (chosen,) = _items((f"table{item}" if item.isdigit() else item,))
     from skeletal.study.show.tables import table as make
 

@@ -21,6 +21,7 @@ _AT_LEAST = {
     "lr": 0,
     "weight_decay": 0,
 }
+_MOST_SEED = 2**63 - 1  # what torch's generators and files hold
 
 
 def check(record: Any) -> None:
@@ -36,6 +37,8 @@ def check(record: Any) -> None:
         if value is not None and not least <= value < math.inf:  # a NaN is not at least anything
             finite = "" if isinstance(value, int) else ", and finite"
             raise ValueError(f"{name} is {value}; it has to be at least {least}{finite}")
+    if (seed := settings.get("seed")) is not None and seed > _MOST_SEED:
+        raise ValueError(f"seed is {seed}; it has to be at most 2^63-1")
     if (density := settings.get("density")) is not None and not 0 < density <= 1:
         raise ValueError(f"density is {density}; it is the fraction kept, above 0 and at most 1")
     for name in ("update_fraction", "update_end", "update_density"):

@@ -128,7 +128,7 @@ def test_a_folder_killed_before_its_config_was_written_is_completed(folder):
 
 def test_metrics_come_back_as_they_were_given(folder):
     assert folder.metrics() == []
-    rows = [{"epoch": 0, "loss": 0.1 + 0.2}, {"epoch": 1, "loss": math.inf}]
+    rows = [{"epoch": 0, "loss": 0.1 + 0.2}, {"epoch": 1, "loss": 4.0}]
     for row in rows:
         folder.append(row)
     assert folder.metrics() == rows
@@ -261,3 +261,44 @@ def test_the_commit_of_a_foreign_checkout_is_not_reported(tmp_path, monkeypatch)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
     assert environment()["checkout"] is None
+
+
+def strictly(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_what_is_no_number_is_null_in_json_and_comes_back_as_nan(folder):
+    folder.append({"epoch": 0, "train_loss": math.nan, "step": None})
+    folder.finish({"test": {"top1": 10.0, "loss": math.inf}, "validation": None})
+    assert strictly((folder.path / "metrics.jsonl").read_text())["train_loss"] is None
+    assert strictly((folder.path / "result.json").read_text())["test"]["loss"] is None
+    (row,), result = folder.metrics(), folder.result()
+    assert math.isnan(row["train_loss"]) and row["step"] is None
+    assert math.isnan(result["test"]["loss"]) and result["validation"] is None
+    for kind in ("NaN", "Infinity"):  # as earlier versions wrote it
+        (folder.path / "result.json").write_text(f'{{"test": {{"top1": 10.0, "loss": {kind}}}}}')
+        assert not math.isfinite(folder.result()["test"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told", "look"),
+    [
+        ("config.json", {"model": 3}, "model is '3'", lambda run: RunFolder.at(run.path)),
+        ("config.json", {"seed": "0"}, "seed is '0'", lambda run: RunFolder.at(run.path)),
+        ("config.json", {"epochs": True}, "epochs is 'True'", lambda run: RunFolder.at(run.path)),
+        ("config.json", {"model": None}, "model is missing", lambda run: RunFolder.at(run.path).setting("model")),
+        ("environment.json", {"fingerprint": None}, "fingerprint is 'None'", lambda run: run.fingerprint),
+        ("environment.json", {"fingerprint": {"data": 1}}, "fingerprint is", lambda run: run.fingerprint),
+        ("result.json", {"test": None}, "test is None", lambda run: run.result()),
+        ("result.json", {"test": {"loss": 1.0}}, "test is {'loss': 1.0}", lambda run: run.result()),
+        ("result.json", {"test": {"top1": 1.0, "top5": "x"}}, "top5 is 'x'", lambda run: run.result()),
+        ("result.json", {"density": "x"}, "density is 'x'", lambda run: run.result()),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_file(folder, file, change, told, look):
+    folder.finish({"top1": 93.5})
+    path = folder.path / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError) as refused:
+        look(folder)
+    assert str(refused.value).startswith(f"{path} is damaged ({told}")

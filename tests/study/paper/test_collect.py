@@ -88,3 +88,12 @@ def test_runs_on_two_data_sets_of_one_name_are_told(tmp_path):
         file.write_text(json.dumps(json.loads(file.read_text()) | copy))
     with pytest.warns(UserWarning, match="fig2: runs on .* were done on 2 different data sets of that name, such as"):
         assert len(collect.points(ITEMS["fig2"], SMOKE, tmp_path)) == 4
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_a_run_that_failed_for_a_reason_that_is_lost_has_failed(tmp_path, content):
+    folder = ITEMS["fig1"].jobs(SMOKE)[0].folder(tmp_path)
+    folder.path.mkdir(parents=True)
+    (folder.path / collect.ERROR).write_text(content)
+    (told,) = collect.failures(ITEMS["fig1"], SMOKE, tmp_path).values()
+    assert told == f"nobody knows why: {folder.path / collect.ERROR} is damaged"

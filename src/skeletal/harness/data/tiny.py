@@ -44,7 +44,7 @@ def _test(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool) 
     annotations = folder / "val_annotations.txt"
     files: list[Path] = []
     labels: list[int] = []
-    for at, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+    for at, line in enumerate(annotations.read_text(encoding="utf-8-sig").splitlines(), 1):
         file, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         if wnid not in number or Path(file).name != file:
@@ -55,7 +55,7 @@ def _test(folder: Path, number: dict[str, int], spec: Spec, skip_corrupt: bool) 
 
 
 def _words(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     return {wnid: words.split(",")[0] for wnid, _, words in (line.partition("\t") for line in lines)}
 
 
@@ -69,7 +69,7 @@ def find(root: Path, spec: Spec) -> Path | None:
 
 def read(folder: Path, spec: Spec, skip_corrupt: bool = False) -> Arrays:
     """Decode both parts; a class is named by the first of its words."""
-    wnids = sorted((folder / "wnids.txt").read_text(encoding="utf-8").split())
+    wnids = sorted((folder / "wnids.txt").read_text(encoding="utf-8-sig").split())
     if len(set(wnids)) != spec.num_classes:
         raise DataError(f"{folder / 'wnids.txt'}: {len(set(wnids))} classes, {spec.name} has {spec.num_classes}")
     number = {wnid: label for label, wnid in enumerate(wnids)}

@@ -25,7 +25,7 @@ from skeletal.harness.ledger import Cost, Ledger
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, fingerprint, load_data, refuse_unlike
 from skeletal.harness.runs.rewinding import last_round, rewind_epoch
-from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.store.folders import MASK, RunFolder, mask_file
 from skeletal.harness.training.moving import rule_of
 from skeletal.harness.training.task import Task, TrainResult, refuse_single_images, refuse_views
 from skeletal.harness.training.train import steps_per_epoch, train
@@ -152,7 +152,7 @@ def _masked_place(
 
 def masked_folder(setup: Setup, training: Training, mask_path: Path | None, *, root: Path) -> RunFolder:
     """Where `train_masked` leaves, or would leave, what it finds with these settings; creates nothing."""
-    mask = None if mask_path is None else Mask.load(mask_path)
+    mask = None if mask_path is None else Mask.load(mask_file(mask_path))
     return RunFolder.find(*_masked_place(setup, training, mask, root))
 
 
@@ -167,13 +167,13 @@ def train_masked(
     progress: bool = True,
     resume_command: str | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Train and test with a mask from a file, or dense with None; otherwise as `run`.
+    """Train and test with a mask from a file or the folder of a run, or dense with None; otherwise as `run`.
 
     Warns:
         UserWarning: the mask was found on another network or seed than this setup's.
 
     """
-    mask = None if mask_path is None else Mask.load(mask_path)
+    mask = None if mask_path is None else Mask.load(mask_file(mask_path))
     place = _masked_place(setup, training, mask, root)
     folder = RunFolder.find(*place)
 

@@ -1,6 +1,7 @@
 """A trained skeleton as a file for other runtimes: compact, dense, with the same outputs."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -63,48 +64,46 @@ def export(path: Path, form: str, out: Path | None = None, *, data_dir: Path | N
     if run.mask is not None:
         with stage("removing dead channels"):
             network = compact(run.network, run.mask, images).model.eval()
-    draft = file.with_name(f".{file.name}.draft")
-    try:
-        with stage(f"exporting to {form}"):
-            write(network, images, draft)
-        with stage(f"running {file.name}"), torch.no_grad():
-            wanted, found = run.network(others), run_file(draft, others)
-        difference = float((wanted - found).abs().max())
-        if not difference <= TOLERANCE * float(wanted.abs().max().clamp(min=1)):
-            raise ValueError(f"what was exported computes other outputs than {path}, by up to {difference:.3g}")
-        write_atomically(file, draft.read_bytes())
-    finally:
-        draft.unlink(missing_ok=True)
+    with stage(f"exporting to {form}"):
+        content = write(network, images)
+    with stage(f"running {file.name}"), torch.no_grad():
+        wanted, found = run.network(others), run_file(content, others)
+    difference = float((wanted - found).abs().max())
+    if not difference <= TOLERANCE * float(wanted.abs().max().clamp(min=1)):
+        raise ValueError(f"what was exported computes other outputs than {path}, by up to {difference:.3g}")
+    write_atomically(file, content)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (run.network, network))
-    return Exported(file, file.stat().st_size, before, after, difference, run.shape)
+    return Exported(file, len(content), before, after, difference, run.shape)
 
 
 def _free_batch() -> Any:
     return ({0: torch.export.Dim("batch", max=65536)},)
 
 
-def _write_torch(network: nn.Module, images: Tensor, file: Path) -> None:
-    with open(file, "wb") as opened:
-        torch.export.save(torch.export.export(network, (images,), dynamic_shapes=_free_batch()), opened)
+def _write_torch(network: nn.Module, images: Tensor) -> bytes:
+    content = BytesIO()
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=_free_batch()), content)
+    return content.getvalue()
 
 
-def _run_torch(file: Path, images: Tensor) -> Tensor:
-    with open(file, "rb") as opened:
-        return torch.export.load(opened).module()(images)
+def _run_torch(content: bytes, images: Tensor) -> Tensor:
+    return torch.export.load(BytesIO(content)).module()(images)
 
 
-def _write_onnx(network: nn.Module, images: Tensor, file: Path) -> None:
-    torch.onnx.export(
-        network, (images,), str(file), input_names=["images"], output_names=["logits"],
-        dynamo=True, dynamic_shapes=_free_batch(), external_data=False, verbose=False,
+def _write_onnx(network: nn.Module, images: Tensor) -> bytes:
+    program = torch.onnx.export(
+        network, (images,), input_names=["images"], output_names=["logits"],
+        dynamo=True, dynamic_shapes=_free_batch(), verbose=False,
     )  # fmt: skip
+    assert program is not None, "dynamo gives one"
+    return program.model_proto.SerializeToString()
 
 
-def _run_onnx(file: Path, images: Tensor) -> Tensor:
+def _run_onnx(content: bytes, images: Tensor) -> Tensor:
     with extra("onnx"):
         from onnxruntime import InferenceSession
 
-    session = InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = InferenceSession(content, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.numpy()})
     return torch.from_numpy(logits)
 

@@ -26,7 +26,7 @@ from skeletal.harness.devices import pick_device
 from skeletal.harness.output.bars import for_person
 from skeletal.harness.runs.experiment import describe, identity, run_name, timed
 from skeletal.harness.runs.finding import DENSE, create_model, find_mask, fingerprint, load_data, refuse_unlike
-from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.store.folders import MASK, RunFolder, mask_file
 
 BATCHES, BATCH_SIZE = 10, 128
 
@@ -182,7 +182,7 @@ def _masked_place(setup: Setup, mask: Mask, root: Path, batches: int) -> tuple[P
 
 def measure_masked_folder(setup: Setup, mask_path: Path, *, root: Path, measure_batches: int = BATCHES) -> RunFolder:
     """Where `measure_masked` leaves, or would leave, what it finds with these settings; creates nothing."""
-    return RunFolder.find(*_masked_place(setup, Mask.load(mask_path), root, measure_batches))
+    return RunFolder.find(*_masked_place(setup, Mask.load(mask_file(mask_path)), root, measure_batches))
 
 
 def measure_masked(
@@ -195,7 +195,7 @@ def measure_masked(
         BusyError: another process is at work on the same measurement.
 
     """
-    mask = Mask.load(mask_path)
+    mask = Mask.load(mask_file(mask_path))
     place = _masked_place(setup, mask, root, measure_batches)
     folder = RunFolder.find(*place)
 

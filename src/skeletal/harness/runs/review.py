@@ -17,7 +17,7 @@ from skeletal.harness.config import Setup
 from skeletal.harness.devices import pick_device
 from skeletal.harness.runs.finding import create_model, fingerprint, load_data
 from skeletal.harness.runs.load import setup_of, shapes_of, trained
-from skeletal.harness.store.folders import MASK, RunFolder
+from skeletal.harness.store.folders import RunFolder, mask_file
 from skeletal.harness.training import checkpoint
 from skeletal.harness.training.engines import ENGINES, engine_for_all
 from skeletal.harness.training.evaluate import Scores, evaluate
@@ -83,7 +83,7 @@ def evaluate_run(
         earlier=_trained_by(folder.path) if engine == "auto" and target.type == "cpu" else None,
     ).network
     with stage(f"scoring on {split} images"):
-        return evaluate(network, batches, device=target, shared=True, **options)
+        return evaluate(network, batches, device=target, shared=True, split=split, **options)
 
 
 def diagnose_mask(
@@ -102,9 +102,7 @@ def diagnose_mask(
         ValueError: the mask does not name its network or data set, and none was given; or the run is dense.
 
     """
-    if path.is_dir() and RunFolder.at(path).finished and not (path / MASK).exists():
-        raise ValueError(f"{path} is a dense run: it has no mask to diagnose, all its weights are kept")
-    mask = Mask.load(path / MASK if path.is_dir() else path)
+    mask = Mask.load(mask_file(path))
     model = model or mask.metadata.get("network")
     data = data or mask.metadata.get("data")
     if not model or not data:

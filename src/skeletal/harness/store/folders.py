@@ -73,8 +73,10 @@ _SETTINGS: dict[str, Any] = {
     "method": str, "density": _NUMBER, "steps": int, "pattern": str,
     "epochs": int, "batch_size": int, "lr": _NUMBER, "bf16": bool, "channels_last": bool,
 }  # fmt: skip
-_TRAINED: dict[str, Any] = {"model": str, "data": str, "method": str, "epochs": int, "seconds": _NUMBER, "test": dict}
-_PRUNED: dict[str, Any] = {"density": _NUMBER, "kept": int, "prunable": int, "empty_layers": list}
+_RESULT: dict[str, Any] = {
+    "model": str, "data": str, "method": str, "density": _NUMBER, "kept": int, "prunable": int, "empty_layers": list,
+    "epochs": int, "seconds": _NUMBER,
+}  # fmt: skip
 _SCORES = dict.fromkeys(("loss", "top1", "top5"), _NUMBER)
 
 
@@ -87,13 +89,9 @@ def damaged(file: Path, how: str) -> ValueError:
     return ValueError(f"{file} is damaged ({how}); restore it, or delete its folder to run again")
 
 
-def _check_kinds(file: Path, found: Mapping[str, Any], kinds: Mapping[str, Any], *, needed: bool = False) -> None:
-    """Refuse entries of another kind; those that are not there, or null, if they are `needed`."""
+def _refuse_other_kinds(file: Path, found: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
-        value = found.get(name)
-        if value is None and needed:
-            raise damaged(file, f"{name} is missing")
-        if value is not None and not _is(value, kind):
+        if (value := found.get(name)) is not None and not _is(value, kind):
             raise damaged(file, f"{name} is {str(value)[:60]!r}")
 
 
@@ -108,6 +106,21 @@ def is_run(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and "format" in found and "seed" in found
+
+
+def mask_file(path: Path | str) -> Path:
+    """The mask file at a path, which may also be the folder of a run.
+
+    Raises:
+        ValueError: the run is dense.
+
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / MASK).exists() and RunFolder.at(path).finished:
+        raise ValueError(f"{path} is a dense run: it has no mask, all its weights are kept")
+    return path / MASK
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,7 @@ class RunFolder:
             raise FileNotFoundError(f"{path} is not a run folder: its config.json was written by another program")
         folder = cls(path, read_json(path / "config.json"))
         folder._refuse_other_format(folder.config.pop("format", None))
-        _check_kinds(path / "config.json", folder.config, _SETTINGS)
+        _refuse_other_kinds(path / "config.json", folder.config, _SETTINGS)
         return folder
 
     def setting(self, name: str) -> Any:
@@ -305,10 +318,12 @@ class RunFolder:
         """
         file = self.path / "result.json"
         found = read_json(file, object_hook=_with_nan)
+        _refuse_other_kinds(file, found, _RESULT)
         if "test" in found:  # else it was not trained
-            _check_kinds(file, found, _TRAINED, needed=True)
-            _check_kinds(file, found["test"], _SCORES, needed=True)
-            _check_kinds(file, found, _PRUNED, needed=found["method"] != "dense")
+            scores = found["test"] if isinstance(found["test"], dict) else {}
+            if not _is(scores.get("top1"), _NUMBER):
+                raise damaged(file, f"test is {str(found['test'])[:60]}")
+            _refuse_other_kinds(file, scores, _SCORES)
         return found
 
     def finish(self, result: dict[str, Any]) -> None:

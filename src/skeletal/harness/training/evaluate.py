@@ -119,6 +119,7 @@ def evaluate(
     bf16: bool = False,
     channels_last: bool = False,
     shared: bool = False,
+    split: str | None = None,
 ) -> Scores:
     """Score `model` on all `batches` in evaluation mode, without gradients.
 
@@ -128,7 +129,7 @@ def evaluate(
     and the loss is then NaN.
 
     Raises:
-        ValueError: there is no example.
+        ValueError: there is no example; says so of the `split` of the data, if it is named.
 
     """
     device = torch.device(device)
@@ -146,6 +147,9 @@ def evaluate(
     if shared:
         tally.gather()
     tally.materialize()
+    if tally.examples == 0 and split is not None:
+        remedy = ", or train without: --validation 0" if split == "validation" else ""
+        raise ValueError(f"none of the {split} images can be decoded: mend them{remedy}")
     if tally.examples == 0:
         raise ValueError("there is nothing to evaluate: the batches hold no example")
     return tally.scores()

@@ -221,6 +221,7 @@ class Trainer:
                 bf16=task.training.bf16,
                 channels_last=task.training.channels_last,
                 shared=True,
+                split=name,
             )
         self._account.evaluated(scores.examples, time.perf_counter() - began)
         if not math.isfinite(scores.loss):  # of the network in evaluation mode; the training loss was checked
