@@ -21,6 +21,10 @@ def test_bench_reads_masks_and_prints_json(cli):
     assert (found["setting"]["model"], found["setting"]["data"]) == ("vgg-mini", "digits")  # as the mask says
     assert [(m["name"], m["method"]) for m in found["masks"]] == [("m", "random")]
     assert Path("r.png").exists()
+    Path("run").mkdir()
+    Path("m.safetensors").rename("run/mask.safetensors")
+    again = cli("bench", "--mask", "run", *BENCH[5:], "--baselines", "", "--json").json
+    assert [m["name"] for m in again["masks"]] == ["run"]
 
 
 def test_mistakes_are_refused_before_anything_is_measured(cli):

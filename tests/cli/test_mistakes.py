@@ -1,5 +1,6 @@
 """What a user sees of a mistake: one message that names the thing and the remedy, and no traceback."""
 
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -59,6 +60,16 @@ VALUES = {
     "rewinding where nothing rewinds": (
         ["run", "--method", "snip", "--rewind-epochs", "3"],
         ["snip rewinds nothing", "--rewind-epochs", "--method imp"],
+    ),
+    "a seed that no generator takes": (["run", "--seed", 2**63], [f"seed is {2**63}; it has to be at most 2^63-1"]),
+    "the last of several seeds": (["run", "--seed", 2**63 - 2, "--seeds", 3], ["has to be at most 2^63-1"]),
+    "a seed of a benchmark": (["bench", "--seed", 2**64], ["has to be at most 2^63-1"]),
+    "a benchmark over a file": (["bench", "--out", "a-file"], ["a-file already exists", "--overwrite"]),
+    "a network over a file": (["export", "runs/a", "--torch", "--out", "a-file"], ["a-file already exists"]),
+    "a table over a file": (["study", "table", "1", "--out", "a-file"], ["a-file already exists", "--overwrite"]),
+    "a repaired mask over a file": (
+        ["diagnose", "a.safetensors", "--repair", 1, "--out", "a-file"],
+        ["a-file already exists", "--overwrite"],
     ),
     "runs into a file": (["run", "--method", "random", "--out", "a-file"], ["a-file"]),
 }
@@ -143,7 +154,8 @@ def test_a_dense_run_has_no_mask_to_diagnose(cli):
     settings = ["--method", "dense", "--epochs", "1", "--batch-size", "512", "--json"]
     folder = cli("run", *settings).json["folder"]
     shown = cli("diagnose", folder)
-    assert shown.status == 1 and "is a dense run: it has no mask to diagnose" in shown.err
+    assert shown.status == 1 and "is a dense run: it has no mask" in shown.err
+    assert "is a dense run: it has no mask" in cli("train", "--mask", folder).err
     assert "after 1 epoch, " in cli("show", folder).out
 
 
@@ -282,3 +294,23 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def command(*arguments, **options):
+    code = "import sys; from skeletal.cli import main; sys.argv[0] = 'skeletal'; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+def test_outputs_that_are_closed_end_no_command():
+    code = "from skeletal.cli import main; main()"
+    shell = f'"{sys.executable}" -c "{code}" run --print-config'
+    for closed in (">&-", ">&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{shell} {closed}"], capture_output=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_characters_that_an_output_does_not_know_end_no_command():
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = command("run", "--data-dir", "data/\u00b1", "--print-config", env=ascii_only)
+    assert done.returncode == 0 and b"\\xb1" in done.stdout

@@ -335,6 +335,9 @@ def test_seeds_then_load_then_export(cli):
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     assert sorted(file.name for file in Path().iterdir()) == ["runs", "small.pt2"]  # no draft
 
+    refused = cli("export", path, "--torch", "--out", "small.pt2")
+    assert refused.status == 1 and "small.pt2 already exists: choose another --out, or pass --overwrite" in refused.err
+
     onnxruntime = pytest.importorskip("onnxruntime")
     told = cli("export", path, "--onnx")
     assert told.status == 0 and "takes normalized images (batch, 1, 8, 8)" in told.out

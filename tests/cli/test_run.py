@@ -213,6 +213,8 @@ def test_a_mask_brings_its_network_data_and_seed(cli):
     (folder,) = Path("runs").iterdir()
     config = json.loads((folder / "config.json").read_text())
     assert (config["model"], config["data"], config["seed"]) == ("resnet20-cifar", "digits", 3)
+    again = cli("train", "--mask", folder, "--epochs", "1", "--batch-size", "1024", *DENSE)
+    assert f"already finished: {folder}" in again.err  # a run's folder stands for the mask in it
 
 
 def test_names_as_people_write_them_find_the_same_run(cli):

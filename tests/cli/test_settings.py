@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from skeletal.harness.config import PRESETS
+from skeletal.cli.settings import resolved
+from skeletal.harness.config import PRESETS, Setup
 
 
 def printed(cli, *arguments):
@@ -52,6 +53,8 @@ def test_the_command_line_wins_over_the_file(cli):
     settings = tomllib.loads(printed(cli, "run", "--config", "my.toml", "--seed", "6"))
     assert (settings["density"], settings["seed"]) == (0.3, 6)
     assert tomllib.loads(printed(cli, "--config", "my.toml", "run"))["seed"] == 5
+    Path("my.toml").write_text("seed = 5\n", encoding="utf-8-sig")  # as some editors on Windows write it
+    assert tomllib.loads(printed(cli, "run", "--config", "my.toml"))["seed"] == 5
 
 
 def test_sparsity_on_the_command_line_wins_over_density_in_the_file(cli):
@@ -114,3 +117,8 @@ def test_a_file_that_was_not_there_is_forgotten(cli):
     first = printed(cli, "run")
     assert cli("run", "--config", "my.toml").status > 0
     assert printed(cli, "run") == first
+
+
+def test_a_network_of_another_library_has_one_name():
+    (setup,) = resolved("quick", Setup(model="ResNet18"))
+    assert setup.model == "resnet18"

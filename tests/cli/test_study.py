@@ -50,6 +50,8 @@ def test_tables_are_printed_and_written(ran, tmp_path):
     assert ran("study", "table", "3").out == ran("study", "table", "table3").out
     said = ran("study", "table", "fig7", "--scale", "smoke", "--format", "csv", "--out", "fig7.csv")
     assert said.out == "written to fig7.csv\n"
+    again = ran("study", "table", "fig7", "--scale", "smoke", "--format", "csv", "--out", "fig7.csv", "--overwrite")
+    assert again.status == 0
     lines = list(csv.DictReader((tmp_path / "fig7.csv").read_text().splitlines()))
     assert {line["n"] for line in lines} == {"2"} and lines[0]["item"] == "fig7"
 

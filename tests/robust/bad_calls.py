@@ -1,17 +1,20 @@
 """Numbers, batches, settings, names and data that cannot be used."""
 
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 
 import skeletal
 from tests.cases import convnet, images, mlp
+from tests.harness.data.layouts import write_tiny
 from tests.robust import child
 from tests.robust.case import case, command
 
@@ -171,6 +174,11 @@ def _() -> object:
     return command("run", "--epochs", "0")
 
 
+@case(SETTINGS, "a seed that no generator takes")
+def _() -> object:
+    return command("run", "--seed", 2**63)
+
+
 @case(SETTINGS, "no weight of that name")
 def _() -> object:
     return prune(prunable=["9.weight"])
@@ -233,6 +241,28 @@ def image_folder() -> list[Path]:
                 files.append(Path("pets", part, name, f"{number}.png"))
                 Image.new("RGB", (40, 40)).save(files[-1])
     return files
+
+
+@case(COMMANDS, "an image folder that is not in --data-dir, though it is elsewhere")
+def _() -> object:
+    image_folder()
+    return command("run", "--data", "pets", "--data-dir", "there")
+
+
+@case(COMMANDS, "a Tiny-ImageNet that was unpacked half-way")
+def _() -> object:
+    write_tiny(Path("data/tiny-imagenet-200"))
+    Path("data/tiny-imagenet-200/train/n00000007/images/n00000007_0.JPEG").unlink()
+    return command("run", "--data", "tiny-imagenet")
+
+
+@case(COMMANDS, "labels of CIFAR that are no whole numbers")
+def _() -> object:
+    Path("data/cifar-10-batches-py").mkdir(parents=True)
+    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [1, 1.9]}
+    for name in ("data_batch_1", "test_batch"):
+        Path("data/cifar-10-batches-py", name).write_bytes(pickle.dumps(batch))
+    return command("run", "--data", "cifar10")
 
 
 @case(COMMANDS, "a corrupt image in the middle of a folder; `--skip-corrupt` leaves it out and counts")

@@ -164,6 +164,21 @@ def _() -> object:
     return run_again(elsewhere)
 
 
+@case(RUNS, "a setting that cannot be")
+def _() -> object:
+    folder, _ = child.run(Path("runs"), "dense", epochs=1)
+    config = json.loads((folder.path / "config.json").read_text())
+    (folder.path / "config.json").write_text(json.dumps(config | {"seed": "0"}))
+    return command("eval", folder.path)
+
+
+@case(RUNS, "a result without scores")
+def _() -> object:
+    folder, _ = child.run(Path("runs"), "dense", epochs=1)
+    (folder.path / "result.json").write_text('{"test": null}')
+    return command("show", folder.path)
+
+
 @case(RUNS, "a folder of another format version")
 def _() -> object:
     def age(folder: Path) -> None:
@@ -236,6 +251,12 @@ def _() -> object:
 def _() -> object:
     Path("m.safetensors").touch()
     return command("prune", "--out", "m.safetensors")
+
+
+@case(RUNS, "a table, a network or a measurement over a file")
+def _() -> object:
+    Path("table.md").touch()
+    return command("study", "table", "1", "--out", "table.md")
 
 
 @case(RUNS, "a run name that is a path")

@@ -7,6 +7,8 @@ from skeletal.cli.settings import Flag, check_files, print_json
 from skeletal.core import strict_json
 from skeletal.core.files import write_atomically
 from skeletal.core.progress import say
+from skeletal.harness.config import Setup
+from skeletal.harness.limits import check
 
 
 def bench(
@@ -92,6 +94,7 @@ def bench(
     for name in names:
         require("baseline", name, [key for key in CONTESTANTS if key not in OURS])
     _check({"batch-size": batch_size, "repeat": repeat, "threads": threads})
+    check(Setup(seed=seed))
     check_files(out, overwrite=overwrite, plot=plot)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -23,6 +23,7 @@ from skeletal.cli.settings import print_config as print_settings
 from skeletal.core.launcher import launched
 from skeletal.core.progress import say
 from skeletal.harness.config import HELD_OUT, Pruning, Setup, Training, resolve
+from skeletal.harness.limits import check
 
 
 def run(
@@ -88,6 +89,7 @@ def run(
     from skeletal.harness.console.trackers import log_finished
 
     setups = [replace(setup, seed=setup.seed + k) for k in range(seeds)]
+    check(setups[-1])
     if executor != "none" or slurm:
         from skeletal.harness.runs.finding import refuse_unlike
         from skeletal.study.dispatch.launch import launch_one, refuse_slurm

@@ -78,6 +78,12 @@ def test_modes_return_after_an_error():
     assert model.training and model[0].training
 
 
+def test_nothing_to_evaluate_of_a_split():
+    said = r"none of the validation images can be decoded: mend them, or train without: --validation 0"
+    with pytest.raises(ValueError, match=said):
+        evaluate(Replay(), [(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))], device="cpu", split="validation")
+
+
 def test_nothing_to_evaluate():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(Replay(), [], device="cpu")
