@@ -314,6 +314,6 @@ def test_outputs_that_are_closed_end_no_command():
 
 
 def test_characters_that_an_output_does_not_know_end_no_command():
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
     done = command("run", "--data-dir", "data/\u00b1", "--print-config", env=ascii_only)
     assert done.returncode == 0 and b"\\xb1" in done.stdout
