@@ -70,7 +70,7 @@ def read_json(path: Path, **options: Any) -> dict[str, Any]:
 _NUMBER = (int, float)
 _SETTINGS: dict[str, Any] = {
     "model": str, "data": str, "image_size": int, "validation": _NUMBER, "seed": int, "skip_corrupt": bool,
-    "method": str, "density": _NUMBER, "steps": int, "pattern": str,
+    "method": str, "density": (*_NUMBER, list), "steps": int, "pattern": str,  # of a sweep several densities
     "epochs": int, "batch_size": int, "lr": _NUMBER, "bf16": bool, "channels_last": bool,
 }  # fmt: skip
 _RESULT: dict[str, Any] = {
