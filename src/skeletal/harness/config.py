@@ -156,6 +156,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=350, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(150 / 350, 250 / 350),
         steps=300, batches_per_step=1, prune_batch_size=128, density=0.1,
     ),
+    # Ours: how long it takes to tell masks apart (docs/results.md), not to train them.
+    "cifar10-short": dict(
+        epochs=10, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, decay="one-cycle",
+        milestones=(150 / 350, 250 / 350), steps=60, batches_per_step=1, prune_batch_size=128, density=0.1,
+    ),
     "cifar100": dict(
         epochs=350, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(150 / 350, 250 / 350),
         steps=60, batches_per_step=10, prune_batch_size=128, density=0.1,
@@ -167,11 +172,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imagenet": dict(
         epochs=90, batch_size=256, lr=0.1, momentum=0.9, weight_decay=1e-4, milestones=(30 / 90, 60 / 90),
         steps=60, batches_per_step=40, prune_batch_size=256, density=0.1, validation=0.0,
-    ),
-    # Ours: how long it takes to tell masks apart (docs/results.md), not to train them.
-    "cifar10-short": dict(
-        epochs=10, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, decay="one-cycle",
-        milestones=(150 / 350, 250 / 350), steps=60, batches_per_step=1, prune_batch_size=128, density=0.1,
     ),
     "quick": dict(
         epochs=30, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(1 / 2, 3 / 4),
