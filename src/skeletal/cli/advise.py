@@ -46,7 +46,7 @@ def advise(
     seeds
         number of initializations, starting at --seed
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     measure_batches
         batches of 128 training images over which gradients are averaged
     root

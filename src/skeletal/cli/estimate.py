@@ -24,7 +24,7 @@ def estimate(
     Parameters
     ----------
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     json
         print the figures as JSON on stdout
 

@@ -55,7 +55,7 @@ def run(
     Parameters
     ----------
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     out
         folder for run folders
     name
@@ -135,7 +135,7 @@ def prune(
     Parameters
     ----------
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     out
         mask file to write
     overwrite
@@ -193,7 +193,7 @@ def train(
     mask
         mask file of `skeletal prune`, or a run folder; without one, train the dense network
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     out
         folder for run folders
     wait

@@ -35,7 +35,7 @@ def sanity(
     Parameters
     ----------
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     seeds
         number of seeds, starting at --seed; at least 2
     shuffles

@@ -278,7 +278,7 @@ def measure(
     Parameters
     ----------
     preset
-        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet or quick
+        defaults of cifar10, cifar10-short, cifar100, tiny-imagenet, imagenet, quick
     out
         folder for run folders
     json
