@@ -10,8 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny, a
 # What the engine measures here is nobody else's business.
 os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="skeletal-cache-"))
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup, which commands of the tests would inherit
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup, which commands of the tests would inherit
+        signal.signal(number, usual)
 
 import numpy as np
 import pytest

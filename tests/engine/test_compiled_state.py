@@ -22,7 +22,7 @@ def network(middle=nn.ReLU):
 def pair(middle=nn.ReLU, prunable=None, path="sparse"):
     """The network compiled, and the masked one."""
     model = network(middle)
-    mask = skeletal.prune(model, density=0.5, method="random", seed=0, prunable=prunable)
+    mask = skeletal.prune(model, density=0.5, method="random", seed=1, prunable=prunable)
     fast = skeletal.compile(model, mask, X, path=path)
     mask.attach(model)
     return fast, model, mask

@@ -107,7 +107,7 @@ def test_what_changes_the_numbers_changes_the_folder(tmp_path):
 
 def test_a_collapsed_mask_is_a_result(tmp_path):
     with pytest.warns(skeletal.CollapseWarning):
-        _, result = measured(tmp_path, pruning=resolve(Pruning(method="snip", density=0.005), "quick"))
+        _, result = measured(tmp_path, pruning=resolve(Pruning(method="snip", density=0.002), "quick"))
     assert result["connected"] is False and result["empty_layers"]
     assert result["effective_density"] == 0.0 and result["force_saliency"] == pytest.approx(0, abs=1e-6)
 

@@ -17,7 +17,7 @@ class ProcessorDraws:
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._of_torch = device.type != "cpu"
+        self._of_torch = device.type == "cuda"  # which draws for its layers from a generator of its own
         self._own = [found.value for found in reachable(network) if is_generator(found.value)]
         self._before = self._states()
 
