@@ -10,9 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny, a
 # What the engine measures here is nobody else's business.
 os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="skeletal-cache-"))
 
-for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup, which commands of the tests would inherit
-        signal.signal(number, usual)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup, which commands of the tests would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import numpy as np
 import pytest
