@@ -155,7 +155,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=350, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(150 / 350, 250 / 350),
         steps=300, batches_per_step=1, prune_batch_size=128, density=0.1,
     ),
-    # Ours: how long it takes to tell masks apart (docs/results.md), not to train them.
+    # Ours: long enough to tell choked masks from good ones, and no more (docs/results.md).
     "cifar10-short": dict(
         epochs=10, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, decay="one-cycle",
         milestones=(150 / 350, 250 / 350), steps=60, batches_per_step=1, prune_batch_size=128, density=0.1,
