@@ -51,7 +51,7 @@ class Pruning:
 
     method: str = "force"
     """force, force-floor, force-regrow, snip, snip-mb, grasp, grasp-mb, grasp-it, grasp-iterative, synflow, prospr,
-    ntk-sap, px, phew, npb, magnitude, random, random-uniform, random-erk, `imp` (trains), `dense` (no mask)"""
+    ntk-sap, px, phew, npb, magnitude, random, random-uniform, random-erk; `imp` (trains), `dense` (no mask)"""
     density: float | None = None
     """fraction of prunable weights to keep (default 0.1)"""
     sparsity: float | None = None
