@@ -177,7 +177,8 @@ def test_resolving_twice_changes_nothing(record):
 
 def test_an_unknown_preset():
     with pytest.raises(
-        ValueError, match=r"unknown preset 'cifar'\. Did you mean 'cifar10'\? There are cifar10, cifar10-short, cifar100"
+        ValueError,
+        match=r"unknown preset 'cifar'\. Did you mean 'cifar10'\? There are cifar10, cifar10-short, cifar100",
     ):
         resolve(Training(), "cifar")
 
