@@ -8,22 +8,13 @@ from torch import nn
 
 import skeletal
 from skeletal.harness import data as data_sets
-from skeletal.harness.config import Training
 from skeletal.harness.training import choose_step
 from skeletal.harness.training.train import train
 from tests.cases import random_mask
+from tests.harness.training import blobs
 
 EXAMPLES, BATCH = 150, 32  # five batches, the last of 22
-TRAINING = Training(
-    epochs=3,
-    batch_size=BATCH,
-    lr=0.05,
-    momentum=0.9,
-    weight_decay=5e-4,
-    milestones=(1 / 3, 2 / 3),
-    decay="steps",
-    engine="dense",
-)
+TRAINING = replace(blobs.TRAINING, batch_size=BATCH)
 
 
 class Uncaptured:

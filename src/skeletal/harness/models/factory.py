@@ -60,7 +60,7 @@ def named(name: str) -> str:
     if (ours := spelled(name, NAMES)) in NAMES:
         return ours
     if name.partition(":")[0].endswith(".py"):
-        raise _of_file(name)
+        raise _of_file(name, own.instead_of_file(name))
     library, bare = _library(name)
     if library is None and own.is_function(name):
         own.function(name)  # refuses one that is not there
@@ -70,11 +70,11 @@ def named(name: str) -> str:
         names = LIBRARIES[whose]()
         if (found := spelled(stem, names)) in names and not (dot and whose == "torchvision"):
             return f"{library}:{found}{dot}{tag}" if library else f"{found}{dot}{tag}"
-    raise _of_file(name) if own.instead_of_file(name) else _unknown(name, stem)
-
-
-def _of_file(name: str) -> ValueError:
     written = own.instead_of_file(name)
+    raise _of_file(name, written) if written else _unknown(name, stem)
+
+
+def _of_file(name: str, written: str | None) -> ValueError:
     return ValueError(f"{name!r} names a file: a network of your own is named by module and function; write {written}")
 
 

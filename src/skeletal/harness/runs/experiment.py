@@ -186,9 +186,8 @@ def train_masked(
                 theirs = mask.metadata.get(what, ours)
                 if theirs != ours:
                     warnings.warn(f"the mask was found with {what} {theirs}, this run has {ours}", stacklevel=5)
-            # Refuse another network's mask before there is a folder.
+            # Refuse another network's mask before there is a folder; training attaches it.
             matching_parameters(dict(mask), model, called=setup.model)
-            mask.attach(model).detach()
         task = _opened(place, model, data, setup, training, mask)
         return _train(replace(task, resume_command=resume_command), setup, progress)
 
